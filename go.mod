@@ -1,0 +1,3 @@
+module bs3
+
+go 1.26

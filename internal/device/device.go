@@ -1,0 +1,68 @@
+// Package device is the small interface between a volume and the transports
+// that show it to Linux. The engine and the null volume implement Volume;
+// nbd, ublk and buse serve one. Neither side knows the other.
+//
+// All offsets and lengths are bytes and multiples of Geometry.BlockSize; a
+// transport that accepts finer requests converts them before it calls.
+package device
+
+import (
+	"context"
+	"errors"
+)
+
+// ErrStopped is returned (wrapped) by a Volume that serves no more requests:
+// it was closed, fenced by another writer, or failed for good.
+var ErrStopped = errors.New("volume has stopped")
+
+// Geometry describes a volume. It does not change while the volume is open.
+type Geometry struct {
+	Size       int64 // bytes, a multiple of BlockSize
+	BlockSize  int   // bytes, 512 or 4096: the smallest unit of a request
+	IOMin      int   // bytes, preferred smallest request; 0 = BlockSize
+	IOOpt      int   // bytes, preferred request size; 0 = none
+	MaxDiscard int64 // bytes, the largest Discard or WriteZeroes; 0 = no limit
+	ReadOnly   bool
+}
+
+// Volume is what a transport serves. off and len(p) are bytes and multiples
+// of BlockSize, inside [0, Size). It is safe for concurrent use. A nil error
+// is an acknowledgement. An error for a write, discard or flush means that
+// nothing is promised about it; a cancelled ctx gives up waiting, and a
+// request that has not taken effect by then never will.
+type Volume interface {
+	Geometry() Geometry
+	// ReadAt fills p with the newest acknowledged bytes, zeros where nothing is.
+	ReadAt(ctx context.Context, p []byte, off int64) error
+	// WriteAt takes p; the caller may reuse p when it returns.
+	WriteAt(ctx context.Context, p []byte, off int64) error
+	// Flush returns when everything acknowledged before the call survives what
+	// the volume's mode promises.
+	Flush(ctx context.Context) error
+	// Discard makes [off, off+n) read as zeros and gives its space back.
+	Discard(ctx context.Context, off, n int64) error
+	// WriteZeroes makes [off, off+n) read as zeros.
+	WriteZeroes(ctx context.Context, off, n int64) error
+}
+
+// Fast is the door that never blocks; a Volume may have it. false means
+// "would block or failed, nothing done", and the transport then calls the
+// Volume on another goroutine. The caller has checked that its client is
+// still there.
+type Fast interface {
+	TryReadAt(p []byte, off int64) bool
+	TryWriteAt(p []byte, off int64) bool
+}
+
+// Extent is a run of bytes that is either all data or all hole.
+type Extent struct {
+	Length int64 // bytes
+	Hole   bool  // reads as zeros and takes no space
+}
+
+// Allocator is a Volume that can say where it holds data. Allocation answers
+// for [off, off+n), in order and without gaps, from the map alone: it sends
+// no request to a store. It may describe less than n bytes, never nothing.
+type Allocator interface {
+	Allocation(ctx context.Context, off, n int64) ([]Extent, error)
+}
