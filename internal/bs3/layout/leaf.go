@@ -1,0 +1,4 @@
+package layout
+
+// LeafBlocks is the number of entries of a leaf of the map.
+const LeafBlocks = 4096

@@ -1,0 +1,249 @@
+package layout
+
+import (
+	"encoding/binary"
+	"fmt"
+	"math"
+
+	"bs3/internal/bs3/key"
+)
+
+// Footer is the fixed end of an object: whose it is and what it holds.
+type Footer struct {
+	UUID      UUID    // of the volume
+	Nonce     Nonce   // of the writer
+	Key       key.Key // of this object
+	Epoch     uint64  // of the writer
+	FirstSeq  uint64  // of the first record that has a sequence number, or the next to come if none has
+	BlockSize uint32  // bytes, 512 or 4096
+	Blocks    uint32  // data blocks
+	Records   uint32
+	Fence     bool // first object of its epoch; always empty
+}
+
+// Object is all of an object but its data.
+type Object struct {
+	Footer
+	CRCs    []uint32 // CRC32C of each data block
+	Records []Record
+}
+
+const (
+	// FooterSize is the size of an encoded Footer in bytes.
+	FooterSize = 128
+
+	objectMagic   = "bs3-objt"
+	objectVersion = 1
+	flagFence     = 1 << 0
+)
+
+// Where the parts of a footer are. Version and magic come last, at the same
+// distance from the end of an object in every version.
+const (
+	footUUID      = 0
+	footNonce     = 16
+	footKey       = 32
+	footEpoch     = 40
+	footFirstSeq  = 48
+	footBlockSize = 56
+	footBlocks    = 60
+	footRecords   = 64
+	footFlags     = 68
+	footTableCRC  = 72
+	footRecCRC    = 76
+	footReserved  = 80
+	footCRC       = 112
+	footVersion   = 116
+	footMagic     = 120
+)
+
+// TailSize is the size in bytes of what follows the data of an object.
+func TailSize(blocks, records int) int { return 4*blocks + RecordSize*records + FooterSize }
+
+// MaxTailSize is the largest TailSize of an object whose chunk holds
+// chunkBlocks data blocks: a read of that many last bytes gets all of it.
+func MaxTailSize(chunkBlocks int) int { return TailSize(chunkBlocks, MaxRecords(chunkBlocks)) }
+
+// AppendTail appends what follows the data of o: CRC table, records, footer.
+// The counts in the footer are those of the slices, whatever o.Footer says. It
+// does not allocate where dst has TailSize bytes of room.
+func AppendTail(dst []byte, o *Object) []byte {
+	table := len(dst)
+	for _, crc := range o.CRCs {
+		dst = binary.LittleEndian.AppendUint32(dst, crc)
+	}
+	records := len(dst)
+	for i := range o.Records {
+		dst = AppendRecord(dst, o.Records[i])
+	}
+	foot := len(dst)
+	var flags uint32
+	if o.Fence {
+		flags |= flagFence
+	}
+	dst = append(dst, o.UUID[:]...)
+	dst = append(dst, o.Nonce[:]...)
+	dst = binary.LittleEndian.AppendUint64(dst, uint64(o.Key))
+	dst = binary.LittleEndian.AppendUint64(dst, o.Epoch)
+	dst = binary.LittleEndian.AppendUint64(dst, o.FirstSeq)
+	dst = binary.LittleEndian.AppendUint32(dst, o.BlockSize)
+	dst = binary.LittleEndian.AppendUint32(dst, uint32(len(o.CRCs)))
+	dst = binary.LittleEndian.AppendUint32(dst, uint32(len(o.Records)))
+	dst = binary.LittleEndian.AppendUint32(dst, flags)
+	dst = binary.LittleEndian.AppendUint32(dst, CRC(dst[table:records]))
+	dst = binary.LittleEndian.AppendUint32(dst, CRC(dst[records:foot]))
+	var reserved [footCRC - footReserved]byte
+	dst = append(dst, reserved[:]...)
+	dst = binary.LittleEndian.AppendUint32(dst, CRC(dst[foot:]))
+	dst = binary.LittleEndian.AppendUint32(dst, objectVersion)
+	return append(dst, objectMagic...)
+}
+
+// DecodeTail reads the tail of an object of size bytes from its last len(tail)
+// bytes, which may reach into the data. It checks magic, version, checksums,
+// that data and tail fill the object exactly, and every record. It keeps
+// nothing of tail and allocates no more than a small multiple of its length.
+// Errors: ErrMagic, ErrVersion, ErrDamaged, ErrShortTail (*ShortTailError).
+func DecodeTail(tail []byte, size int64) (*Object, error) {
+	if size < FooterSize {
+		return nil, fmt.Errorf("object: %w: %d bytes, less than a footer", ErrMagic, size)
+	}
+	if int64(len(tail)) > size {
+		return nil, fmt.Errorf("object: %w", damaged("%d bytes given as the tail of %d", len(tail), size))
+	}
+	if len(tail) < FooterSize {
+		return nil, &ShortTailError{Need: FooterSize, Have: len(tail)}
+	}
+	f, tableCRC, recordsCRC, err := decodeFooter(tail[len(tail)-FooterSize:])
+	if err != nil {
+		return nil, err
+	}
+	o := &Object{Footer: f}
+	need := TailSize(int(f.Blocks), int(f.Records))
+	if want := int64(f.Blocks)*int64(f.BlockSize) + int64(need); want != size {
+		return nil, o.damaged("%d bytes, but %d blocks of %d bytes and %d records make %d",
+			size, f.Blocks, f.BlockSize, f.Records, want)
+	}
+	if len(tail) < need {
+		return nil, &ShortTailError{Need: need, Have: len(tail)}
+	}
+	tail = tail[len(tail)-need:]
+	table, records := tail[:4*f.Blocks], tail[4*f.Blocks:need-FooterSize]
+	if CRC(table) != tableCRC {
+		return nil, o.damaged("checksum of the CRC table")
+	}
+	if CRC(records) != recordsCRC {
+		return nil, o.damaged("checksum of the records")
+	}
+	o.CRCs = make([]uint32, f.Blocks)
+	for i := range o.CRCs {
+		o.CRCs[i] = binary.LittleEndian.Uint32(table[4*i:])
+	}
+	if err := o.decodeRecords(records); err != nil {
+		return nil, err
+	}
+	return o, nil
+}
+
+func decodeFooter(b []byte) (f Footer, tableCRC, recordsCRC uint32, err error) {
+	if err := checkMark("object", objectMagic, b[footMagic:], b[footVersion:], objectVersion); err != nil {
+		return f, 0, 0, err
+	}
+	if binary.LittleEndian.Uint32(b[footCRC:]) != CRC(b[:footCRC]) {
+		return f, 0, 0, fmt.Errorf("object: %w", damaged("checksum of the footer"))
+	}
+	f = Footer{
+		UUID:      UUID(b[footUUID:]),
+		Nonce:     Nonce(b[footNonce:]),
+		Key:       key.Key(binary.LittleEndian.Uint64(b[footKey:])),
+		Epoch:     binary.LittleEndian.Uint64(b[footEpoch:]),
+		FirstSeq:  binary.LittleEndian.Uint64(b[footFirstSeq:]),
+		BlockSize: binary.LittleEndian.Uint32(b[footBlockSize:]),
+		Blocks:    binary.LittleEndian.Uint32(b[footBlocks:]),
+		Records:   binary.LittleEndian.Uint32(b[footRecords:]),
+	}
+	flags := binary.LittleEndian.Uint32(b[footFlags:])
+	f.Fence = flags&flagFence != 0
+	if err := f.check(); err != nil {
+		return f, 0, 0, fmt.Errorf("object %d: %w", f.Key, err)
+	}
+	if flags&^flagFence != 0 || !allZero(b[footReserved:footCRC]) {
+		return f, 0, 0, fmt.Errorf("object %d: %w", f.Key, damaged("unknown flags (%#x) or reserved bytes in use", flags))
+	}
+	return f, binary.LittleEndian.Uint32(b[footTableCRC:]), binary.LittleEndian.Uint32(b[footRecCRC:]), nil
+}
+
+func (f *Footer) check() error {
+	if f.Key > key.Max {
+		return damaged("key is above %d", key.Max)
+	}
+	if err := checkBlockSize(f.BlockSize); err != nil {
+		return err
+	}
+	if f.Blocks > MaxObjectBlocks {
+		return damaged("%d data blocks, more than %d", f.Blocks, MaxObjectBlocks)
+	}
+	if f.Records > uint32(MaxRecords(MaxObjectBlocks)) {
+		return damaged("%d records, more than %d", f.Records, MaxRecords(MaxObjectBlocks))
+	}
+	if f.Fence && (f.Blocks != 0 || f.Records != 0) {
+		return damaged("fence with %d data blocks and %d records", f.Blocks, f.Records)
+	}
+	return nil
+}
+
+func (o *Object) decodeRecords(b []byte) error {
+	o.Records = make([]Record, o.Footer.Records)
+	next := o.FirstSeq
+	for i := range o.Records {
+		r, err := DecodeRecord(b[RecordSize*i:])
+		if err != nil {
+			return fmt.Errorf("object %d: record %d: %w", o.Key, i, err)
+		}
+		if r.Kind != KindZero && uint64(r.Index)+uint64(r.Blocks) > uint64(o.Blocks) {
+			return o.damaged("record %d: data blocks %d+%d of %d", i, r.Index, r.Blocks, o.Blocks)
+		}
+		if r.Kind == KindMove {
+			if r.Source.Key() >= o.Key {
+				return o.damaged("record %d: moves from object %d", i, r.Source.Key())
+			}
+		} else {
+			if r.Seq != next || next == math.MaxUint64 {
+				return o.damaged("record %d: sequence number %d where %d is next", i, r.Seq, next)
+			}
+			next++
+		}
+		o.Records[i] = r
+	}
+	return nil
+}
+
+func (o *Object) damaged(format string, args ...any) error {
+	return fmt.Errorf("object %d: %w", o.Key, damaged(format, args...))
+}
+
+// NextSeq is the sequence number that follows this object.
+func (o *Object) NextSeq() uint64 {
+	next := o.FirstSeq
+	for i := range o.Records {
+		if o.Records[i].Kind != KindMove {
+			next++
+		}
+	}
+	return next
+}
+
+// VerifyBlock says whether data is data block i of the object. Error:
+// ErrDamaged, naming object and block.
+func (o *Object) VerifyBlock(i int, data []byte) error {
+	if i < 0 || i >= len(o.CRCs) {
+		return o.damaged("no data block %d, it has %d", i, len(o.CRCs))
+	}
+	if len(data) != int(o.BlockSize) {
+		return o.damaged("data block %d: %d bytes, not %d", i, len(data), o.BlockSize)
+	}
+	if got := CRC(data); got != o.CRCs[i] {
+		return o.damaged("data block %d: checksum is %08x, not %08x", i, got, o.CRCs[i])
+	}
+	return nil
+}
