@@ -1,0 +1,191 @@
+package bs3
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+
+	"bs3/internal/bs3/key"
+	"bs3/internal/bs3/layout"
+	"bs3/internal/bs3/mapproxy/sectormap"
+	"bs3/internal/bs3/objproxy"
+	"bs3/internal/device"
+)
+
+// gapBytes is how far apart two runs of one object may lie to be fetched with
+// one request: at usual speeds these bytes cost less than a request's latency.
+const gapBytes = 64 << 10
+
+// miss is a run of blocks whose bytes have to come from the store.
+type miss struct {
+	loc layout.Location
+	dst []byte
+}
+
+// TryReadAt implements device.Fast: true when nothing of it is in the store.
+func (e *Engine) TryReadAt(p []byte, off int64) bool {
+	if e.stopped() != nil || e.check(off, int64(len(p))) != nil {
+		return false
+	}
+	var few [16]sectormap.Run
+	return e.readMemory(p, off, few[:0], nil)
+}
+
+// readMemory fills p with what is unmapped or in chunk memory. It hands other
+// runs to missed, or, if that is nil, gives up at the first.
+func (e *Engine) readMemory(p []byte, off int64, runs []sectormap.Run, missed func(miss)) bool {
+	v := e.eras.enter()
+	defer e.eras.leave(v)
+	runs = e.maps.Lookup(uint64(off)/uint64(e.blockSize), uint32(len(p)/e.blockSize), runs)
+	for _, r := range runs {
+		dst := p[:int(r.N)*e.blockSize]
+		p = p[len(dst):]
+		if !r.Loc.Mapped() {
+			clear(dst)
+			continue
+		}
+		// A chunk is in the ring before the map shows it, and until the durable
+		// key covers it: not found here means that the store has it for good.
+		if c := e.ring.get(r.Loc.Key()); c != nil {
+			copy(dst, c.slot.Data(r.Loc.Index(), r.N))
+		} else if missed != nil {
+			missed(miss{r.Loc, dst})
+		} else {
+			return false
+		}
+	}
+	return true
+}
+
+// ReadAt implements device.Volume. Bytes that are in the store are waited for
+// as long as ctx allows.
+func (e *Engine) ReadAt(ctx context.Context, p []byte, off int64) error {
+	if err := e.check(off, int64(len(p))); err != nil {
+		return err
+	}
+	var gone error // the last object that was not there
+	var goneAt layout.Location
+	for {
+		if err := e.stopped(); err != nil {
+			return err
+		}
+		var misses []miss
+		e.readMemory(p, off, nil, func(m miss) { misses = append(misses, m) })
+		if gone != nil && slices.ContainsFunc(misses, func(m miss) bool { return m.loc == goneAt }) {
+			e.log.Error().Err(gone).Int64("offset", off).Msg("an object that the map needs is not in the store: data is missing")
+			return fmt.Errorf("read %d bytes at %d: %w", len(p), off, gone)
+		}
+		if len(misses) == 0 {
+			return nil
+		}
+		at, err := e.fetch(ctx, misses)
+		if err == nil {
+			return nil
+		}
+		if !errors.Is(err, objproxy.ErrNotFound) {
+			return fmt.Errorf("read %d bytes at %d: %w", len(p), off, err)
+		}
+		gone, goneAt = err, at // the map may have moved on while we asked
+	}
+}
+
+// fetch fills all misses from the store, in parallel. On an error it says
+// which location it was for.
+func (e *Engine) fetch(ctx context.Context, misses []miss) (layout.Location, error) {
+	groups := e.group(misses)
+	if len(groups) == 1 {
+		return groups[0][0].loc, e.fetchGroup(ctx, groups[0])
+	}
+	errs := make([]error, len(groups))
+	var wg sync.WaitGroup
+	for i, g := range groups {
+		wg.Go(func() { errs[i] = e.fetchGroup(ctx, g) })
+	}
+	wg.Wait()
+	for i, err := range errs {
+		if err != nil {
+			return groups[i][0].loc, err
+		}
+	}
+	return 0, nil
+}
+
+// group sorts misses so that what lies close together in one object is
+// fetched with one request.
+func (e *Engine) group(misses []miss) [][]miss {
+	slices.SortFunc(misses, func(a, b miss) int {
+		return int(min(1, max(-1, int64(a.loc)-int64(b.loc))))
+	})
+	var groups [][]miss
+	for _, m := range misses {
+		if n := len(groups) - 1; n >= 0 {
+			last := groups[n][len(groups[n])-1]
+			if gap := e.byteOffset(m.loc) - e.byteOffset(last.loc) - int64(len(last.dst)); last.loc.Key() == m.loc.Key() && gap <= gapBytes {
+				groups[n] = append(groups[n], m)
+				continue
+			}
+		}
+		groups = append(groups, []miss{m})
+	}
+	return groups
+}
+
+// byteOffset is where a location's block begins in its object.
+func (e *Engine) byteOffset(l layout.Location) int64 { return int64(l.Index()) * int64(e.blockSize) }
+
+// fetchGroup reads one range of one object and spreads it over its misses.
+func (e *Engine) fetchGroup(ctx context.Context, g []miss) error {
+	first, last := g[0], g[len(g)-1]
+	from := e.byteOffset(first.loc)
+	buf := first.dst
+	if len(g) > 1 {
+		buf = make([]byte, e.byteOffset(last.loc)+int64(len(last.dst))-from)
+	}
+	if err := e.get(ctx, first.loc.Key(), buf, from); err != nil {
+		return err
+	}
+	if len(g) > 1 {
+		for _, m := range g {
+			copy(m.dst, buf[e.byteOffset(m.loc)-from:])
+		}
+	}
+	return nil
+}
+
+// get reads data of an object the durable key covers.
+func (e *Engine) get(ctx context.Context, k key.Key, p []byte, off int64) error {
+	ctx, cancel := e.whileServing(ctx)
+	defer cancel()
+	if _, _, err := e.store.Get(ctx, k.Name(), p, off); err != nil {
+		if e.stopped() != nil {
+			return e.stopped()
+		}
+		return fmt.Errorf("object %d (%s), %d bytes at %d: %w", k, k.Name(), len(p), off, err)
+	}
+	return nil
+}
+
+// Allocation implements device.Allocator.
+func (e *Engine) Allocation(_ context.Context, off, n int64) ([]device.Extent, error) {
+	if err := e.check(off, n); err != nil {
+		return nil, err
+	}
+	const most = 4096 // runs looked at in one answer; the rest is asked for again
+	var extents []device.Extent
+	var few [64]sectormap.Run
+	for block, left := uint64(off)/uint64(e.blockSize), uint64(n)/uint64(e.blockSize); left > 0 && len(extents) < most; {
+		some := min(left, 1<<20)
+		for _, r := range e.maps.Lookup(block, uint32(some), few[:0]) {
+			x := device.Extent{Length: int64(r.N) * int64(e.blockSize), Hole: !r.Loc.Mapped()}
+			if last := len(extents) - 1; last >= 0 && extents[last].Hole == x.Hole {
+				extents[last].Length += x.Length
+			} else {
+				extents = append(extents, x)
+			}
+		}
+		block, left = block+some, left-some
+	}
+	return extents, nil
+}

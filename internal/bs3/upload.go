@@ -1,0 +1,184 @@
+package bs3
+
+import (
+	"container/heap"
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"bs3/internal/bs3/key"
+	"bs3/internal/bs3/layout"
+	"bs3/internal/bs3/objproxy"
+)
+
+// uploads are the sealed chunks that no upload worker has taken yet, lowest
+// key first.
+type uploads struct {
+	mu     sync.Mutex
+	change *sync.Cond
+	heap   chunkHeap
+	done   bool
+}
+
+func newUploads() *uploads {
+	u := &uploads{}
+	u.change = sync.NewCond(&u.mu)
+	return u
+}
+
+func (u *uploads) add(c *chunk) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	heap.Push(&u.heap, c)
+	u.change.Signal()
+}
+
+// next waits for the lowest chunk; nil when there will be no more.
+func (u *uploads) next() *chunk {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	for len(u.heap) == 0 && !u.done {
+		u.change.Wait()
+	}
+	if u.done {
+		return nil
+	}
+	return heap.Pop(&u.heap).(*chunk)
+}
+
+// close ends the workers; what is queued stays where it is.
+func (u *uploads) close() {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.done = true
+	u.change.Broadcast()
+}
+
+type chunkHeap []*chunk
+
+func (h chunkHeap) Len() int           { return len(h) }
+func (h chunkHeap) Less(i, j int) bool { return h[i].obj.Key < h[j].obj.Key }
+func (h chunkHeap) Swap(i, j int)      { h[i], h[j] = h[j], h[i] }
+func (h *chunkHeap) Push(x any)        { *h = append(*h, x.(*chunk)) }
+func (h *chunkHeap) Pop() any {
+	old := *h
+	last := old[len(old)-1]
+	old[len(old)-1] = nil
+	*h = old[:len(old)-1]
+	return last
+}
+
+// uploader is one worker: it stores chunk after chunk until the engine stops
+// or fails.
+func (e *Engine) uploader() {
+	for c := e.uploads.next(); c != nil; c = e.uploads.next() {
+		if err := e.upload(c); err != nil {
+			if e.ctx.Err() == nil {
+				e.fail(err)
+			}
+			return
+		}
+		e.stored(c)
+	}
+}
+
+// upload stores a sealed chunk under its key. It gives up only when another
+// writer has the volume (ErrFenced) or the engine stops.
+func (e *Engine) upload(c *chunk) error {
+	blocks := uint32(len(c.obj.CRCs))
+	body := objproxy.Body{
+		Data:   c.slot.Data(0, blocks),
+		Tail:   layout.AppendTail(make([]byte, 0, layout.TailSize(int(blocks), len(c.obj.Records))), &c.obj),
+		Opened: func() { c.refs.Add(1) },
+		Closed: func() { e.unref(c) },
+	}
+	cond := objproxy.IfAbsent()
+	for {
+		_, err := e.store.Put(e.ctx, c.obj.Key.Name(), body, cond)
+		if err == nil {
+			return nil
+		}
+		if !errors.Is(err, objproxy.ErrExists) {
+			return fmt.Errorf("upload object %d: %w", c.obj.Key, err)
+		}
+		var done bool
+		if done, cond, err = e.contest(c.obj.Key); err != nil || done {
+			return err
+		}
+	}
+}
+
+// contest judges what lies where our object of key k should be: done if it is
+// ours (the answer of an earlier try was lost), else the condition for the
+// next try. It waits for as long as the object can not be judged.
+func (e *Engine) contest(k key.Key) (done bool, next objproxy.Condition, err error) {
+	for wait := time.Second; ; wait = min(2*wait, time.Minute) {
+		found, err := e.inspect(e.ctx, k)
+		switch {
+		case errors.Is(err, objproxy.ErrNotFound):
+			return false, objproxy.IfAbsent(), nil
+		case e.ctx.Err() != nil:
+			return false, next, context.Cause(e.ctx)
+		case err != nil:
+			// Not decodable: neither stale nor ours, never to be replaced. It may be
+			// mended by hand; until then nothing above it counts as stored.
+		case found.obj.UUID != e.uuid || found.obj.Epoch < e.epoch:
+			return false, objproxy.IfVersion(found.version), nil
+		case found.obj.Epoch > e.epoch:
+			return false, next, fmt.Errorf("%w: object %d has epoch %d, ours is %d", ErrFenced, k, found.obj.Epoch, e.epoch)
+		case found.obj.Nonce == e.nonce:
+			return true, next, nil
+		default:
+			err = fmt.Errorf("object %d has our epoch %d, but writer %s, not us (%s)", k, e.epoch, found.obj.Nonce, e.nonce)
+		}
+		e.log.Error().Err(err).Uint64("key", uint64(k)).Msg("can not store an object: what lies in its place is not to be replaced; writes wait")
+		if err := sleep(e.ctx, wait); err != nil {
+			return false, next, err
+		}
+	}
+}
+
+// tail is the decoded end of a stored object, and the version it came with.
+type tail struct {
+	obj     *layout.Object
+	version objproxy.Version
+}
+
+// inspect reads and decodes the tail of the object of key k. Errors:
+// objproxy.ErrNotFound, those of layout (what is there is not to be replaced).
+func (e *Engine) inspect(ctx context.Context, k key.Key) (tail, error) {
+	b := make([]byte, layout.MaxTailSize(e.chunkBlocks))
+	for {
+		n, info, err := e.store.Get(ctx, k.Name(), b, -1)
+		if err != nil {
+			return tail{}, fmt.Errorf("read the tail of object %d (%s): %w", k, k.Name(), err)
+		}
+		obj, err := layout.DecodeTail(b[:n], info.Size)
+		var short *layout.ShortTailError
+		if errors.As(err, &short) && short.Need > len(b) { // of a volume with larger chunks
+			b = make([]byte, short.Need)
+			continue
+		}
+		if err == nil && obj.Key != k && obj.UUID == e.uuid {
+			err = fmt.Errorf("%w: it says that it is object %d", layout.ErrDamaged, obj.Key)
+		}
+		if err != nil {
+			return tail{}, fmt.Errorf("object %d (%s): %w", k, k.Name(), err)
+		}
+		return tail{obj, info.Version}, nil
+	}
+}
+
+// sleep waits for d or until ctx ends, and says why it ended.
+func sleep(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}

@@ -1,0 +1,75 @@
+package wlog
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// ErrLocked says that another living process uses the directory.
+var ErrLocked = errors.New("in use by another daemon")
+
+// Dir is a locked state directory.
+type Dir struct {
+	path string
+	lock *os.File
+}
+
+// LockDir makes the directory if it is missing (mode 0700) and takes its
+// lock, which ends with the process at the latest. ErrLocked (wrapped, with
+// the holder's pid) if another process has it.
+func LockDir(path string) (*Dir, error) {
+	if err := os.MkdirAll(path, 0o700); err != nil {
+		return nil, fmt.Errorf("make the state directory: %w", err)
+	}
+	f, err := os.OpenFile(filepath.Join(path, "lock"), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("open the lock of the state directory: %w", err)
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		holder, _ := os.ReadFile(f.Name()) // only to name it
+		_ = f.Close()
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			return nil, fmt.Errorf("state directory %s: %w (pid %s)", path, ErrLocked, strings.TrimSpace(string(holder)))
+		}
+		return nil, fmt.Errorf("lock the state directory %s: %w", path, err)
+	}
+	d := &Dir{path: path, lock: f}
+	if err := d.writePID(); err != nil {
+		_ = f.Close()
+		return nil, err
+	}
+	return d, nil
+}
+
+func (d *Dir) writePID() error {
+	if err := d.lock.Truncate(0); err != nil {
+		return fmt.Errorf("write the pid into %s: %w", d.lock.Name(), err)
+	}
+	if _, err := d.lock.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0); err != nil {
+		return fmt.Errorf("write the pid into %s: %w", d.lock.Name(), err)
+	}
+	return nil
+}
+
+// Path is where the directory is.
+func (d *Dir) Path() string { return d.path }
+
+// Close gives the lock back.
+func (d *Dir) Close() error { return d.lock.Close() }
+
+func (d *Dir) file(name string) string { return filepath.Join(d.path, name) }
+
+// sync makes the directory's entries durable.
+func (d *Dir) sync() error {
+	f, err := os.Open(d.path)
+	if err != nil {
+		return fmt.Errorf("sync the state directory: %w", err)
+	}
+	return errors.Join(f.Sync(), f.Close())
+}

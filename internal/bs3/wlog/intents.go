@@ -1,0 +1,88 @@
+package wlog
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+
+	"github.com/google/renameio/v2"
+
+	"bs3/internal/bs3/layout"
+)
+
+// ErrDamaged says that a file of the state directory does not hold what it
+// should. It is wrapped with the file and what is wrong.
+var ErrDamaged = errors.New("damaged")
+
+// intent is written, and synced, before a writer claims an epoch: if it dies
+// between the claim and serving, the record names a nonce that never wrote,
+// and the intent says whose place it took.
+type intent struct {
+	Nonce    layout.Nonce `json:"nonce"`
+	Replaces layout.Nonce `json:"replaces"`
+}
+
+const intentsFile = "intents"
+
+func (d *Dir) intents() ([]intent, error) {
+	b, err := os.ReadFile(d.file(intentsFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read intents: %w", err)
+	}
+	var list []intent
+	if err := json.Unmarshal(b, &list); err != nil {
+		return nil, fmt.Errorf("%s: %w: %w", d.file(intentsFile), ErrDamaged, err)
+	}
+	return list, nil
+}
+
+// AddIntent records, durably, that the writer nonce is about to replace the
+// writer replaces in the volume record.
+func (d *Dir) AddIntent(nonce, replaces layout.Nonce) error {
+	list, err := d.intents()
+	if err != nil {
+		return err
+	}
+	b, err := json.Marshal(append(list, intent{nonce, replaces}))
+	if err != nil {
+		return fmt.Errorf("encode intents: %w", err)
+	}
+	if err := renameio.WriteFile(d.file(intentsFile), b, 0o600); err != nil {
+		return fmt.Errorf("write intent: %w", err)
+	}
+	return d.sync()
+}
+
+// Writers gives the nonces whose chunk memory is ours if the volume record
+// names the writer recorded: that writer, and those it leads to through the
+// chain of our own claims that never served. An intent of the same nonce that
+// came later replaces an earlier one: the claim was tried again.
+func (d *Dir) Writers(recorded layout.Nonce) (map[layout.Nonce]bool, error) {
+	list, err := d.intents()
+	if err != nil {
+		return nil, err
+	}
+	replaces := make(map[layout.Nonce]layout.Nonce, len(list))
+	for _, in := range list {
+		replaces[in.Nonce] = in.Replaces
+	}
+	ours := map[layout.Nonce]bool{recorded: true}
+	for x, ok := replaces[recorded]; ok && !ours[x]; x, ok = replaces[x] {
+		ours[x] = true
+	}
+	return ours, nil
+}
+
+// DropIntents forgets all intents, durably. It comes before the device is
+// shown: the chain must only pass opens that never served.
+func (d *Dir) DropIntents() error {
+	if err := os.Remove(d.file(intentsFile)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("drop intents: %w", err)
+	}
+	return d.sync()
+}
