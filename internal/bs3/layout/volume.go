@@ -1,0 +1,186 @@
+package layout
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"time"
+	"unicode/utf8"
+)
+
+// Volume is the volume record: the commit point of everything that is not an
+// object of the log. It is changed only by conditional put.
+type Volume struct {
+	Format      int       `json:"format"` // set by DecodeVolume; EncodeVolume always writes VolumeFormat
+	UUID        UUID      `json:"uuid"`
+	Generation  uint64    `json:"generation"`   // +1 with each change, so that no content returns
+	BlockSize   uint32    `json:"block_size"`   // bytes, 512 or 4096
+	Size        int64     `json:"size"`         // bytes
+	LargestSize int64     `json:"largest_size"` // bytes, the largest Size ever committed
+	ChunkSize   uint32    `json:"chunk_size"`   // bytes of data per object
+	Created     time.Time `json:"created"`
+	Epoch       uint64    `json:"epoch"` // of the newest writer; 0 = none yet
+	Writer      Writer    `json:"writer"`
+	Checkpoints []string  `json:"checkpoints"` // names of the kept ones, oldest first
+	ChangeID    string    `json:"change_id"`   // random, by which a writer knows its own change
+	Deleted     bool      `json:"deleted"`     // tombstone
+}
+
+// Writer is who holds, or held, the epoch of a volume.
+type Writer struct {
+	Host      string    `json:"host"`       // machine id
+	Hostname  string    `json:"hostname"`   // for people
+	StatePath string    `json:"state_path"` // with Host, the place of its chunk memory
+	PID       int       `json:"pid"`
+	Nonce     Nonce     `json:"nonce"`
+	Since     time.Time `json:"since"`    // for people
+	Released  bool      `json:"released"` // closed cleanly
+}
+
+const (
+	// VolumeFormat is the format number that this program writes and the
+	// newest it reads.
+	VolumeFormat = 1
+	// MaxVolumeRecord is the largest volume record in bytes.
+	MaxVolumeRecord = 1 << 20
+	// MaxCheckpoints is how many checkpoints a volume keeps.
+	MaxCheckpoints = 2
+
+	// volumeMagic is how every volume record starts, in every format.
+	volumeMagic = "{\n  \"bs3\": \"volume\",\n"
+	// volumeEnd is how a record of this format ends: the CRC32C, in eight
+	// lower-case digits, of all bytes before it.
+	volumeEnd = ",\n  \"crc32c\": \"%08x\"\n}\n"
+)
+
+// volumeText is the record as it is written; only the order and the frame are
+// added to Volume.
+type volumeText struct {
+	Magic string `json:"bs3"`
+	Volume
+	CRC string `json:"crc32c,omitempty"`
+}
+
+// EncodeVolume gives the text of v. Times are written in UTC, to the
+// nanosecond. It refuses (ErrDamaged, naming the field) what DecodeVolume
+// would refuse.
+func EncodeVolume(v *Volume) ([]byte, error) {
+	if err := v.check(); err != nil {
+		return nil, fmt.Errorf("volume record: %w", err)
+	}
+	t := volumeText{Magic: "volume", Volume: *v}
+	t.Format = VolumeFormat
+	t.Created, t.Writer.Since = v.Created.UTC(), v.Writer.Since.UTC()
+	if t.Checkpoints == nil {
+		t.Checkpoints = []string{}
+	}
+	b, err := json.MarshalIndent(t, "", "  ")
+	if err != nil {
+		return nil, fmt.Errorf("volume record: %w", damaged("%v", err))
+	}
+	b = bytes.TrimSuffix(b, []byte("\n}"))
+	b = fmt.Appendf(b, volumeEnd, CRC(b))
+	if len(b) > MaxVolumeRecord {
+		return nil, fmt.Errorf("volume record: %w", damaged("%d bytes, more than %d", len(b), MaxVolumeRecord))
+	}
+	return b, nil
+}
+
+// DecodeVolume reads a volume record and checks every field. A field that this
+// program does not know is refused as a newer version: to ignore, say, a
+// parent would serve zeros for its data. Errors: ErrMagic, ErrVersion,
+// ErrDamaged.
+func DecodeVolume(b []byte) (*Volume, error) {
+	v, err := decodeVolume(b)
+	if err != nil {
+		return nil, fmt.Errorf("volume record: %w", err)
+	}
+	return v, nil
+}
+
+func decodeVolume(b []byte) (*Volume, error) {
+	if !bytes.HasPrefix(b, []byte(volumeMagic)) {
+		return nil, fmt.Errorf("%w: it starts with %.40q", ErrMagic, b)
+	}
+	if len(b) > MaxVolumeRecord {
+		return nil, damaged("%d bytes, more than %d", len(b), MaxVolumeRecord)
+	}
+	var head struct {
+		Format int64 `json:"format"`
+	}
+	if err := json.Unmarshal(b, &head); err != nil {
+		return nil, damaged("%v", err)
+	}
+	if head.Format > VolumeFormat {
+		return nil, fmt.Errorf("%w: format %d, known up to %d", ErrVersion, head.Format, VolumeFormat)
+	}
+	if head.Format < 1 {
+		return nil, damaged("format is %d", head.Format)
+	}
+	body := len(b) - len(fmt.Sprintf(volumeEnd, 0))
+	if body < 0 || string(b[body:]) != fmt.Sprintf(volumeEnd, CRC(b[:body])) {
+		return nil, damaged("checksum")
+	}
+	var t volumeText
+	if err := json.Unmarshal(b, &t); err != nil {
+		return nil, damaged("%v", err)
+	}
+	strict := json.NewDecoder(bytes.NewReader(b))
+	strict.DisallowUnknownFields()
+	if err := strict.Decode(new(volumeText)); err != nil {
+		return nil, fmt.Errorf("%w: %v", ErrVersion, err) // its checksum holds, so it was meant
+	}
+	if err := t.check(); err != nil {
+		return nil, err
+	}
+	return &t.Volume, nil
+}
+
+func (v *Volume) check() error {
+	if v.UUID == (UUID{}) {
+		return damaged("uuid is zero")
+	}
+	if err := checkBlockSize(v.BlockSize); err != nil {
+		return err
+	}
+	bs := int64(v.BlockSize)
+	for _, f := range []struct {
+		name string
+		size int64
+	}{{"size", v.Size}, {"largest_size", v.LargestSize}} {
+		if f.size <= 0 || f.size%bs != 0 || f.size/bs > MaxBlocks {
+			return damaged("%s is %d, not a multiple of the block size %d from 1 to %d blocks", f.name, f.size, bs, int64(MaxBlocks))
+		}
+	}
+	if v.LargestSize < v.Size {
+		return damaged("largest_size %d is less than size %d", v.LargestSize, v.Size)
+	}
+	if v.ChunkSize == 0 || v.ChunkSize%v.BlockSize != 0 { // 32 bits are fewer than MaxObjectBlocks
+		return damaged("chunk_size is %d, not a multiple of the block size %d", v.ChunkSize, bs)
+	}
+	if v.Writer.PID < 0 {
+		return damaged("pid is %d", v.Writer.PID)
+	}
+	for _, f := range []struct{ name, text string }{
+		{"host", v.Writer.Host},
+		{"hostname", v.Writer.Hostname},
+		{"state_path", v.Writer.StatePath},
+		{"change_id", v.ChangeID},
+	} {
+		if !utf8.ValidString(f.text) { // JSON would change it silently
+			return damaged("%s %q is not UTF-8", f.name, f.text)
+		}
+	}
+	if len(v.Checkpoints) > MaxCheckpoints {
+		return damaged("%d checkpoints, more than %d", len(v.Checkpoints), MaxCheckpoints)
+	}
+	for i, name := range v.Checkpoints {
+		if _, _, _, err := ParseCheckpointName(name); err != nil {
+			return damaged("checkpoints: %v", err)
+		}
+		if i > 0 && v.Checkpoints[i-1] >= name {
+			return damaged("checkpoints: %s is not older than %s", v.Checkpoints[i-1], name)
+		}
+	}
+	return nil
+}
