@@ -1,0 +1,265 @@
+// Package config is the configuration of the daemon: what can be set, where it
+// is read from and what is allowed. It is the only package that knows TOML and
+// environment variables; what it returns is a plain value.
+//
+// Values come from three places, later ones winning: Default, a TOML file, the
+// environment. Everything that is wrong is collected in one *Error, so that a
+// user mends a configuration once and not once per mistake.
+package config
+
+import (
+	"fmt"
+	"net"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// DefaultPath is the file that is read when none is named. It need not exist.
+const DefaultPath = "/etc/bs3/config.toml"
+
+// The configuration says GB and MB and means these.
+const (
+	GB = 1 << 30 // bytes
+	MB = 1 << 20 // bytes
+)
+
+// Values of the keys that are a choice.
+const (
+	StoreS3  = "s3"
+	StoreDir = "dir"
+
+	TransportAuto = "auto"
+	TransportBUSE = "buse"
+	TransportUblk = "ublk"
+	TransportNBD  = "nbd"
+
+	TakeoverRefuse = "refuse"
+	TakeoverAuto   = "auto"
+
+	ChecksumsWhenRequired  = "when_required"
+	ChecksumsWhenSupported = "when_supported"
+)
+
+// Config holds every key in the unit of the file. The tags are read by this
+// package: toml and env name the key and its variable, env-description is its
+// line in the help, and later says which missing part of bs3 the key waits for:
+// such a key is refused when it is set to something else than its default.
+type Config struct {
+	// Name is the base name of the file without its extension. It names the
+	// default state directory and the NBD export.
+	Name string `toml:"-"`
+
+	Null        bool   `toml:"null" env:"BS3_NULL" env-description:"Serve a device that drops writes and reads zeros, to measure the transport"`
+	Store       string `toml:"store" env:"BS3_STORE" env-description:"Where the objects live: s3 or dir"`
+	Transport   string `toml:"transport" env:"BS3_TRANSPORT" env-description:"How the device is shown: auto or nbd (buse and ublk: not yet)"`
+	Takeover    string `toml:"takeover" env:"BS3_TAKEOVER" env-description:"What to do with a volume that another host did not release: refuse (auto: not yet)"`
+	Major       int    `toml:"major" env:"BS3_MAJOR" env-description:"Number N of /dev/buseN" later:"the BUSE transport"`
+	Threads     int    `toml:"threads" env:"BS3_THREADS" env-description:"Threads and queues of the device; 0 = one per CPU" later:"the BUSE and ublk transports"`
+	CPUsPerNode int    `toml:"cpus_per_node" env:"BS3_CPUS_PER_NODE" env-description:"CPUs of one NUMA node; 0 = ask the kernel" later:"the BUSE transport"`
+	Size        int64  `toml:"size" env:"BS3_SIZE" env-description:"Size of the device in GB"`
+	BlockSize   int    `toml:"block_size" env:"BS3_BLOCKSIZE" env-description:"Block size of the device in bytes: 512 or 4096"`
+	IOMin       int    `toml:"io_min" env:"BS3_IO_MIN" env-description:"Preferred smallest request in bytes; 0 = block_size"`
+	IOOpt       int    `toml:"io_opt" env:"BS3_IO_OPT" env-description:"Preferred request size in bytes; 0 = none"`
+	Scheduler   bool   `toml:"scheduler" env:"BS3_SCHEDULER" env-description:"Use the kernel's I/O scheduler" later:"the BUSE transport"`
+	QueueDepth  int    `toml:"queue_depth" env:"BS3_QUEUEDEPTH" env-description:"Requests per queue of the device" later:"the BUSE and ublk transports"`
+
+	S3         S3         `toml:"s3"`
+	Dir        Dir        `toml:"dir"`
+	State      State      `toml:"state"`
+	NBD        NBD        `toml:"nbd"`
+	Ublk       Ublk       `toml:"ublk"`
+	Write      Write      `toml:"write"`
+	Read       Read       `toml:"read"`
+	Cache      Cache      `toml:"cache"`
+	Checkpoint Checkpoint `toml:"checkpoint"`
+	GC         GC         `toml:"gc"`
+	Control    Control    `toml:"control"`
+	Log        Log        `toml:"log"`
+
+	SkipCheckpoint bool `toml:"skip_checkpoint" env:"BS3_SKIP" env-description:"Neither write checkpoints nor use one; refused for a volume that has one"`
+	Profiler       bool `toml:"profiler" env:"BS3_PROFILER" env-description:"Serve Go's profiler on 127.0.0.1"`
+	ProfilerPort   int  `toml:"profiler_port" env:"BS3_PROFILER_PORT" env-description:"TCP port of the profiler"`
+}
+
+// S3 is the object store behind an S3 API.
+type S3 struct {
+	Bucket          string `toml:"bucket" env:"BS3_S3_BUCKET" env-description:"Bucket; made if it is missing and that is allowed"`
+	Prefix          string `toml:"prefix" env:"BS3_S3_PREFIX" env-description:"Put all names below PREFIX/, so that volumes can share a bucket"`
+	Remote          string `toml:"remote" env:"BS3_S3_REMOTE" env-description:"Address of the server, http(s)://HOST[:PORT]; empty = AWS"`
+	Region          string `toml:"region" env:"BS3_S3_REGION" env-description:"Region"`
+	AccessKey       Secret `toml:"access_key" env:"BS3_S3_ACCESSKEY" env-description:"Access key; empty = the AWS SDK's own credential chain"`
+	SecretKey       Secret `toml:"secret_key" env:"BS3_S3_SECRETKEY" env-description:"Secret key; empty = the AWS SDK's own credential chain"`
+	Uploaders       int    `toml:"uploaders" env:"BS3_S3_UPLOADERS" env-description:"Most uploads at a time"`
+	Downloaders     int    `toml:"downloaders" env:"BS3_S3_DOWNLOADERS" env-description:"Most downloads at a time"`
+	Checksums       string `toml:"checksums" env:"BS3_S3_CHECKSUMS" env-description:"Checksums of requests: when_required or when_supported"`
+	HTTP2           bool   `toml:"http2" env:"BS3_S3_HTTP2" env-description:"Speak HTTP/2 where the server does"`
+	StorageClass    string `toml:"storage_class" env:"BS3_S3_STORAGECLASS" env-description:"Storage class of new objects; empty = the bucket's own"`
+	UnsafeNoFencing bool   `toml:"unsafe_no_fencing" env:"BS3_S3_UNSAFENOFENCING" env-description:"Serve from a store without conditional puts, where nothing keeps two writers apart" later:"running without fencing"`
+}
+
+// Dir is the object store in a directory.
+type Dir struct {
+	Path string `toml:"path" env:"BS3_DIR_PATH" env-description:"Directory of the store dir"`
+}
+
+// State is what must outlive the daemon, though not the machine.
+type State struct {
+	Path string `toml:"path" env:"BS3_STATE_PATH" env-description:"Directory of the chunk memory; empty = /run/bs3/NAME, NAME being the configuration's"`
+}
+
+// NBD is the NBD server.
+type NBD struct {
+	Listen  string `toml:"listen" env:"BS3_NBD_LISTEN" env-description:"unix:PATH or tcp:HOST:PORT; empty = unix:STATE/nbd.sock, STATE being state.path"`
+	Device  string `toml:"device" env:"BS3_NBD_DEVICE" env-description:"Kernel NBD device to attach" later:"attaching the kernel's NBD client"`
+	TLSCert string `toml:"tls_cert" env:"BS3_NBD_TLSCERT" env-description:"Certificate of the server" later:"TLS for NBD"`
+	TLSKey  string `toml:"tls_key" env:"BS3_NBD_TLSKEY" env-description:"File of the certificate's private key" later:"TLS for NBD"`
+	TLSCA   string `toml:"tls_ca" env:"BS3_NBD_TLSCA" env-description:"Certificates that sign those of clients" later:"TLS for NBD"`
+}
+
+// Ublk is the ublk transport.
+type Ublk struct {
+	ID int `toml:"id" env:"BS3_UBLK_ID" env-description:"Number N of /dev/ublkbN; -1 = the first free one" later:"the ublk transport"`
+}
+
+// Write is the way of a write.
+type Write struct {
+	Durable       bool `toml:"durable" env:"BS3_WRITE_DURABLE" env-description:"true: a flush waits until all before it is in the store; false: it only keeps the order"`
+	BufSize       int  `toml:"shared_buffer_size" env:"BS3_WRITE_BUFSIZE" env-description:"Memory per thread shared with the kernel for writes, in MB" later:"the BUSE transport"`
+	ChunkSize     int  `toml:"chunk_size" env:"BS3_WRITE_CHUNKSIZE" env-description:"Data of one object in MB; fixed when the volume is made"`
+	CollisionSize int  `toml:"collision_chunk_size" env:"BS3_WRITE_COLSIZE" env-description:"Size of the areas whose writes the kernel numbers, in MB" later:"the BUSE transport"`
+	Memory        int  `toml:"memory" env:"BS3_WRITE_MEMORY" env-description:"Memory for writes that are not in the store yet, in MB"`
+	Linger        int  `toml:"linger" env:"BS3_WRITE_LINGER" env-description:"Longest time a write waits for its object to fill, in ms"`
+}
+
+// Read is the way of a read.
+type Read struct {
+	BufSize   int `toml:"shared_buffer_size" env:"BS3_READ_BUFSIZE" env-description:"Memory per thread shared with the kernel for reads, in MB" later:"the BUSE transport"`
+	CacheSize int `toml:"cache_size" env:"BS3_READ_CACHESIZE" env-description:"Memory for what was read, in MB; 0 = none" later:"the read cache"`
+	Readahead int `toml:"readahead" env:"BS3_READ_READAHEAD" env-description:"Most to read ahead of a stream, in MB; 0 = none" later:"reading ahead"`
+}
+
+// Cache is the local log and the disk cache.
+type Cache struct {
+	Path string `toml:"path" env:"BS3_CACHE_PATH" env-description:"Directory of the local log and the disk cache; empty = neither" later:"the local log and the disk cache"`
+	Size int    `toml:"size" env:"BS3_CACHE_SIZE" env-description:"Size of the disk cache in GB" later:"the local log and the disk cache"`
+}
+
+// Checkpoint is when the map is written to the store.
+type Checkpoint struct {
+	Interval int `toml:"interval" env:"BS3_CHECKPOINT_INTERVAL" env-description:"Shortest time between two small checkpoints, in s"`
+}
+
+// GC is the garbage collection.
+type GC struct {
+	Step        int64   `toml:"step" env:"BS3_GC_STEP" env-description:"Blocks of the map that one step scans" later:"garbage collection"`
+	LiveData    float64 `toml:"live_data" env:"BS3_GC_LIVEDATA" env-description:"Collect objects whose live share is below this" later:"garbage collection"`
+	IdleTimeout int64   `toml:"idle_timeout" env:"BS3_GC_IDLETIMEOUT" env-description:"Wait for this long without other work before a step, in ms" later:"garbage collection"`
+	Wait        int64   `toml:"wait" env:"BS3_GC_WAIT" env-description:"Time between two looks for dead objects, in s" later:"garbage collection"`
+	MaxGarbage  float64 `toml:"max_garbage" env:"BS3_GC_MAXGARBAGE" env-description:"Collect by itself when more than this share of the stored bytes is garbage; 0 = never" later:"garbage collection"`
+}
+
+// Control is how a running daemon is spoken to.
+type Control struct {
+	Socket string `toml:"socket" env:"BS3_CONTROL_SOCKET" env-description:"Unix socket of the running daemon's commands" later:"the control socket"`
+	Listen string `toml:"listen" env:"BS3_CONTROL_LISTEN" env-description:"HOST:PORT of metrics and status page; empty = off" later:"metrics and the status page"`
+}
+
+// Log is the log.
+type Log struct {
+	Level  int  `toml:"level" env:"BS3_LOG_LEVEL" env-description:"Least level: trace -1, debug 0, info 1, warn 2, error 3, fatal 4, panic 5"`
+	Pretty bool `toml:"pretty" env:"BS3_LOG_PRETTY" env-description:"Lines for people instead of JSON"`
+}
+
+// Default is the configuration of someone who set nothing. State.Path and
+// NBD.Listen are empty in it; Load and Parse fill them in.
+func Default() Config {
+	return Config{
+		Store:      StoreS3,
+		Transport:  TransportAuto,
+		Takeover:   TakeoverRefuse,
+		Size:       8,
+		BlockSize:  4096,
+		QueueDepth: 128,
+		S3: S3{
+			Bucket:      "bs3",
+			Region:      "us-east-1",
+			Uploaders:   32,
+			Downloaders: 128,
+			Checksums:   ChecksumsWhenRequired,
+		},
+		Ublk: Ublk{ID: -1},
+		Write: Write{
+			Durable:       true,
+			BufSize:       32,
+			ChunkSize:     4,
+			CollisionSize: 1,
+			Memory:        160,
+			Linger:        1000,
+		},
+		Read:         Read{BufSize: 32},
+		Checkpoint:   Checkpoint{Interval: 60},
+		GC:           GC{Step: 1024, LiveData: 0.3, IdleTimeout: 200, Wait: 600},
+		Log:          Log{Level: 1, Pretty: true},
+		ProfilerPort: 6060,
+	}
+}
+
+// fill sets what depends on other values.
+func (c *Config) fill(name string) {
+	c.Name = name
+	if c.State.Path == "" {
+		c.State.Path = filepath.Join("/run/bs3", name)
+	}
+	if c.NBD.Listen == "" {
+		c.NBD.Listen = "unix:" + filepath.Join(c.State.Path, "nbd.sock")
+	}
+}
+
+// Secret is a string that shows itself only to who converts it to one.
+type Secret string
+
+// String hides the secret, but not whether there is one.
+func (s Secret) String() string {
+	if s == "" {
+		return ""
+	}
+	return "(hidden)"
+}
+
+// GoString hides the secret from %#v.
+func (s Secret) GoString() string { return strconv.Quote(s.String()) }
+
+// MarshalText hides the secret from encoders.
+func (s Secret) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
+
+// Address splits Listen into the network ("unix" or "tcp") and the address of
+// package net.
+func (n NBD) Address() (network, address string, err error) {
+	network, address, _ = strings.Cut(n.Listen, ":")
+	switch network {
+	case "unix":
+		// A path for a socket has 108 bytes in Linux, one of them the final 0.
+		if address == "" || len(address) > 107 {
+			return "", "", fmt.Errorf("unix:PATH needs a path of 1 to 107 bytes, this one has %d", len(address))
+		}
+	case "tcp":
+		host, port, err := net.SplitHostPort(address)
+		if err != nil || host == "" {
+			return "", "", fmt.Errorf("must be tcp:HOST:PORT")
+		}
+		if _, err := strconv.ParseUint(port, 10, 16); err != nil {
+			return "", "", fmt.Errorf("must be tcp:HOST:PORT with a PORT from 0 (any free one) to 65535")
+		}
+	default:
+		return "", "", fmt.Errorf("must be unix:PATH or tcp:HOST:PORT")
+	}
+	return network, address, nil
+}
+
+// LingerTime is Linger as a duration.
+func (w Write) LingerTime() time.Duration { return time.Duration(w.Linger) * time.Millisecond }
+
+// IntervalTime is Interval as a duration.
+func (c Checkpoint) IntervalTime() time.Duration { return time.Duration(c.Interval) * time.Second }

@@ -1,0 +1,247 @@
+package config
+
+import (
+	"fmt"
+	"net/netip"
+	"net/url"
+	"path/filepath"
+	"reflect"
+	"regexp"
+	"slices"
+	"strings"
+)
+
+// Problem is one thing that is wrong with a configuration.
+type Problem struct {
+	Key    string // empty: the file as a whole
+	Value  string // as the file would say it; never a secret
+	Source string // the file or the variable it comes from; empty: the default
+	Rule   string // what is allowed
+}
+
+func (p Problem) String() string {
+	switch {
+	case p.Key == "":
+		return p.Source + ": " + p.Rule
+	case p.Value == "":
+		return fmt.Sprintf("%s (%s): %s", p.Key, p.Source, p.Rule)
+	}
+	source := p.Source
+	if source == "" {
+		source = "default"
+	}
+	return fmt.Sprintf("%s = %s (%s): %s", p.Key, p.Value, source, p.Rule)
+}
+
+// Error is everything that is wrong with a configuration.
+type Error struct{ Problems []Problem }
+
+func (e *Error) Error() string {
+	var b strings.Builder
+	b.WriteString("the configuration is refused:")
+	for _, p := range e.Problems {
+		b.WriteString("\n  " + p.String())
+	}
+	return b.String()
+}
+
+// Validate checks every rule and returns nil or an *Error with all that is
+// wrong.
+func (c Config) Validate() error {
+	if problems := c.problems(); len(problems) > 0 {
+		return &Error{Problems: problems}
+	}
+	return nil
+}
+
+// Limits.
+const (
+	maxSize       = 1 << 20   // GB, a PiB: the directory of the map alone is 512 MB then
+	maxChunkSize  = 64        // MB
+	minChunks     = 4         // in write.memory: one to fill while others are sealed, sent and settled
+	maxIO         = 32 * MB   // bytes: NBD knows no larger request
+	maxWorkers    = 4096      // connections of one kind
+	maxMemory     = 1 << 20   // MB
+	maxLinger     = 600_000   // ms
+	maxInterval   = 7 * 86400 // s
+	maxNameLength = 512       // bytes of s3.prefix: S3 allows 1024 for all of a name
+)
+
+// checker collects problems.
+type checker struct {
+	settings []setting
+	problems []Problem
+}
+
+// require reports key unless ok.
+func (k *checker) require(ok bool, key, rule string, args ...any) {
+	if ok {
+		return
+	}
+	i := slices.IndexFunc(k.settings, func(s setting) bool { return s.key == key })
+	k.problems = append(k.problems, Problem{
+		Key: key, Value: k.settings[i].value(), Rule: fmt.Sprintf(rule, args...),
+	})
+}
+
+// between reports key unless its value v is in [low, high].
+func (k *checker) between(v int64, key string, low, high int64, unit string) {
+	k.require(low <= v && v <= high, key, "must be from %d to %d%s", low, high, unit)
+}
+
+// oneOf reports key unless its value v is one of list.
+func (k *checker) oneOf(v, key string, list ...string) {
+	k.require(slices.Contains(list, v), key, "must be one of %s", strings.Join(list, ", "))
+}
+
+// problems checks every rule. State.Path and NBD.Listen are filled in.
+func (c Config) problems() []Problem {
+	k := &checker{settings: settings(&c)}
+	c.checkDevice(k)
+	if !c.Null {
+		c.checkStore(k)
+		c.checkWrite(k)
+	}
+	c.checkPaths(k)
+	k.between(int64(c.Log.Level), "log.level", -1, 5, "")
+	k.between(int64(c.ProfilerPort), "profiler_port", 1, 65535, "")
+	k.later()
+	return k.problems
+}
+
+// later refuses keys whose work does not exist yet, unless they ask for none.
+func (k *checker) later() {
+	byDefault := Default()
+	for i, d := range settings(&byDefault) {
+		s := k.settings[i]
+		if s.later != "" && !reflect.DeepEqual(s.field.Interface(), d.field.Interface()) {
+			k.require(false, s.key, "not yet: this version is without %s; leave it at %s", s.later, d.value())
+		}
+	}
+}
+
+func (c Config) checkDevice(k *checker) {
+	k.between(c.Size, "size", 1, maxSize, " GB")
+	k.require(c.BlockSize == 512 || c.BlockSize == 4096, "block_size", "must be 512 or 4096 bytes")
+	io := func(v int, key string) {
+		powerOfTwo := v > 0 && v&(v-1) == 0
+		k.require(v == 0 || powerOfTwo && v >= c.BlockSize && v <= maxIO, key,
+			"must be 0 or a power of two from block_size to %d bytes", maxIO)
+	}
+	io(c.IOMin, "io_min")
+	io(c.IOOpt, "io_opt")
+	k.require(c.IOOpt == 0 || c.IOOpt >= c.IOMin, "io_opt", "must be 0 or at least io_min (%d)", c.IOMin)
+
+	switch c.Transport {
+	case TransportAuto, TransportNBD:
+	case TransportBUSE, TransportUblk:
+		k.require(false, "transport", "not yet: this version has only nbd; leave it at %q", TransportAuto)
+	default:
+		k.oneOf(c.Transport, "transport", TransportAuto, TransportBUSE, TransportUblk, TransportNBD)
+	}
+	_, _, err := c.NBD.Address()
+	k.require(err == nil, "nbd.listen", "%v", err)
+}
+
+func (c Config) checkStore(k *checker) {
+	if c.Takeover == TakeoverAuto {
+		k.require(false, "takeover", "not yet: this version never takes a volume over; leave it at %q", TakeoverRefuse)
+	} else {
+		k.oneOf(c.Takeover, "takeover", TakeoverRefuse, TakeoverAuto)
+	}
+	k.between(int64(c.S3.Uploaders), "s3.uploaders", 1, maxWorkers, "")
+	k.between(int64(c.S3.Downloaders), "s3.downloaders", 1, maxWorkers, "")
+	switch c.Store {
+	case StoreS3:
+		c.S3.check(k)
+	case StoreDir:
+		k.require(c.Dir.Path != "", "dir.path", "must be set for store = %q", StoreDir)
+	default:
+		k.oneOf(c.Store, "store", StoreS3, StoreDir)
+	}
+}
+
+func (s S3) check(k *checker) {
+	k.require(bucketName(s.Bucket), "s3.bucket", "must be a bucket's name: 3 to 63 of a-z 0-9 . -, "+
+		"first and last a letter or digit, no two dots in a row, no IP address")
+	k.require(prefixName(s.Prefix), "s3.prefix", "must be up to %d printable ASCII characters; "+
+		"parts between slashes are not empty, . or ..", maxNameLength)
+	k.require(s.Region != "", "s3.region", "must not be empty")
+	k.require((s.AccessKey == "") == (s.SecretKey == ""), "s3.secret_key", "access_key and secret_key are set both or neither")
+	k.oneOf(s.Checksums, "s3.checksums", ChecksumsWhenRequired, ChecksumsWhenSupported)
+	k.require(regexp.MustCompile(`^[A-Z0-9_]*$`).MatchString(s.StorageClass), "s3.storage_class",
+		"must be empty or a storage class of S3 such as STANDARD_IA")
+	if u, ok := remote(s.Remote); !ok {
+		// A refused address may carry a password: only its harmless parts are shown.
+		k.problems = append(k.problems, Problem{Key: "s3.remote", Value: u,
+			Rule: "must be empty or http(s)://HOST[:PORT], without user, query and fragment"})
+	}
+}
+
+// remote says whether s is a valid s3.remote, and if not how to show it.
+func remote(s string) (shown string, ok bool) {
+	u, err := url.Parse(s)
+	switch {
+	case s == "":
+		return "", true
+	case err != nil:
+		return "(no URL)", false
+	}
+	ok = (u.Scheme == "http" || u.Scheme == "https") && u.Hostname() != "" &&
+		u.User == nil && u.RawQuery == "" && u.Fragment == ""
+	return fmt.Sprintf("%q", u.Scheme+"://"+u.Host+u.EscapedPath()), ok
+}
+
+func bucketName(s string) bool {
+	_, err := netip.ParseAddr(s)
+	return regexp.MustCompile(`^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$`).MatchString(s) &&
+		!strings.Contains(s, "..") && err != nil
+}
+
+func prefixName(s string) bool {
+	if s == "" {
+		return true
+	}
+	bad := func(r rune) bool { return r < ' ' || r > '~' }
+	parts := strings.Split(s, "/")
+	return len(s) <= maxNameLength && !strings.ContainsFunc(s, bad) &&
+		!slices.Contains(parts, "") && !slices.Contains(parts, ".") && !slices.Contains(parts, "..")
+}
+
+func (c Config) checkWrite(k *checker) {
+	k.between(int64(c.Write.ChunkSize), "write.chunk_size", 1, maxChunkSize, " MB")
+	k.require(c.Write.Memory >= minChunks*c.Write.ChunkSize && c.Write.Memory <= maxMemory, "write.memory",
+		"must hold at least %d chunks of write.chunk_size, that is %d MB, and at most %d MB",
+		minChunks, minChunks*c.Write.ChunkSize, maxMemory)
+	k.between(int64(c.Write.Linger), "write.linger", 1, maxLinger, " ms")
+	k.between(int64(c.Checkpoint.Interval), "checkpoint.interval", 1, maxInterval, " s")
+}
+
+// checkPaths keeps the store's directory apart from everything else: the store
+// owns all that lies in it.
+func (c Config) checkPaths(k *checker) {
+	if c.Null || c.Store != StoreDir || c.Dir.Path == "" {
+		return
+	}
+	k.require(apart(c.Dir.Path, c.State.Path), "dir.path",
+		"must be neither state.path (%s) nor inside it nor around it", c.State.Path)
+	if network, address, err := c.NBD.Address(); err == nil && network == "unix" {
+		k.require(!within(address, c.Dir.Path), "nbd.listen", "must not be inside dir.path (%s)", c.Dir.Path)
+	}
+}
+
+func apart(a, b string) bool { return !within(a, b) && !within(b, a) }
+
+// within says whether path is dir or lies below it, by name alone.
+func within(path, dir string) bool {
+	path, err := filepath.Abs(path)
+	if err != nil {
+		return false
+	}
+	dir, err = filepath.Abs(dir)
+	if err != nil {
+		return false
+	}
+	rel, err := filepath.Rel(dir, path)
+	return err == nil && rel != ".." && !strings.HasPrefix(rel, "../")
+}
