@@ -1,0 +1,82 @@
+package sectormap
+
+import (
+	"sync/atomic"
+
+	"bs3/internal/bs3/layout"
+)
+
+// Leaf maps LeafBlocks consecutive blocks. Those that callers get to see, from
+// a Frozen or from Unmap, do not change any more.
+//
+// The entries are plain words used with sync/atomic, not atomic.Uint64, so
+// that copying a leaf nobody writes to is one memmove: 4096 atomic stores
+// would hold the writers up for 20 µs.
+type Leaf struct {
+	entries [LeafBlocks]uint64
+}
+
+func (l *Leaf) load(i uint64) layout.Location {
+	return layout.Location(atomic.LoadUint64(&l.entries[i]))
+}
+
+// Each calls f for the mapped blocks of the leaf, in order: n consecutive
+// locations from loc, which lie in one object.
+func (l *Leaf) Each(f func(loc layout.Location, n uint32)) {
+	r := merger{f: f}
+	for _, e := range l.entries {
+		r.add(layout.Location(e))
+	}
+	r.flush()
+}
+
+// Entries copies the leaf to dst, LeafBlocks long.
+func (l *Leaf) Entries(dst []layout.Location) {
+	dst = dst[:LeafBlocks]
+	for i, e := range l.entries {
+		dst[i] = layout.Location(e)
+	}
+}
+
+// lookup appends the runs of the n blocks from block, which lie in l.
+func (l *Leaf) lookup(block uint64, n uint32, runs []Run, first int) []Run {
+	from := block % LeafBlocks
+	r := Run{Block: block, N: 1, Loc: l.load(from)}
+	for i := uint64(1); i < uint64(n); i++ {
+		loc := l.load(from + i)
+		if loc == r.Loc && loc == 0 || r.Loc != 0 && follows(r.Loc, r.N, loc) {
+			r.N++
+			continue
+		}
+		runs = appendRun(runs, first, r)
+		r = Run{Block: block + i, N: 1, Loc: loc}
+	}
+	return appendRun(runs, first, r)
+}
+
+// merger gathers consecutive locations of one object and passes them to f as
+// one. Unmapped ones are dropped.
+type merger struct {
+	f   func(loc layout.Location, n uint32)
+	loc layout.Location
+	n   uint32
+}
+
+func (r *merger) add(loc layout.Location) {
+	if loc == 0 {
+		return
+	}
+	if r.n > 0 && follows(r.loc, r.n, loc) {
+		r.n++
+		return
+	}
+	r.flush()
+	r.loc, r.n = loc, 1
+}
+
+func (r *merger) flush() {
+	if r.n > 0 && r.f != nil {
+		r.f(r.loc, r.n)
+	}
+	r.n = 0
+}

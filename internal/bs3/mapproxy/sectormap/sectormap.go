@@ -1,0 +1,191 @@
+// Package sectormap is the flat map of a volume: for every logical block the
+// place in the log where its bytes lie, 8 bytes a block.
+//
+//	directory                leaves, LeafBlocks entries each
+//	[ 0 | * | 0 | * | … ]    [ location | 0 | location | … ]
+//	      |       |
+//	      v       v
+//
+// A leaf is allocated when its first block is mapped and dropped when its last
+// one is unmapped, so an empty volume costs its directory only (16 bytes for
+// each LeafBlocks blocks: the pointer and the writers' bookkeeping).
+//
+// Concurrency. Readers (Get, Lookup) take no lock: a directory slot is an
+// atomic pointer and an entry is loaded atomically. Writers (Set, Unmap, Load,
+// Freeze) are serialised by their caller. A writer changes an entry only in
+// the leaf that the directory shows at that time, and a leaf that left the
+// directory is never changed again; so a reader that holds such a leaf sees
+// what was mapped at some moment after it loaded the pointer, as if it had
+// looked then.
+//
+// Freezing. A Frozen is a copy of the directory. As long as it lives, a writer
+// copies a leaf that it references before changing it, and publishes the copy
+// first. Freezes are numbered, and each leaf knows the number of the freeze
+// its last change came before; comparing the two says whether a leaf is shared,
+// and, later, whether it has changed since an earlier freeze.
+package sectormap
+
+import (
+	"fmt"
+	"slices"
+	"sync"
+	"sync/atomic"
+
+	"bs3/internal/bs3/layout"
+)
+
+// LeafBlocks is the number of blocks that one leaf maps.
+const LeafBlocks = layout.LeafBlocks
+
+const leafBytes = LeafBlocks * 8
+
+// Map maps the blocks [0, Blocks) of one volume. See the package comment for
+// what may run beside what.
+type Map struct {
+	blocks uint64
+	dir    []atomic.Pointer[Leaf]
+	state  []leafState // beside dir; writers only
+
+	gen      uint32        // number of the next freeze, from 1; writers only
+	unfrozen atomic.Uint32 // leaves with a smaller generation are shared with a live Frozen
+
+	mapped atomic.Uint64 // blocks
+	leaves atomic.Int64
+
+	freezes sync.Mutex // covers live; held for a few instructions only
+	live    []uint32   // generations of the live Frozens, ascending
+}
+
+// leafState is what writers know of a leaf. It is not inside Leaf because a
+// leaf of 32 KiB and a few bytes would take 40 KiB.
+type leafState struct {
+	gen    uint32 // Map.gen at the last change; 0: not changed since Load
+	mapped uint32 // entries that are mapped
+}
+
+// Run describes consecutive blocks: mapped to consecutive locations of one
+// object, the first being Loc, or all unmapped, with Loc 0.
+type Run struct {
+	Block uint64
+	N     uint32 // blocks
+	Loc   layout.Location
+}
+
+// New gives an empty map of a volume of that many blocks.
+func New(blocks uint64) *Map {
+	n := (blocks + LeafBlocks - 1) / LeafBlocks
+	return &Map{
+		blocks: blocks,
+		dir:    make([]atomic.Pointer[Leaf], n),
+		state:  make([]leafState, n),
+		gen:    1,
+	}
+}
+
+// Blocks is the size of the volume.
+func (m *Map) Blocks() uint64 { return m.blocks }
+
+// Mapped is the number of mapped blocks. It is safe beside a writer.
+func (m *Map) Mapped() uint64 { return m.mapped.Load() }
+
+// Bytes is the memory that the map takes, without the leaves that only a
+// Frozen still holds. It is safe beside a writer.
+func (m *Map) Bytes() int64 {
+	return int64(len(m.dir))*16 + m.leaves.Load()*leafBytes
+}
+
+// Get says where block is; 0 if it is unmapped. It is safe beside a writer.
+func (m *Map) Get(block uint64) layout.Location {
+	leaf := m.dir[block/LeafBlocks].Load()
+	if leaf == nil {
+		return 0
+	}
+	return leaf.load(block % LeafBlocks)
+}
+
+// Lookup appends to runs the runs of [block, block+n), in order and without
+// gaps, each as long as it can be within the range. It is safe beside a
+// writer; each entry is read atomically, the whole range is not.
+func (m *Map) Lookup(block uint64, n uint32, runs []Run) []Run {
+	m.check(block, uint64(n))
+	first := len(runs) // what the caller has there already is not ours to extend
+	for n > 0 {
+		from := block % LeafBlocks
+		c := min(n, LeafBlocks-uint32(from))
+		if leaf := m.dir[block/LeafBlocks].Load(); leaf == nil {
+			runs = appendRun(runs, first, Run{Block: block, N: c})
+		} else {
+			runs = leaf.lookup(block, c, runs, first)
+		}
+		block += uint64(c)
+		n -= c
+	}
+	return runs
+}
+
+// Frozen says whether a live Frozen may reference what was last changed when
+// Generation was gen. It lets data that is frozen together with the map be
+// copied on write by the same rule. For writers.
+func (m *Map) Frozen(gen uint32) bool { return gen < m.unfrozen.Load() }
+
+// Generation is the number that the next Freeze will get. For writers.
+func (m *Map) Generation() uint32 { return m.gen }
+
+// Freeze takes a view of the map as it is now. It is a writer's call and costs
+// a copy of the directory; the leaves are shared. Every Frozen must be
+// released, or each leaf that changes is copied once for nothing.
+func (m *Map) Freeze() *Frozen {
+	f := &Frozen{m: m, gen: m.gen, dir: make([]*Leaf, len(m.dir)), state: slices.Clone(m.state)}
+	for i := range m.dir {
+		f.dir[i] = m.dir[i].Load()
+	}
+	m.gen++
+	m.freezes.Lock()
+	defer m.freezes.Unlock()
+	m.live = append(m.live, f.gen)
+	m.unfrozen.Store(f.gen + 1)
+	return f
+}
+
+// release forgets the freeze gen. The mutex also orders what readers of the
+// Frozen did before changes that a writer makes in place afterwards.
+func (m *Map) release(gen uint32) {
+	m.freezes.Lock()
+	defer m.freezes.Unlock()
+	if i, ok := slices.BinarySearch(m.live, gen); ok {
+		m.live = slices.Delete(m.live, i, i+1)
+	}
+	// A leaf in the directory is referenced by a freeze if it was last changed
+	// before it; so the newest live one decides.
+	newest := uint32(0)
+	if n := len(m.live); n > 0 {
+		newest = m.live[n-1] + 1
+	}
+	m.unfrozen.Store(newest)
+}
+
+// check panics on a range outside of the volume, which a caller must have
+// refused long before: an entry past the end would never be looked up, but
+// keep its object alive.
+func (m *Map) check(block, n uint64) {
+	if block > m.blocks || n > m.blocks-block {
+		panic(fmt.Sprintf("sectormap: %d blocks at %d are outside of a map of %d", n, block, m.blocks))
+	}
+}
+
+func appendRun(runs []Run, first int, r Run) []Run {
+	if len(runs) > first {
+		last := &runs[len(runs)-1]
+		if r.Loc == 0 && last.Loc == 0 || last.Loc != 0 && follows(last.Loc, last.N, r.Loc) {
+			last.N += r.N
+			return runs
+		}
+	}
+	return append(runs, r)
+}
+
+// follows says whether next comes right after the n locations at loc. Index 0
+// follows nothing: it belongs to another object than the location before it.
+func follows(loc layout.Location, n uint32, next layout.Location) bool {
+	return next == loc+layout.Location(n) && next.Index() != 0
+}
