@@ -3,18 +3,27 @@ package objproxy
 import (
 	"fmt"
 	"io"
+	"io/fs"
 	"sync"
 )
 
-// bodyReader reads Data and then Tail. One attempt, one goroutine; only Close
-// may be called from another (net/http does).
+// bodyReader reads Data and then Tail, for one attempt. net/http may close a
+// body in one goroutine while another still reads it, so Close waits for a
+// Read under way and no Read touches the memory after it: Closed means that
+// nobody looks any more.
 type bodyReader struct {
-	body Body
-	off  int64
-	once sync.Once
+	mu     sync.Mutex
+	body   Body
+	off    int64
+	closed bool
 }
 
 func (r *bodyReader) Read(p []byte) (int, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.closed {
+		return 0, fmt.Errorf("read body: %w", fs.ErrClosed)
+	}
 	if r.off >= r.body.Size() {
 		return 0, io.EOF
 	}
@@ -29,24 +38,33 @@ func (r *bodyReader) Read(p []byte) (int, error) {
 }
 
 func (r *bodyReader) Seek(offset int64, whence int) (int64, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	switch whence {
+	case io.SeekStart:
 	case io.SeekCurrent:
 		offset += r.off
 	case io.SeekEnd:
 		offset += r.body.Size()
+	default:
+		return 0, fmt.Errorf("seek body: bad whence %d", whence)
 	}
 	if offset < 0 {
-		return 0, fmt.Errorf("seek body to %d", offset)
+		return 0, fmt.Errorf("seek body: negative position %d", offset)
 	}
 	r.off = offset
 	return offset, nil
 }
 
 func (r *bodyReader) Close() error {
-	r.once.Do(func() {
-		if r.body.Closed != nil {
-			r.body.Closed()
-		}
-	})
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.closed {
+		return nil
+	}
+	r.closed = true
+	if r.body.Closed != nil {
+		r.body.Closed()
+	}
 	return nil
 }

@@ -41,21 +41,22 @@ type Info struct {
 
 // Condition guards a Put. The zero value puts unconditionally.
 type Condition struct {
-	absent  bool
-	version Version
+	absent    bool
+	isVersion bool // an empty version is a condition too: one that never holds
+	version   Version
 }
 
 // IfAbsent lets a Put succeed only where no object has the name.
 func IfAbsent() Condition { return Condition{absent: true} }
 
 // IfVersion lets a Put succeed only over exactly version v.
-func IfVersion(v Version) Condition { return Condition{version: v} }
+func IfVersion(v Version) Condition { return Condition{isVersion: true, version: v} }
 
 // Absent says whether c is IfAbsent.
 func (c Condition) Absent() bool { return c.absent }
 
 // Version gives the version c asks for, and whether it asks for one.
-func (c Condition) Version() (Version, bool) { return c.version, c.version != "" }
+func (c Condition) Version() (Version, bool) { return c.version, c.isVersion }
 
 // Body is the content of a Put in two parts that need not be contiguous, so
 // that data is sent from where it lies: a chunk and its footer. A store may
@@ -90,17 +91,6 @@ type Store interface {
 	// removed. The error, if any, joins one *DeleteError per name that failed.
 	Delete(ctx context.Context, names []string) error
 }
-
-// DeleteError says which name of a Delete failed, and why.
-type DeleteError struct {
-	Name string
-	Err  error
-}
-
-func (e *DeleteError) Error() string { return "delete " + e.Name + ": " + e.Err.Error() }
-
-// Unwrap gives the reason.
-func (e *DeleteError) Unwrap() error { return e.Err }
 
 // Open gives a fresh reader over the body for one attempt at sending it.
 func (b Body) Open() io.ReadSeekCloser {

@@ -1,0 +1,229 @@
+package objproxy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"time"
+
+	"github.com/rs/zerolog"
+)
+
+// RetryOptions are the settings of a Retry. The zero value is usable: it
+// waits 50 ms at first and 5 s at most, and logs nothing.
+type RetryOptions struct {
+	First time.Duration // wait before the second try; 0 = 50 ms
+	Max   time.Duration // longest wait; 0 = 5 s
+	// Random gives numbers in [0,1) for the jitter; nil = math/rand/v2. It
+	// must be safe for concurrent use.
+	Random func() float64
+	Log    zerolog.Logger
+}
+
+const (
+	defaultFirstWait = 50 * time.Millisecond
+	defaultMaxWait   = 5 * time.Second
+	// logEvery is how often a kind of request that keeps failing is reported.
+	logEvery = time.Minute
+)
+
+// Retry is a Store that tries again for as long as ctx allows: after any
+// error but the definite answers ErrNotFound, ErrExists and
+// errors.ErrUnsupported. An error that is not ErrTransient is retried too
+// (somebody may free the disk or mend the credentials), at the longest wait
+// from the start.
+//
+// A conditional Put whose answer was lost may have been applied; its next try
+// then gives ErrExists, and only the caller can judge whose object it is.
+// When ctx ends, the error wraps both the ctx's and the store's last one.
+type Retry struct {
+	inner Store
+	opt   RetryOptions
+
+	mu      sync.Mutex
+	trouble map[string]*trouble // by kind of request
+}
+
+// trouble is what one kind of request suffers.
+type trouble struct {
+	waiting int       // requests that have failed and not yet ended
+	since   time.Time // of the first of them
+	last    error
+	logged  time.Time // last report of this kind, also of an earlier trouble
+	said    bool      // this trouble was reported, so its end will be
+}
+
+// NewRetry wraps inner.
+func NewRetry(inner Store, opt RetryOptions) *Retry {
+	if opt.First == 0 {
+		opt.First = defaultFirstWait
+	}
+	if opt.Max == 0 {
+		opt.Max = defaultMaxWait
+	}
+	if opt.Random == nil {
+		opt.Random = rand.Float64
+	}
+	return &Retry{inner: inner, opt: opt, trouble: make(map[string]*trouble)}
+}
+
+// Waiting says whether requests wait for the store now, since when, and its
+// last error.
+func (r *Retry) Waiting() (since time.Time, lastErr error, waiting bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, t := range r.trouble {
+		if t.waiting > 0 && (!waiting || t.since.Before(since)) {
+			since, lastErr, waiting = t.since, t.last, true
+		}
+	}
+	return since, lastErr, waiting
+}
+
+// Put implements Store.
+func (r *Retry) Put(ctx context.Context, name string, body Body, cond Condition) (Version, error) {
+	var v Version
+	err := r.do(ctx, "put", name, func() (err error) {
+		v, err = r.inner.Put(ctx, name, body, cond)
+		return err
+	})
+	return v, err
+}
+
+// Get implements Store.
+func (r *Retry) Get(ctx context.Context, name string, p []byte, off int64) (int, Info, error) {
+	var n int
+	var info Info
+	err := r.do(ctx, "get", name, func() (err error) {
+		n, info, err = r.inner.Get(ctx, name, p, off)
+		return err
+	})
+	return n, info, err
+}
+
+// List implements Store.
+func (r *Retry) List(ctx context.Context, prefix, after string, limit int) ([]Info, error) {
+	var infos []Info
+	err := r.do(ctx, "list", prefix, func() (err error) {
+		infos, err = r.inner.List(ctx, prefix, after, limit)
+		return err
+	})
+	return infos, err
+}
+
+// Delete implements Store. Only the names that failed are tried again.
+func (r *Retry) Delete(ctx context.Context, names []string) error {
+	if len(names) == 0 {
+		return nil
+	}
+	return r.do(ctx, "delete", names[0], func() error {
+		err := r.inner.Delete(ctx, names)
+		if failed := FailedDeletes(err); failed != nil {
+			names = make([]string, len(failed))
+			for i, f := range failed {
+				names[i] = f.Name
+			}
+		}
+		return err
+	})
+}
+
+func definite(err error) bool {
+	return err == nil || errors.Is(err, ErrNotFound) || errors.Is(err, ErrExists) || errors.Is(err, errors.ErrUnsupported)
+}
+
+func (r *Retry) do(ctx context.Context, kind, name string, try func() error) error {
+	if err := ctx.Err(); err != nil {
+		return fmt.Errorf("%s %s: %w", kind, name, err)
+	}
+	err := try()
+	if definite(err) || ctx.Err() != nil {
+		return err
+	}
+	r.failed(kind, name, err, true)
+	wait := r.opt.First
+	for {
+		if !errors.Is(err, ErrTransient) {
+			wait = r.opt.Max
+		}
+		// Half of the wait is fixed, half is jitter.
+		jittered := wait/2 + time.Duration(r.opt.Random()*float64(wait/2))
+		if !sleep(ctx, jittered) {
+			r.ended(kind, false)
+			return fmt.Errorf("%s %s: %w; the store's last answer: %w", kind, name, ctx.Err(), err)
+		}
+		wait = min(2*wait, r.opt.Max)
+		next := try()
+		switch {
+		case definite(next):
+			r.ended(kind, true)
+			return next
+		case ctx.Err() != nil:
+			// This try was cut short; what the store said is in the one before.
+			r.ended(kind, false)
+			return fmt.Errorf("%s %s: %w; the store's last answer: %w", kind, name, ctx.Err(), err)
+		}
+		err = next
+		r.failed(kind, name, err, false)
+	}
+}
+
+// failed notes a failed try, and reports it unless the same kind of request
+// was reported less than logEvery ago.
+func (r *Retry) failed(kind, name string, err error, first bool) {
+	now := time.Now()
+	r.mu.Lock()
+	t := r.trouble[kind]
+	if t == nil {
+		t = &trouble{}
+		r.trouble[kind] = t
+	}
+	if first {
+		if t.waiting == 0 {
+			t.since = now
+		}
+		t.waiting++
+	}
+	t.last = err
+	waiting, since := t.waiting, t.since
+	report := t.logged.IsZero() || now.Sub(t.logged) >= logEvery
+	if report {
+		t.logged, t.said = now, true
+	}
+	r.mu.Unlock()
+	if report {
+		r.opt.Log.Warn().Err(err).Str("request", kind).Str("name", name).Int("waiting", waiting).
+			Time("since", since).Msg("the store does not answer as it should; trying again until it does")
+	}
+}
+
+// ended notes that a request that had failed is done (answered) or given up.
+func (r *Retry) ended(kind string, answered bool) {
+	r.mu.Lock()
+	t := r.trouble[kind]
+	t.waiting--
+	report := false
+	since := t.since
+	if t.waiting == 0 {
+		report = t.said && answered
+		t.said = false
+	}
+	r.mu.Unlock()
+	if report {
+		r.opt.Log.Info().Str("request", kind).Time("since", since).Msg("the store answers again")
+	}
+}
+
+// sleep waits for d and says whether ctx lasted so long.
+func sleep(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
