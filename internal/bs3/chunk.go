@@ -59,6 +59,7 @@ func (e *Engine) begin(slot *wlog.Slot) {
 	c := &chunk{slot: slot}
 	c.obj.Footer = layout.Footer{UUID: e.uuid, Key: e.keys.Take(), Epoch: e.epoch, Nonce: e.nonce, BlockSize: uint32(e.blockSize), FirstSeq: e.seq}
 	c.refs.Store(1)
+	e.inMemory.Add(1)
 	slot.Begin(layout.SlotHeader{Key: c.obj.Key, Nonce: e.nonce, Epoch: e.epoch, FirstSeq: e.seq})
 	e.maps.AddObject(layout.ObjectInfo{Key: c.obj.Key, Epoch: e.epoch})
 	e.ring.at(c.obj.Key).Store(c)

@@ -1,0 +1,230 @@
+package bs3
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/rs/zerolog"
+
+	"bs3/internal/bs3/key"
+	"bs3/internal/bs3/layout"
+	"bs3/internal/bs3/mapproxy"
+	"bs3/internal/bs3/objproxy"
+	"bs3/internal/bs3/wlog"
+	"bs3/internal/device"
+)
+
+// What Open, and the requests of a volume, may answer. They come wrapped.
+var (
+	// ErrFenced: another writer has taken the volume over. This one is done for
+	// good; what it acknowledged and did not store is lost to the volume.
+	ErrFenced = errors.New("fenced")
+	// ErrRefused: the volume, or what lies where it should, does not fit what
+	// was asked for. Nothing was changed; a person has to decide.
+	ErrRefused = errors.New("refused")
+	// ErrStore: the store could not be used within the time that Open gives it.
+	ErrStore = errors.New("the store can not be used")
+	// ErrNoVolume: there is no volume record.
+	ErrNoVolume = errors.New("no volume here")
+)
+
+// Options are what Open needs to know.
+type Options struct {
+	// Store keeps the volume. It must retry what may succeed later, for as long
+	// as ctx lasts (objproxy.NewRetry).
+	Store objproxy.Store
+	Log   zerolog.Logger
+	Host  Host
+
+	Size      int64 // bytes, a multiple of BlockSize
+	BlockSize int   // bytes, 512 or 4096
+	ChunkSize int   // bytes, a multiple of BlockSize
+	IOMin     int   // bytes, for device.Geometry
+	IOOpt     int   // bytes, for device.Geometry
+
+	Durable bool          // a flush waits for the store
+	Linger  time.Duration // how long a chunk stays open after its first write; 0 = until it is full or flushed
+	Memory  int64         // bytes of chunk memory
+
+	Uploaders int // objects uploaded at a time
+
+	StatePath string // directory for the chunk memory; empty = on the heap, it dies with the process
+
+	CheckpointInterval time.Duration // 0 = none by time
+	SkipCheckpoint     bool          // write none
+
+	// OpenFor bounds how long Open asks a store that does not answer while no
+	// chunk memory waits for it; 0 = five minutes.
+	OpenFor time.Duration
+}
+
+// heapChunks bounds the chunks built outside the pool.
+const heapChunks = 8
+
+// Engine is an open volume. It implements device.Volume, device.Fast and
+// device.Allocator, and is safe for concurrent use.
+type Engine struct {
+	opts        Options
+	log         zerolog.Logger
+	store       objproxy.Store
+	blockSize   int
+	chunkBlocks int
+
+	uuid  layout.UUID
+	epoch uint64
+	nonce layout.Nonce
+
+	dir    *wlog.Dir    // nil without a state path
+	memory *wlog.Memory // the pool
+	maps   *mapproxy.Proxy
+	eras   eras
+	ring   ring
+
+	// mu is the chunk lock; see the package comment. What follows is under it.
+	mu              sync.Mutex
+	cur             *chunk // the open chunk, or nil
+	keys            key.Allocator
+	seq             uint64 // of the next record
+	free            []*wlog.Slot
+	writers         queue
+	heapFree        int           // chunks that may still be built on the heap
+	heapWait        chan struct{} // closed when one more may; nil if nobody waits
+	durable         key.Key
+	progress        chan struct{} // closed when durable moves on, and replaced
+	closed          error         // why nothing is taken any more; nil while serving
+	sinceCheckpoint logLength
+
+	inMemory sync.WaitGroup // chunks whose slots are in use
+	uploads  *uploads
+	changing chan struct{} // holds one token while the volume record is changed
+
+	checkpointing  chan struct{} // holds one token while a checkpoint is written
+	checkpointWish chan struct{} // wakes the checkpointer
+	kept           []string      // the checkpoints the record names and that verify, oldest first; under checkpointing
+	counter        uint32        // of checkpoint and pack names in this epoch; under checkpointing
+
+	ctx    context.Context // ends when the engine stops or fails
+	cancel context.CancelCauseFunc
+	failed chan struct{} // closed when the engine failed or stopped
+	wg     sync.WaitGroup
+}
+
+// logLength is how much log roll-forward has to read.
+type logLength struct {
+	objects int
+	bytes   int64
+}
+
+// Geometry implements device.Volume.
+func (e *Engine) Geometry() device.Geometry {
+	return device.Geometry{Size: e.opts.Size, BlockSize: e.blockSize, IOMin: e.opts.IOMin, IOOpt: e.opts.IOOpt}
+}
+
+// UUID names the volume.
+func (e *Engine) UUID() layout.UUID { return e.uuid }
+
+// Epoch is the number of this writer.
+func (e *Engine) Epoch() uint64 { return e.epoch }
+
+// Done is closed when the volume has failed for good; Err then says why.
+func (e *Engine) Done() <-chan struct{} { return e.failed }
+
+// Err is why the volume serves no more requests, or nil.
+func (e *Engine) Err() error { return e.stopped() }
+
+func (e *Engine) stopped() error {
+	select {
+	case <-e.failed:
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		return e.closed
+	default:
+		return nil
+	}
+}
+
+// fail stops the volume for good: every request, waiting or to come, gets err.
+func (e *Engine) fail(err error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.closed != nil {
+		return
+	}
+	e.closed = fmt.Errorf("%w: %w", device.ErrStopped, err)
+	e.log.Error().Err(err).Msg("the volume has failed")
+	close(e.failed)
+	e.cancel(e.closed)
+}
+
+// check refuses a request that is not made of whole blocks of the volume.
+func (e *Engine) check(off, n int64) error {
+	if bs := int64(e.blockSize); off < 0 || n < 0 || off%bs != 0 || n%bs != 0 || off > e.opts.Size || n > e.opts.Size-off {
+		return fmt.Errorf("request of %d bytes at %d is not whole blocks of %d bytes in a volume of %d", n, off, e.blockSize, e.opts.Size)
+	}
+	return nil
+}
+
+// whileServing gives a ctx that also ends when the engine does.
+func (e *Engine) whileServing(ctx context.Context) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	stop := context.AfterFunc(e.ctx, func() { cancel(context.Cause(e.ctx)) })
+	return ctx, func() { stop(); cancel(nil) }
+}
+
+// Close stores everything that was acknowledged, in every mode, writes a
+// checkpoint, and releases the volume. The transport must have stopped. It
+// waits for the store for as long as ctx allows; what it could not store stays
+// in chunk memory for the next open. On a failed volume it only cleans up.
+func (e *Engine) Close(ctx context.Context) error {
+	err := e.stopped()
+	if err == nil {
+		err = e.release(ctx)
+	}
+	e.mu.Lock()
+	if e.closed == nil {
+		e.closed = fmt.Errorf("%w: closed", device.ErrStopped)
+		close(e.failed)
+	}
+	if e.cur != nil && e.cur.linger != nil {
+		e.cur.linger.Stop()
+	}
+	e.mu.Unlock()
+	e.cancel(device.ErrStopped)
+	e.uploads.close()
+	e.wg.Wait()
+	return errors.Join(err, e.closeFiles(err == nil))
+}
+
+// release brings the volume to rest in the store.
+func (e *Engine) release(ctx context.Context) error {
+	ctx, cancel := e.whileServing(ctx)
+	defer cancel()
+	if err := e.flushToStore(ctx); err != nil {
+		return fmt.Errorf("flush at close: %w", err)
+	}
+	if err := e.checkpointAtClose(ctx); err != nil {
+		return fmt.Errorf("checkpoint at close: %w", err)
+	}
+	if _, err := e.changeVolume(ctx, func(v *layout.Volume) { v.Writer.Released = true }); err != nil {
+		return fmt.Errorf("release the volume: %w", err)
+	}
+	return nil
+}
+
+// closeFiles unmaps the chunk memory and gives the state directory back. The
+// memory stays mapped if an upload may still read it; the process is about to
+// end then.
+func (e *Engine) closeFiles(clean bool) error {
+	var err error
+	if e.memory != nil && clean {
+		e.inMemory.Wait()
+		err = e.memory.Close()
+	}
+	if e.dir != nil {
+		err = errors.Join(err, e.dir.Close())
+	}
+	return err
+}

@@ -1,0 +1,252 @@
+package bs3
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+
+	"bs3/internal/bs3/key"
+	"bs3/internal/bs3/layout"
+	"bs3/internal/bs3/objproxy"
+	"bs3/internal/bs3/wlog"
+)
+
+// position is a place in the log: the next key to read, and the epoch of the
+// object before it.
+type position struct {
+	next  key.Key
+	epoch uint64
+}
+
+// rollForward applies the log from p on and stores our fence at its end. It
+// returns the fence's key. ErrFenced (wrapped) if a newer writer is there.
+func (e *Engine) rollForward(ctx context.Context, p position) (key.Key, error) {
+	ahead := e.lookAhead(ctx, p.next)
+	defer ahead.close()
+	read := ahead.next
+	for {
+		k := p.next
+		found, err := read()
+		var cond objproxy.Condition
+		switch {
+		case errors.Is(err, objproxy.ErrNotFound):
+			cond = objproxy.IfAbsent()
+		case err != nil:
+			return 0, e.unreadable(err)
+		case found.obj.UUID != e.uuid:
+			cond = objproxy.IfVersion(found.version)
+		case found.obj.Epoch == e.epoch && found.obj.Nonce == e.nonce:
+			return k, nil // our fence: the answer was lost
+		case found.obj.Epoch == e.epoch:
+			return 0, e.unreadable(fmt.Errorf("object %d has our epoch %d, but writer %s, not us (%s)", k, e.epoch, found.obj.Nonce, e.nonce))
+		case found.obj.Epoch > e.epoch:
+			return 0, fmt.Errorf("%w: object %d has epoch %d, ours is %d", ErrFenced, k, found.obj.Epoch, e.epoch)
+		case found.obj.Epoch >= p.epoch:
+			if err := e.apply(found.obj); err != nil {
+				return 0, e.unreadable(err)
+			}
+			p = position{k + 1, found.obj.Epoch}
+			read = ahead.next
+			continue
+		default: // a leftover of a writer that was fenced before it
+			cond = objproxy.IfVersion(found.version)
+		}
+		err = e.putFence(ctx, k, cond)
+		if err == nil {
+			return k, nil
+		}
+		if !errors.Is(err, objproxy.ErrExists) {
+			return 0, fmt.Errorf("store our fence: %w", err)
+		}
+		read = func() (tail, error) { return e.inspect(ctx, k) } // judge what came in between
+	}
+}
+
+// unreadable makes an error of the log itself a refusal: nothing is replaced,
+// and asking again would not help.
+func (e *Engine) unreadable(err error) error {
+	if errors.Is(err, layout.ErrMagic) || errors.Is(err, layout.ErrVersion) || errors.Is(err, layout.ErrDamaged) {
+		return fmt.Errorf("%w: read the log: %w", ErrRefused, err)
+	}
+	return fmt.Errorf("read the log: %w", err)
+}
+
+// apply takes one object of the log into the map.
+func (e *Engine) apply(o *layout.Object) error {
+	switch {
+	case int(o.BlockSize) != e.blockSize:
+		return fmt.Errorf("object %d: %w: blocks of %d bytes", o.Key, layout.ErrDamaged, o.BlockSize)
+	case o.FirstSeq != e.seq:
+		return fmt.Errorf("object %d: %w: sequence number %d where %d is next", o.Key, layout.ErrDamaged, o.FirstSeq, e.seq)
+	}
+	for i, r := range o.Records {
+		if r.Block+uint64(r.Blocks) > e.maps.Blocks() {
+			return fmt.Errorf("object %d: %w: record %d reaches to block %d of %d", o.Key, layout.ErrDamaged, i, r.Block+uint64(r.Blocks), e.maps.Blocks())
+		}
+	}
+	e.maps.Apply(o)
+	e.seq = o.NextSeq()
+	e.sinceCheckpoint.objects++
+	e.sinceCheckpoint.bytes += int64(o.Blocks)*int64(o.BlockSize) + int64(layout.TailSize(int(o.Blocks), len(o.Records)))
+	return nil
+}
+
+// putFence stores the empty object that ends the log of all writers before.
+func (e *Engine) putFence(ctx context.Context, k key.Key, cond objproxy.Condition) error {
+	o := &layout.Object{Footer: layout.Footer{UUID: e.uuid, Key: k, Epoch: e.epoch, Nonce: e.nonce, BlockSize: uint32(e.blockSize), FirstSeq: e.seq, Fence: true}}
+	_, err := e.store.Put(ctx, k.Name(), objproxy.Body{Data: layout.AppendTail(nil, o)}, cond)
+	return err
+}
+
+// lookAhead reads the tails of the log from k on, several at a time, and
+// gives them in order.
+type lookAhead struct {
+	e       *Engine
+	ctx     context.Context
+	cancel  context.CancelFunc
+	wg      sync.WaitGroup
+	from    key.Key
+	pending []chan inspected
+	window  int
+}
+
+type inspected struct {
+	tail tail
+	err  error
+}
+
+// mostAhead bounds the tail reads under way. Past the end of the log they are
+// in vain, so the window grows from two with what is found.
+const mostAhead = 128
+
+func (e *Engine) lookAhead(ctx context.Context, k key.Key) *lookAhead {
+	a := &lookAhead{e: e, from: k, window: 2}
+	a.ctx, a.cancel = context.WithCancel(ctx)
+	return a
+}
+
+func (a *lookAhead) next() (tail, error) {
+	for len(a.pending) < a.window {
+		k, answer := a.from, make(chan inspected, 1)
+		a.from++
+		a.pending = append(a.pending, answer)
+		a.wg.Go(func() {
+			t, err := a.e.inspect(a.ctx, k)
+			answer <- inspected{t, err}
+		})
+	}
+	a.window = min(2*a.window, mostAhead)
+	first := <-a.pending[0]
+	a.pending = a.pending[1:]
+	return first.tail, first.err
+}
+
+func (a *lookAhead) close() {
+	a.cancel()
+	a.wg.Wait()
+}
+
+// replay writes again, as objects of ours, what chunk memory holds beyond the
+// end of the log, and waits until the store has it.
+func (e *Engine) replay(ctx context.Context) error {
+	if !e.holdsRecords() {
+		return nil
+	}
+	found, err := e.leftInMemory()
+	if err != nil {
+		return err
+	}
+	first, replayed, dropped := e.seq, 0, 0
+	for i, r := range found {
+		if r.Seq < e.seq {
+			continue // the store has it
+		}
+		if r.Seq > e.seq {
+			if e.sameBoot() {
+				return fmt.Errorf("%w: chunk memory %s: %w: write %d is missing", ErrRefused, e.memory.Path(), wlog.ErrDamaged, e.seq)
+			}
+			dropped = len(found) - i
+			break
+		}
+		if err := e.replayEntry(ctx, r); err != nil {
+			return fmt.Errorf("replay chunk memory: %w", err)
+		}
+		replayed++
+	}
+	if err := e.flushToStore(ctx); err != nil {
+		return fmt.Errorf("replay chunk memory: %w", err)
+	}
+	if dropped > 0 {
+		e.log.Warn().Int("writes", dropped).Uint64("missing", e.seq).Msg("chunk memory was torn when the machine went down: what follows the first missing write is dropped")
+	}
+	e.log.Info().Int("writes", replayed).Uint64("first", first).Msg("replayed chunk memory")
+	return nil
+}
+
+// leftInMemory gives what verifies in the slots of chunk memory, by sequence
+// number. Only a machine that went down may have torn something.
+func (e *Engine) leftInMemory() ([]wlog.Entry, error) {
+	var found []wlog.Entry
+	for _, s := range e.memory.Slots() {
+		if s.Count() == 0 {
+			continue
+		}
+		entries, err := s.Entries()
+		if err != nil && e.sameBoot() {
+			return nil, fmt.Errorf("%w: chunk memory %s: %w; move the file away to go on without what it holds", ErrRefused, e.memory.Path(), err)
+		}
+		if err != nil {
+			e.log.Warn().Err(err).Msg("chunk memory was torn when the machine went down")
+		}
+		found = append(found, entries...)
+	}
+	slices.SortFunc(found, func(a, b wlog.Entry) int { return cmp.Compare(a.Seq, b.Seq) })
+	for _, r := range found {
+		if r.Block+uint64(r.Blocks) > e.maps.Blocks() {
+			return nil, fmt.Errorf("%w: chunk memory %s: %w: write %d reaches to block %d of %d", ErrRefused, e.memory.Path(), wlog.ErrDamaged, r.Seq, r.Block+uint64(r.Blocks), e.maps.Blocks())
+		}
+	}
+	return found, nil
+}
+
+// replayEntry appends one entry. Its chunks are built on the heap: what is
+// replayed may fill the whole pool.
+func (e *Engine) replayEntry(ctx context.Context, r wlog.Entry) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for !e.room(len(r.CRCs)) {
+		e.seal()
+		if e.heapFree > 0 {
+			e.heapFree--
+			e.begin(wlog.NewHeapSlot(e.chunkBlocks, e.blockSize))
+			continue
+		}
+		wait := make(chan struct{})
+		e.heapWait = wait
+		e.mu.Unlock()
+		var err error
+		select {
+		case <-wait:
+		case <-e.failed:
+			err = e.Err()
+		case <-ctx.Done():
+			err = context.Cause(ctx)
+		}
+		e.mu.Lock()
+		if err != nil {
+			return err
+		}
+	}
+	if r.Kind == layout.KindZero {
+		e.appendRecord(layout.Record{Block: r.Block, Blocks: r.Blocks, Kind: layout.KindZero}, nil, nil)
+		for u := e.maps.Zero(r.Block, uint64(r.Blocks)); !e.maps.Settle(u); {
+			continue
+		}
+		return nil
+	}
+	e.write(int64(r.Block)*int64(e.blockSize), r.Data, r.CRCs)
+	return nil
+}
