@@ -445,11 +445,7 @@ func TestDurations(t *testing.T) {
 
 // FuzzParse: no text makes Parse panic, or accept what Validate refuses.
 func FuzzParse(f *testing.F) {
-	text, err := os.ReadFile("../../config.toml")
-	if err != nil {
-		f.Fatal(err)
-	}
-	f.Add(string(text))
+	f.Add(string(contrib.Local()))
 	f.Add("size = 1\n[s3]\nbucket = 'x'")
 	f.Add("s3 = []\n[[nbd]]\n[nbd.listen]")
 	f.Fuzz(func(t *testing.T, text string) {

@@ -1,0 +1,96 @@
+# The targets a person needs first are `make run` and `make test`.
+#
+# Tools that Go cannot bring along come from Debian (make deps, as root); the
+# rest is built into .tools/bin at the versions pinned here. Nothing outside of
+# the checkout is changed but for Debian packages.
+
+SHELL       := /bin/bash -o pipefail
+GO          ?= go
+VERSION     := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+LDFLAGS     := -X main.version=$(VERSION)
+TOOLS       := $(CURDIR)/.tools/bin
+VERSITYGW   := v1.8.0
+GOLANGCI    := v2.15.0
+FUZZTIME    ?= 5s
+MINCOVER    := 85
+COVERED     := ./internal/bs3/layout ./internal/bs3/mapproxy/sectormap ./internal/device/nbd
+
+# Test programs that are missing are skipped by a plain `go test`; here they
+# are an error.
+export BS3_REQUIRE_TOOLS := 1
+export BS3_VERSITYGW     := $(TOOLS)/versitygw
+
+.PHONY: build run test deps apt-deps fmt vet lint unit cover fuzz e2e clean
+
+# The binary is a static one. -race, in the tests, does need cgo.
+build:
+	CGO_ENABLED=0 $(GO) build -ldflags '$(LDFLAGS)' -o bs3 .
+
+# Serves a volume below .bs3 until Ctrl-C.
+run: build
+	./bs3 --local
+
+test: deps vet unit cover fuzz e2e
+
+unit:
+	$(GO) test -race . ./contrib/... ./internal/...
+
+# The packages whose mistakes lose data are covered to more than MINCOVER %.
+cover:
+	$(GO) test -cover $(COVERED) | awk '{ print } \
+	  match($$0, /coverage: [0-9.]+/) { n++; if (substr($$0, RSTART+10, RLENGTH-10)+0 <= $(MINCOVER)) low++ } \
+	  END { if (low || n != $(words $(COVERED))) { print "coverage must be above $(MINCOVER) % in each"; exit 1 } }'
+
+# Every fuzz target there is, for a moment each. An interesting input is kept
+# as it is: making it small takes longer than the moment.
+fuzz:
+	@grep -rHo --include='*_test.go' '^func Fuzz[A-Za-z0-9_]*' internal | sort | \
+	while IFS=: read -r file func; do \
+	  name=$${func#func }; echo "fuzz $$name in $$(dirname $$file)"; \
+	  $(GO) test -run '^$$' -fuzz "^$$name\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 10x "./$$(dirname $$file)" </dev/null || exit 1; \
+	done
+
+# The real daemon with clients that are not ours.
+e2e: build
+	$(GO) test -count=1 -timeout 20m ./test/...
+
+fmt:
+	gofmt -w $$(git ls-files '*.go')
+
+vet:
+	@out=$$(gofmt -l $$(git ls-files '*.go')); if [ -n "$$out" ]; then echo "make fmt would change: $$out"; exit 1; fi
+	$(GO) vet ./...
+
+lint: .tools/golangci-lint-$(GOLANGCI)
+	$(TOOLS)/golangci-lint run ./...
+
+deps: apt-deps .tools/versitygw-$(VERSITYGW)
+
+# A program, or a question that succeeds when nothing is missing, and the
+# Debian package that helps. No blanks inside of a question.
+apt-deps:
+	@missing=; \
+	need() { eval "$$1" >/dev/null 2>&1 || missing="$$missing $$2"; }; \
+	has() { need "command -v $$1" "$$2"; }; \
+	has gcc "gcc libc6-dev"; has fio fio; has nbdkit nbdkit; \
+	has nbdinfo libnbd-bin; has nbdcopy libnbd-bin; has nbdfuse libnbd-bin; \
+	need "/usr/bin/python3 -c 'import nbd'" python3-libnbd; \
+	has qemu-img qemu-utils; has mkfs.xfs xfsprogs; has mkfs.btrfs btrfs-progs; has mkfs.ext4 e2fsprogs; \
+	has fusermount3 fuse3; has losetup mount; \
+	[ -z "$$missing" ] && exit 0; \
+	if [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then \
+	  echo "the tests need these Debian packages; install them or run make deps as root:$$missing"; exit 1; fi; \
+	apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends $$missing
+
+# The empty file that carries the version says what .tools/bin holds.
+.tools/versitygw-$(VERSITYGW):
+	GOBIN=$(TOOLS) $(GO) install github.com/versity/versitygw/cmd/versitygw@$(VERSITYGW)
+	rm -f .tools/versitygw-* && touch $@
+
+.tools/golangci-lint-$(GOLANGCI):
+	GOBIN=$(TOOLS) $(GO) install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI)
+	rm -f .tools/golangci-lint-* && touch $@
+
+# What make built; the volume of make run stays.
+clean:
+	rm -rf bs3 .tools coverage.out
