@@ -153,7 +153,12 @@ func TestRefusals(t *testing.T) {
 	base := options(t, store)
 	shut(t, open(t, base))
 	for name, change := range map[string]func(*bs3.Options){
-		"block size": func(o *bs3.Options) { o.BlockSize = 4096; o.ChunkSize = 8 * 4096; o.Size = 100 * 4096; o.Memory = 1 << 20 },
+		"block size": func(o *bs3.Options) {
+			o.BlockSize = 4096
+			o.ChunkSize = 8 * 4096
+			o.Size = 100 * 4096
+			o.Memory = 1 << 20
+		},
 		"chunk size": func(o *bs3.Options) { o.ChunkSize *= 2 },
 		"size":       func(o *bs3.Options) { o.Size *= 2 },
 	} {

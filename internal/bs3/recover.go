@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"sync"
 
 	"bs3/internal/bs3/key"
 	"bs3/internal/bs3/layout"
@@ -24,7 +23,7 @@ type position struct {
 // rollForward applies the log from p on and stores our fence at its end. It
 // returns the fence's key. ErrFenced (wrapped) if a newer writer is there.
 func (e *Engine) rollForward(ctx context.Context, p position) (key.Key, error) {
-	ahead := e.lookAhead(ctx, p.next)
+	ahead := e.tails().ahead(ctx, p.next)
 	defer ahead.close()
 	read := ahead.next
 	for {
@@ -41,7 +40,7 @@ func (e *Engine) rollForward(ctx context.Context, p position) (key.Key, error) {
 		case found.obj.Epoch == e.epoch && found.obj.Nonce == e.nonce:
 			return k, nil // our fence: the answer was lost
 		case found.obj.Epoch == e.epoch:
-			return 0, e.unreadable(fmt.Errorf("object %d has our epoch %d, but writer %s, not us (%s)", k, e.epoch, found.obj.Nonce, e.nonce))
+			return 0, fmt.Errorf("%w: object %d has our epoch %d, but writer %s, not us (%s)", ErrRefused, k, e.epoch, found.obj.Nonce, e.nonce)
 		case found.obj.Epoch > e.epoch:
 			return 0, fmt.Errorf("%w: object %d has epoch %d, ours is %d", ErrFenced, k, found.obj.Epoch, e.epoch)
 		case found.obj.Epoch >= p.epoch:
@@ -61,7 +60,7 @@ func (e *Engine) rollForward(ctx context.Context, p position) (key.Key, error) {
 		if !errors.Is(err, objproxy.ErrExists) {
 			return 0, fmt.Errorf("store our fence: %w", err)
 		}
-		read = func() (tail, error) { return e.inspect(ctx, k) } // judge what came in between
+		read = func() (tail, error) { return e.tails().read(ctx, k) } // judge what came in between
 	}
 }
 
@@ -99,54 +98,6 @@ func (e *Engine) putFence(ctx context.Context, k key.Key, cond objproxy.Conditio
 	o := &layout.Object{Footer: layout.Footer{UUID: e.uuid, Key: k, Epoch: e.epoch, Nonce: e.nonce, BlockSize: uint32(e.blockSize), FirstSeq: e.seq, Fence: true}}
 	_, err := e.store.Put(ctx, k.Name(), objproxy.Body{Data: layout.AppendTail(nil, o)}, cond)
 	return err
-}
-
-// lookAhead reads the tails of the log from k on, several at a time, and
-// gives them in order.
-type lookAhead struct {
-	e       *Engine
-	ctx     context.Context
-	cancel  context.CancelFunc
-	wg      sync.WaitGroup
-	from    key.Key
-	pending []chan inspected
-	window  int
-}
-
-type inspected struct {
-	tail tail
-	err  error
-}
-
-// mostAhead bounds the tail reads under way. Past the end of the log they are
-// in vain, so the window grows from two with what is found.
-const mostAhead = 128
-
-func (e *Engine) lookAhead(ctx context.Context, k key.Key) *lookAhead {
-	a := &lookAhead{e: e, from: k, window: 2}
-	a.ctx, a.cancel = context.WithCancel(ctx)
-	return a
-}
-
-func (a *lookAhead) next() (tail, error) {
-	for len(a.pending) < a.window {
-		k, answer := a.from, make(chan inspected, 1)
-		a.from++
-		a.pending = append(a.pending, answer)
-		a.wg.Go(func() {
-			t, err := a.e.inspect(a.ctx, k)
-			answer <- inspected{t, err}
-		})
-	}
-	a.window = min(2*a.window, mostAhead)
-	first := <-a.pending[0]
-	a.pending = a.pending[1:]
-	return first.tail, first.err
-}
-
-func (a *lookAhead) close() {
-	a.cancel()
-	a.wg.Wait()
 }
 
 // replay writes again, as objects of ours, what chunk memory holds beyond the

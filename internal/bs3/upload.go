@@ -115,7 +115,7 @@ func (e *Engine) upload(c *chunk) error {
 // next try. It waits for as long as the object can not be judged.
 func (e *Engine) contest(k key.Key) (done bool, next objproxy.Condition, err error) {
 	for wait := time.Second; ; wait = min(2*wait, time.Minute) {
-		found, err := e.inspect(e.ctx, k)
+		found, err := e.tails().read(e.ctx, k)
 		switch {
 		case errors.Is(err, objproxy.ErrNotFound):
 			return false, objproxy.IfAbsent(), nil
@@ -137,37 +137,6 @@ func (e *Engine) contest(k key.Key) (done bool, next objproxy.Condition, err err
 		if err := sleep(e.ctx, wait); err != nil {
 			return false, next, err
 		}
-	}
-}
-
-// tail is the decoded end of a stored object, and the version it came with.
-type tail struct {
-	obj     *layout.Object
-	version objproxy.Version
-}
-
-// inspect reads and decodes the tail of the object of key k. Errors:
-// objproxy.ErrNotFound, those of layout (what is there is not to be replaced).
-func (e *Engine) inspect(ctx context.Context, k key.Key) (tail, error) {
-	b := make([]byte, layout.MaxTailSize(e.chunkBlocks))
-	for {
-		n, info, err := e.store.Get(ctx, k.Name(), b, -1)
-		if err != nil {
-			return tail{}, fmt.Errorf("read the tail of object %d (%s): %w", k, k.Name(), err)
-		}
-		obj, err := layout.DecodeTail(b[:n], info.Size)
-		var short *layout.ShortTailError
-		if errors.As(err, &short) && short.Need > len(b) { // of a volume with larger chunks
-			b = make([]byte, short.Need)
-			continue
-		}
-		if err == nil && obj.Key != k && obj.UUID == e.uuid {
-			err = fmt.Errorf("%w: it says that it is object %d", layout.ErrDamaged, obj.Key)
-		}
-		if err != nil {
-			return tail{}, fmt.Errorf("object %d (%s): %w", k, k.Name(), err)
-		}
-		return tail{obj, info.Version}, nil
 	}
 }
 

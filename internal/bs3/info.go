@@ -1,0 +1,106 @@
+package bs3
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"bs3/internal/bs3/key"
+	"bs3/internal/bs3/layout"
+	"bs3/internal/bs3/objproxy"
+)
+
+// VolumeInfo is what the store says of a volume. Its JSON form is a contract.
+type VolumeInfo struct {
+	UUID        layout.UUID `json:"uuid"`
+	Format      int         `json:"format"`
+	Size        int64       `json:"size"`       // bytes
+	BlockSize   uint32      `json:"block_size"` // bytes
+	ChunkSize   uint32      `json:"chunk_size"` // bytes
+	Created     time.Time   `json:"created"`
+	Epoch       uint64      `json:"epoch"`
+	Writer      WriterInfo  `json:"writer"`
+	Deleted     bool        `json:"deleted"`
+	Checkpoints []string    `json:"checkpoints"` // names, oldest first
+
+	// As of the newest checkpoint, zero without one:
+	Objects     int   `json:"objects"`      // of the log
+	StoredBytes int64 `json:"stored_bytes"` // data blocks of these objects
+	LiveBytes   int64 `json:"live_bytes"`   // of them, what the map still needs
+
+	// What an open would read after it:
+	LogObjects int   `json:"log_objects"`
+	LogBytes   int64 `json:"log_bytes"` // data blocks
+}
+
+// WriterInfo is who holds, or held, the volume.
+type WriterInfo struct {
+	Host      string    `json:"host"`
+	Machine   string    `json:"machine"`
+	StatePath string    `json:"state_path"`
+	PID       int       `json:"pid"`
+	Since     time.Time `json:"since"`
+	Released  bool      `json:"released"` // it closed cleanly; otherwise it runs, or died
+}
+
+// Info reads what the store says of a volume. It changes nothing and may be
+// used beside a writer; the figures are then of about the same time. Errors:
+// ErrNoVolume, ErrRefused (not readable), those of the store.
+func Info(ctx context.Context, store objproxy.Store) (*VolumeInfo, error) {
+	v, _, err := readVolume(ctx, store)
+	if errors.Is(err, objproxy.ErrNotFound) {
+		return nil, fmt.Errorf("%w: %w", ErrNoVolume, err)
+	}
+	if err != nil {
+		return nil, err
+	}
+	w := v.Writer
+	info := &VolumeInfo{
+		UUID: v.UUID, Format: v.Format, Size: v.Size, BlockSize: v.BlockSize, ChunkSize: v.ChunkSize,
+		Created: v.Created, Epoch: v.Epoch, Deleted: v.Deleted, Checkpoints: v.Checkpoints,
+		Writer: WriterInfo{w.Hostname, w.Host, w.StatePath, w.PID, w.Since, w.Released},
+	}
+	p := position{}
+	if n := len(v.Checkpoints); n > 0 {
+		c, err := readCheckpoint(ctx, store, v.UUID, v.Checkpoints[n-1])
+		if err != nil {
+			return nil, fmt.Errorf("checkpoint %s: %w", v.Checkpoints[n-1], err)
+		}
+		for _, o := range c.Objects {
+			info.Objects++
+			info.StoredBytes += int64(o.Total) * int64(v.BlockSize)
+			info.LiveBytes += int64(o.Live) * int64(v.BlockSize)
+		}
+		p = position{c.Key + 1, c.KeyEpoch}
+	}
+	err = walk(ctx, tails{store, v.UUID, int(v.ChunkSize / v.BlockSize)}, p, func(_ key.Key, o *layout.Object) error {
+		info.LogObjects++
+		info.LogBytes += int64(o.Blocks) * int64(o.BlockSize)
+		return nil
+	})
+	return info, err
+}
+
+// walk calls f for the objects of the log from p on, in order, up to its end:
+// a key that is not there, or where a leftover of another volume or of a
+// writer that was fenced before lies.
+func walk(ctx context.Context, r tails, p position, f func(key.Key, *layout.Object) error) error {
+	ahead := r.ahead(ctx, p.next)
+	defer ahead.close()
+	for {
+		t, err := ahead.next()
+		switch {
+		case errors.Is(err, objproxy.ErrNotFound):
+			return nil
+		case err != nil:
+			return fmt.Errorf("read the log: %w", err)
+		case t.obj.UUID != r.uuid || t.obj.Epoch < p.epoch:
+			return nil
+		}
+		if err := f(p.next, t.obj); err != nil {
+			return err
+		}
+		p = position{p.next + 1, t.obj.Epoch}
+	}
+}

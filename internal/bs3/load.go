@@ -1,0 +1,116 @@
+package bs3
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"bs3/internal/bs3/layout"
+	"bs3/internal/bs3/mapproxy"
+	"bs3/internal/bs3/objproxy"
+)
+
+// loadCheckpoint fills the map from the newest checkpoint that verifies among
+// those the record names, and says where the log goes on. None verifying is an
+// error if any is named: the log before them may be gone.
+func (e *Engine) loadCheckpoint(ctx context.Context, v *layout.Volume) (position, error) {
+	e.seq = 1
+	if len(v.Checkpoints) == 0 {
+		return position{}, nil
+	}
+	var damage []error
+	for i := len(v.Checkpoints) - 1; i >= 0; i-- {
+		name := v.Checkpoints[i]
+		c, err := loadMap(ctx, e.store, e.uuid, name, e.maps)
+		if err == nil {
+			e.kept = v.Checkpoints[:i+1]
+			e.seq = c.NextSeq
+			return position{c.Key + 1, c.KeyEpoch}, nil
+		}
+		if !isDamage(err) {
+			return position{}, fmt.Errorf("read checkpoint %s: %w", name, err)
+		}
+		e.log.Error().Err(err).Str("name", name).Msg("a checkpoint does not verify")
+		damage = append(damage, fmt.Errorf("%s: %w", name, err))
+		e.maps = mapproxy.New(e.maps.Blocks()) // it may be half full
+	}
+	return position{}, fmt.Errorf("%w: no checkpoint of the volume verifies, and the log before them may be gone: %w", ErrRefused, errors.Join(damage...))
+}
+
+// isDamage says whether err is an answer about the object itself, rather than
+// a failure to get it.
+func isDamage(err error) bool {
+	return errors.Is(err, objproxy.ErrNotFound) || errors.Is(err, layout.ErrDamaged) || errors.Is(err, layout.ErrMagic) || errors.Is(err, layout.ErrVersion)
+}
+
+// readCheckpoint reads the directory of one checkpoint.
+func readCheckpoint(ctx context.Context, store objproxy.Store, uuid layout.UUID, name string) (*layout.Checkpoint, error) {
+	b, _, err := readAll(ctx, store, name)
+	if err != nil {
+		return nil, err
+	}
+	c, err := layout.DecodeCheckpoint(b)
+	if err != nil {
+		return nil, err
+	}
+	k, epoch, _, err := layout.ParseCheckpointName(name)
+	if err != nil {
+		return nil, err
+	}
+	if c.UUID != uuid || c.Key != k || c.Epoch != epoch {
+		return nil, fmt.Errorf("%w: it is of volume %s, key %d, epoch %d", layout.ErrDamaged, c.UUID, c.Key, c.Epoch)
+	}
+	return c, nil
+}
+
+// loadMap loads one checkpoint into maps, which is empty.
+func loadMap(ctx context.Context, store objproxy.Store, uuid layout.UUID, name string, maps *mapproxy.Proxy) (*layout.Checkpoint, error) {
+	c, err := readCheckpoint(ctx, store, uuid, name)
+	if err != nil {
+		return nil, err
+	}
+	if c.Blocks != maps.Blocks() {
+		return nil, fmt.Errorf("%w: it has %d blocks, the volume %d", layout.ErrDamaged, c.Blocks, maps.Blocks())
+	}
+	for _, o := range c.Objects {
+		maps.AddObject(o)
+	}
+	byPack := make([][]layout.LeafRef, len(c.Packs))
+	for _, l := range c.Leaves {
+		byPack[l.Pack] = append(byPack[l.Pack], l)
+	}
+	for i, leaves := range byPack {
+		if err := loadPack(ctx, store, uuid, c.Packs[i], leaves, maps); err != nil {
+			return nil, err
+		}
+	}
+	return c, nil
+}
+
+// loadPack fills the leaves that lie in one pack.
+func loadPack(ctx context.Context, store objproxy.Store, uuid layout.UUID, p layout.PackRef, leaves []layout.LeafRef, maps *mapproxy.Proxy) error {
+	b, _, err := readAll(ctx, store, p.Name)
+	if err != nil {
+		return err
+	}
+	if uint64(len(b)) != p.Size {
+		return fmt.Errorf("pack %s: %w: %d bytes, not %d", p.Name, layout.ErrDamaged, len(b), p.Size)
+	}
+	if err := layout.CheckPackHeader(b, uuid); err != nil {
+		return fmt.Errorf("pack %s: %w", p.Name, err)
+	}
+	entries := make([]layout.Location, layout.LeafBlocks)
+	for _, l := range leaves {
+		encoded := b[l.Offset : l.Offset+uint64(l.Length)]
+		if layout.CRC(encoded) != l.CRC {
+			return fmt.Errorf("pack %s, leaf %d: %w: checksum", p.Name, l.Leaf, layout.ErrDamaged)
+		}
+		if err := layout.DecodeLeaf(encoded, entries); err != nil {
+			return fmt.Errorf("pack %s, leaf %d: %w", p.Name, l.Leaf, err)
+		}
+		if err := maps.LoadLeaf(int(l.Leaf), entries); err != nil {
+			return fmt.Errorf("pack %s: %w: %w", p.Name, layout.ErrDamaged, err)
+		}
+	}
+	return nil
+}
