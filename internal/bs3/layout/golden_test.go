@@ -1,0 +1,186 @@
+package layout
+
+import (
+	"bytes"
+	"flag"
+	"os"
+	"path/filepath"
+	"reflect"
+	"testing"
+)
+
+var update = flag.Bool("update", false, "write the golden files anew (only for a new format version)")
+
+// golden compares got with a file of testdata.
+func golden(t *testing.T, name string, got []byte) {
+	t.Helper()
+	path := filepath.Join("testdata", name)
+	if *update {
+		if err := os.WriteFile(path, got, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		return
+	}
+	want, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(got, want) {
+		t.Errorf("%s: encoded bytes differ from the golden file: a change of the format needs a new version", name)
+	}
+}
+
+// TestGolden pins the bytes of every format. What is decoded is the encoder's
+// output, which golden has found equal to the file.
+func TestGolden(t *testing.T) {
+	check := func(what string, got, want any, err error) {
+		t.Helper()
+		if err != nil {
+			t.Errorf("%s: %v", what, err)
+		} else if !reflect.DeepEqual(got, want) {
+			t.Errorf("%s decodes to\n%+v, want\n%+v", what, got, want)
+		}
+	}
+	for name, o := range map[string]*Object{"object-v1": sampleObject(), "fence-v1": sampleFence()} {
+		var data []byte
+		if !o.Fence {
+			data = sampleData()
+		}
+		b := AppendTail(data, o)
+		golden(t, name, b)
+		got, err := DecodeTail(b, int64(len(b)))
+		check(name, got, o, err)
+	}
+
+	c := sampleCheckpoint()
+	b := AppendCheckpoint(nil, c)
+	golden(t, "checkpoint-v1", b)
+	gotC, err := DecodeCheckpoint(b)
+	check("checkpoint", gotC, c, err)
+
+	pack, refs := samplePack()
+	golden(t, "pack-v1", pack)
+	if err := CheckPackHeader(pack, sampleUUID); err != nil {
+		t.Error(err)
+	}
+	for i, leaf := range sampleLeaves() {
+		r := refs[i]
+		enc := pack[r.Offset : r.Offset+uint64(r.Length)]
+		if int(enc[0]) != i+1 {
+			t.Errorf("sample leaf %d has encoding %d", i, enc[0])
+		}
+		got := make([]Location, LeafBlocks)
+		err := DecodeLeaf(enc, got)
+		check("leaf", got, leaf, err)
+		if err := r.Verify(enc); err != nil {
+			t.Error(err)
+		}
+	}
+
+	v := sampleVolume()
+	b, err = EncodeVolume(v)
+	if err != nil {
+		t.Fatal(err)
+	}
+	golden(t, "volume-v1.json", b)
+	gotV, err := DecodeVolume(b)
+	check("volume record", gotV, v, err)
+
+	m := sampleMemoryHeader()
+	b = AppendMemoryHeader(nil, m)
+	golden(t, "memory-v1", b)
+	gotM, err := DecodeMemoryHeader(b)
+	check("chunk memory", gotM, m, err)
+
+	// The page of a slot, with a record and its checksum behind it.
+	page := make([]byte, 4096, 4096+RecordSize+4)
+	EncodeSlotHeader(page, sampleSlotHeader())
+	PutSlotCount(page, 0x01020304)
+	rec := AppendRecord(nil, sampleObject().Records[0])
+	crc := RecordCRC(rec, []byte{1, 2, 3, 4, 5, 6, 7, 8}, sampleNonce, 0x0102030405)
+	page = append(page, rec...)
+	page = append(page, byte(crc), byte(crc>>8), byte(crc>>16), byte(crc>>24))
+	golden(t, "slot-v1", page)
+	gotS, err := DecodeSlotHeader(page)
+	check("slot", gotS, sampleSlotHeader(), err)
+	if n := SlotCount(page); n != 0x01020304 {
+		t.Errorf("slot count is %#x", n)
+	}
+}
+
+// TestFlips: no byte of anything can change unseen.
+func TestFlips(t *testing.T) {
+	wrong := func(what string, at int, err error) {
+		t.Helper()
+		if !isNamed(err) {
+			t.Errorf("%s with byte %d changed: error is %v", what, at, err)
+		}
+	}
+	o := sampleObject()
+	b := AppendTail(nil, o)
+	size := int64(len(b) + len(sampleData()))
+	eachFlip(b, func(at int, f []byte) { _, err := DecodeTail(f, size); wrong("object", at, err) })
+	eachFlip(sampleData()[:sampleBlockSize], func(at int, f []byte) { wrong("data", at, o.VerifyBlock(0, f)) })
+
+	b = AppendCheckpoint(nil, sampleCheckpoint())
+	eachFlip(b, func(at int, f []byte) { _, err := DecodeCheckpoint(f); wrong("checkpoint", at, err) })
+
+	pack, refs := samplePack()
+	eachFlip(pack[:PackHeaderSize], func(at int, f []byte) { wrong("pack", at, CheckPackHeader(f, sampleUUID)) })
+	leaf := pack[refs[0].Offset : refs[0].Offset+uint64(refs[0].Length)]
+	eachFlip(leaf, func(at int, f []byte) { wrong("leaf", at, refs[0].Verify(f)) })
+
+	b, err := EncodeVolume(sampleVolume())
+	if err != nil {
+		t.Fatal(err)
+	}
+	eachFlip(b, func(at int, f []byte) { _, err := DecodeVolume(f); wrong("volume record", at, err) })
+
+	b = AppendMemoryHeader(nil, sampleMemoryHeader())
+	eachFlip(b, func(at int, f []byte) { _, err := DecodeMemoryHeader(f); wrong("chunk memory", at, err) })
+
+	b = make([]byte, SlotHeaderSize)
+	EncodeSlotHeader(b, sampleSlotHeader())
+	eachFlip(b, func(at int, f []byte) { _, err := DecodeSlotHeader(f); wrong("slot", at, err) })
+}
+
+// TestCut: nothing decodes that was cut off anywhere, or has something behind
+// it.
+func TestCut(t *testing.T) {
+	v, err := EncodeVolume(sampleVolume())
+	if err != nil {
+		t.Fatal(err)
+	}
+	slot := make([]byte, SlotHeaderSize)
+	EncodeSlotHeader(slot, sampleSlotHeader())
+	pack, refs := samplePack()
+	entries := make([]Location, LeafBlocks)
+	for what, c := range map[string]struct {
+		b      []byte
+		decode func(b []byte) error
+		longer bool // more bytes behind are not its business
+	}{
+		"object":     {AppendTail(sampleData(), sampleObject()), func(b []byte) error { _, err := DecodeTail(b, int64(len(b))); return err }, false},
+		"checkpoint": {AppendCheckpoint(nil, sampleCheckpoint()), func(b []byte) error { _, err := DecodeCheckpoint(b); return err }, false},
+		"volume":     {v, func(b []byte) error { _, err := DecodeVolume(b); return err }, false},
+		"memory":     {AppendMemoryHeader(nil, sampleMemoryHeader()), func(b []byte) error { _, err := DecodeMemoryHeader(b); return err }, true},
+		"slot":       {slot, func(b []byte) error { _, err := DecodeSlotHeader(b); return err }, true},
+		"pack":       {pack[:PackHeaderSize], func(b []byte) error { return CheckPackHeader(b, sampleUUID) }, true},
+		"leaf":       {pack[refs[0].Offset:][:refs[0].Length], func(b []byte) error { return DecodeLeaf(b, entries) }, false},
+		"packed":     {pack[refs[1].Offset:][:refs[1].Length], func(b []byte) error { return DecodeLeaf(b, entries) }, false},
+		"raw":        {pack[refs[2].Offset:][:refs[2].Length], func(b []byte) error { return DecodeLeaf(b, entries) }, false},
+		"record":     {AppendRecord(nil, sampleObject().Records[0]), func(b []byte) error { _, err := DecodeRecord(b); return err }, true},
+	} {
+		if err := c.decode(c.b); err != nil {
+			t.Errorf("%s: %v", what, err)
+		}
+		for n := range c.b {
+			if err := c.decode(c.b[:n]); !isNamed(err) {
+				t.Errorf("%s cut to %d of %d bytes: error is %v", what, n, len(c.b), err)
+			}
+		}
+		if err := c.decode(append(bytes.Clone(c.b), 0)); isNamed(err) == c.longer {
+			t.Errorf("%s with a byte behind: error is %v", what, err)
+		}
+	}
+}
