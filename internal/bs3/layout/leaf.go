@@ -90,19 +90,22 @@ func runLength(entries []Location, i int) int {
 func appendRuns(dst []byte, entries []Location, limit int) ([]byte, bool) {
 	dst = append(dst, leafRuns)
 	var last key.Key
+	var buf [3 * binary.MaxVarintLen64]byte // so that dst need not grow beyond limit
 	for i := 0; i < len(entries); {
 		n := runLength(entries, i)
+		run := buf[:0]
 		if l := entries[i]; l.Mapped() {
-			dst = binary.AppendUvarint(dst, uint64(n)<<1|1)
-			dst = binary.AppendVarint(dst, int64(l.Key())-int64(last))
-			dst = binary.AppendUvarint(dst, uint64(l.Index()))
+			run = binary.AppendUvarint(run, uint64(n)<<1|1)
+			run = binary.AppendVarint(run, int64(l.Key())-int64(last))
+			run = binary.AppendUvarint(run, uint64(l.Index()))
 			last = l.Key()
 		} else {
-			dst = binary.AppendUvarint(dst, uint64(n)<<1)
+			run = binary.AppendUvarint(run, uint64(n)<<1)
 		}
-		if len(dst) > limit {
+		if len(dst)+len(run) > limit {
 			return nil, false
 		}
+		dst = append(dst, run...)
 		i += n
 	}
 	return dst, true

@@ -3,6 +3,7 @@ package layout
 import (
 	"bytes"
 	"errors"
+	"math/rand/v2"
 	"time"
 
 	"pgregory.net/rapid"
@@ -224,35 +225,29 @@ func genCheckpoint() *rapid.Generator[*Checkpoint] {
 	})
 }
 
-// genLeaf gives leaves of all shapes: dense and sparse, runs and scatter, with
-// narrow and wide ranges of keys and indexes.
-func genLeaf() *rapid.Generator[[]Location] {
-	return rapid.Custom(func(t *rapid.T) []Location {
-		entries := make([]Location, LeafBlocks)
-		low := rapid.Uint64Range(0, uint64(key.Max)).Draw(t, "low key")
-		span := rapid.SampledFrom([]uint64{0, 1, 200, 1 << 8, 1 << 20, 1 << 22, 1 << 32, 1 << 40}).Draw(t, "key span")
-		high := min(low+span, uint64(key.Max))
-		top := rapid.SampledFrom([]uint32{0, 1, 255, 1023, 1 << 13, MaxIndex}).Draw(t, "top index")
-		longest := rapid.SampledFrom([]int{1, 3, 100, LeafBlocks}).Draw(t, "longest run")
-		// A whole leaf drawn from rapid would be thousands of draws: what is
-		// drawn are the shape and a seed.
-		rnd := rapid.Uint64().Draw(t, "seed")
-		next := func(n uint64) uint64 {
-			rnd = rnd*6364136223846793005 + 1442695040888963407
-			return (rnd >> 20) % n
-		}
-		for i := 0; i < LeafBlocks; {
-			n := min(1+int(next(uint64(longest))), LeafBlocks-i)
-			if next(4) != 0 {
-				k, index := key.Key(low+next(high-low+1)), uint32(next(uint64(top)+1))
-				for j := 0; j < n && index+uint32(j) <= MaxIndex; j++ {
-					entries[i+j] = Loc(k, index).Add(uint32(j))
-				}
+// drawLeaf gives leaves of all shapes: dense and sparse, runs and scatter, with
+// narrow and wide ranges of keys and indexes. Thousands of draws would be slow
+// and unreadable: what is drawn are the shape and a seed.
+func drawLeaf(t *rapid.T) []Location {
+	low := rapid.Uint64Range(0, uint64(key.Max)).Draw(t, "low key")
+	span := rapid.SampledFrom([]uint64{0, 1, 200, 1 << 8, 1 << 20, 1 << 22, 1 << 32, 1 << 40}).Draw(t, "key span")
+	high := min(low+span, uint64(key.Max))
+	top := rapid.SampledFrom([]uint32{0, 1, 255, 1023, 1 << 13, MaxIndex}).Draw(t, "top index")
+	longest := rapid.SampledFrom([]int{1, 3, 100, LeafBlocks}).Draw(t, "longest run")
+	holes := rapid.IntRange(1, 5).Draw(t, "share of holes") // 5 = none but holes
+	rnd := rand.New(rand.NewPCG(rapid.Uint64().Draw(t, "seed"), 0))
+	entries := make([]Location, LeafBlocks)
+	for i := 0; i < LeafBlocks; {
+		n := min(1+rnd.IntN(longest), LeafBlocks-i)
+		if rnd.IntN(5) >= holes {
+			k, index := key.Key(low+rnd.Uint64N(high-low+1)), rnd.Uint32N(top+1)
+			for j := 0; j < n && index+uint32(j) <= MaxIndex; j++ {
+				entries[i+j] = Loc(k, index).Add(uint32(j))
 			}
-			i += n
 		}
-		return entries
-	})
+		i += n
+	}
+	return entries
 }
 
 // isNamed says whether err is one of the answers a decoder may give.

@@ -1,0 +1,121 @@
+package layout
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"testing"
+
+	"bs3/internal/bs3/key"
+)
+
+// benchObject is a full chunk of 4 MiB written in single blocks of 4 KiB.
+func benchObject() *Object {
+	o := &Object{Footer: Footer{UUID: sampleUUID, Nonce: sampleNonce, Key: 1000, Epoch: 1, FirstSeq: 1, BlockSize: 4096, Blocks: 1024}}
+	for i := range uint32(1024) {
+		o.CRCs = append(o.CRCs, i*0x9e3779b9)
+		o.Records = append(o.Records, Record{Block: uint64(i) * 77, Blocks: 1, Kind: KindWrite, Index: i, Seq: uint64(i) + 1})
+	}
+	return o
+}
+
+func BenchmarkAppendTail(b *testing.B) {
+	o := benchObject()
+	buf := make([]byte, 0, TailSize(1024, 1024))
+	b.SetBytes(int64(cap(buf)))
+	b.ReportAllocs()
+	for b.Loop() {
+		AppendTail(buf, o)
+	}
+}
+
+func BenchmarkDecodeTail(b *testing.B) {
+	tail := AppendTail(nil, benchObject())
+	b.SetBytes(int64(len(tail)))
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := DecodeTail(tail, int64(len(tail))+4<<20); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+// benchLeaves are what maps look like: written in order, in runs of 16 blocks
+// at random places, and block by block at random places.
+func benchLeaves() map[string][]Location {
+	rnd := rand.New(rand.NewPCG(1, 2))
+	leaves := map[string][]Location{}
+	for name, n := range map[string]int{"sequential": 1024, "runs16": 16, "random": 1} {
+		leaf := make([]Location, LeafBlocks)
+		for i := range leaf {
+			if i%n == 0 {
+				leaf[i] = Loc(key.Key(rnd.IntN(500000)), uint32(rnd.IntN(1024-n+1)))
+			} else {
+				leaf[i] = leaf[i-1].Add(1)
+			}
+		}
+		leaves[name] = leaf
+	}
+	leaves["raw"] = make([]Location, LeafBlocks)
+	for i := range leaves["raw"] {
+		leaves["raw"][i] = Loc(key.Key(rnd.Uint64N(1<<40-1)), uint32(rnd.IntN(1<<24)))
+	}
+	return leaves
+}
+
+func BenchmarkAppendLeaf(b *testing.B) {
+	for name, leaf := range benchLeaves() {
+		b.Run(name, func(b *testing.B) {
+			buf := make([]byte, 0, MaxLeafSize)
+			b.SetBytes(8 * LeafBlocks)
+			b.ReportAllocs()
+			for b.Loop() {
+				AppendLeaf(buf, leaf)
+			}
+			b.ReportMetric(float64(len(AppendLeaf(buf, leaf))), "bytes/leaf")
+		})
+	}
+}
+
+func BenchmarkDecodeLeaf(b *testing.B) {
+	entries := make([]Location, LeafBlocks)
+	for name, leaf := range benchLeaves() {
+		b.Run(name, func(b *testing.B) {
+			enc := AppendLeaf(nil, leaf)
+			b.SetBytes(8 * LeafBlocks)
+			for b.Loop() {
+				if err := DecodeLeaf(enc, entries); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}
+
+func BenchmarkCRC(b *testing.B) {
+	for _, n := range []int{512, 4096, 1 << 20} {
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			data := make([]byte, n)
+			b.SetBytes(int64(n))
+			for b.Loop() {
+				CRC(data)
+			}
+		})
+	}
+}
+
+func BenchmarkRecordCRC(b *testing.B) {
+	rec := AppendRecord(nil, sampleObject().Records[0])
+	crcs := make([]byte, 4)
+	b.ReportAllocs()
+	for b.Loop() {
+		RecordCRC(rec, crcs, sampleNonce, 7)
+	}
+}
+
+func BenchmarkPutRecord(b *testing.B) {
+	rec, r := make([]byte, RecordSize), sampleObject().Records[0]
+	b.ReportAllocs()
+	for b.Loop() {
+		PutRecord(rec, r)
+	}
+}

@@ -1,0 +1,188 @@
+package layout
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+
+	"pgregory.net/rapid"
+)
+
+func TestVolumeRoundTrip(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		v := sampleVolume()
+		v.UUID = UUID(rapid.SliceOfN(rapid.ByteRange(1, 255), 16, 16).Draw(t, "uuid"))
+		v.Generation = rapid.Uint64().Draw(t, "generation")
+		v.Epoch = rapid.Uint64().Draw(t, "epoch")
+		v.BlockSize = rapid.SampledFrom([]uint32{512, 4096}).Draw(t, "block size")
+		v.Size = rapid.Int64Range(1, MaxBlocks).Draw(t, "blocks") * int64(v.BlockSize)
+		v.LargestSize = rapid.Int64Range(v.Size/int64(v.BlockSize), MaxBlocks).Draw(t, "largest") * int64(v.BlockSize)
+		v.ChunkSize = rapid.Uint32Range(1, 4096).Draw(t, "chunk") * v.BlockSize
+		v.Created = time.Unix(rapid.Int64Range(0, 1<<33).Draw(t, "created"), rapid.Int64Range(0, 999999999).Draw(t, "ns")).UTC()
+		v.Writer = Writer{
+			Host: rapid.String().Draw(t, "host"), Hostname: rapid.String().Draw(t, "hostname"), StatePath: rapid.String().Draw(t, "state"),
+			PID: rapid.IntRange(0, 1<<22).Draw(t, "pid"), Released: rapid.Bool().Draw(t, "released"),
+		}
+		v.ChangeID, v.Deleted = rapid.String().Draw(t, "change"), rapid.Bool().Draw(t, "deleted")
+		v.Checkpoints = v.Checkpoints[:rapid.IntRange(0, 2).Draw(t, "checkpoints")]
+		b, err := EncodeVolume(v)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := DecodeVolume(b)
+		if err != nil {
+			t.Fatalf("%v:\n%s", err, b)
+		}
+		if !reflect.DeepEqual(got, v) {
+			t.Fatalf("got %+v, want %+v", got, v)
+		}
+	})
+}
+
+func TestEncodeVolumeSets(t *testing.T) {
+	v := sampleVolume()
+	v.Format, v.Checkpoints = 0, nil
+	v.Created = v.Created.In(time.FixedZone("east", 3600))
+	b, err := EncodeVolume(v)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := DecodeVolume(b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got.Format != VolumeFormat || got.Checkpoints == nil || !got.Created.Equal(v.Created) || got.Created.Location() != time.UTC {
+		t.Errorf("got %+v", got)
+	}
+	if v.Format != 0 || v.Checkpoints != nil {
+		t.Error("EncodeVolume changed its argument")
+	}
+}
+
+// sealVolume frames what is between the first and the last member of a record.
+func sealVolume(middle string) []byte {
+	b := []byte(volumeMagic + middle)
+	return fmt.Appendf(b, volumeEnd, CRC(b))
+}
+
+// volumeMiddle is what sealVolume frames, for the sample.
+func volumeMiddle(t testing.TB) string {
+	b, err := EncodeVolume(sampleVolume())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b[len(volumeMagic) : len(b)-len(fmt.Sprintf(volumeEnd, 0))])
+}
+
+func TestVolumeRules(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		change func(v *Volume)
+		want   string
+	}{
+		{"uuid", func(v *Volume) { v.UUID = UUID{} }, "uuid is zero"},
+		{"block size", func(v *Volume) { v.BlockSize = 0 }, "block size is 0"},
+		{"no size", func(v *Volume) { v.Size = 0 }, "size is 0"},
+		{"negative size", func(v *Volume) { v.Size = -4096 }, "size is -4096"},
+		{"uneven size", func(v *Volume) { v.Size++ }, "size is 8589934593"},
+		{"too large", func(v *Volume) { v.LargestSize = (MaxBlocks + 1) * 4096 }, "largest_size is 72057594037932032"},
+		{"largest", func(v *Volume) { v.LargestSize = 4096 }, "largest_size 4096 is less than"},
+		{"no chunk", func(v *Volume) { v.ChunkSize = 0 }, "chunk_size is 0"},
+		{"uneven chunk", func(v *Volume) { v.ChunkSize++ }, "chunk_size is 4194305"},
+		{"pid", func(v *Volume) { v.Writer.PID = -1 }, "pid is -1"},
+		{"checkpoint name", func(v *Volume) { v.Checkpoints[0] = "checkpoint/1" }, "checkpoint/1"},
+		{"checkpoint order", func(v *Volume) { v.Checkpoints[1] = v.Checkpoints[0] }, "is not older than"},
+		{"three checkpoints", func(v *Volume) { v.Checkpoints = append(v.Checkpoints, CheckpointName(1<<39, 4, 1)) }, "3 checkpoints"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			v := sampleVolume()
+			c.change(v)
+			_, err := EncodeVolume(v)
+			if !errors.Is(err, ErrDamaged) || !strings.Contains(err.Error(), c.want) {
+				t.Errorf("encode: error is %v, want ErrDamaged with %q", err, c.want)
+			}
+		})
+	}
+	for name, change := range map[string]func(v *Volume){
+		"host":       func(v *Volume) { v.Writer.Host = "\xff" },
+		"hostname":   func(v *Volume) { v.Writer.Hostname = "\xff" },
+		"state_path": func(v *Volume) { v.Writer.StatePath = "\xff" },
+		"change_id":  func(v *Volume) { v.ChangeID = "\xff" },
+	} {
+		v := sampleVolume()
+		change(v)
+		if _, err := EncodeVolume(v); !errors.Is(err, ErrDamaged) || !strings.Contains(err.Error(), name+` "\xff" is not UTF-8`) {
+			t.Errorf("%s not UTF-8: error is %v", name, err)
+		}
+	}
+	v := sampleVolume()
+	v.Created = time.Date(10000, 1, 1, 0, 0, 0, 0, time.UTC)
+	if _, err := EncodeVolume(v); !errors.Is(err, ErrDamaged) {
+		t.Errorf("year 10000: error is %v", err)
+	}
+	v = sampleVolume()
+	v.Writer.Hostname = strings.Repeat("x", MaxVolumeRecord)
+	if _, err := EncodeVolume(v); !errors.Is(err, ErrDamaged) {
+		t.Errorf("too long: error is %v", err)
+	}
+}
+
+func TestDecodeVolumeRules(t *testing.T) {
+	middle := volumeMiddle(t)
+	if _, err := DecodeVolume(sealVolume(middle)); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		name     string
+		old, new string
+		is       error
+		want     string
+	}{
+		{"newer", `"format": 1`, `"format": 2`, ErrVersion, "format 2, known up to 1"},
+		{"format 0", `"format": 1`, `"format": 0`, ErrDamaged, "format is 0"},
+		{"format text", `"format": 1`, `"format": "1"`, ErrDamaged, "format"},
+		{"no format", `"format": 1,`, ``, ErrDamaged, "format is 0"},
+		{"not JSON", `"format": 1,`, `"format": 1`, ErrDamaged, "invalid character"},
+		{"unknown", `"format": 1,`, `"format": 1, "parent": {},`, ErrVersion, `unknown field "parent"`},
+		{"unknown inside", `"pid": 4711,`, `"pid": 4711, "lease": 1,`, ErrVersion, `unknown field "lease"`},
+		{"type", `"generation": 9`, `"generation": "9"`, ErrDamaged, "generation"},
+		{"range", `"generation": 9`, `"generation": -9`, ErrDamaged, "generation"},
+		{"uuid", `"uuid": "1`, `"uuid": "g`, ErrDamaged, "8-4-4-4-12"},
+		{"nonce", `"nonce": "a`, `"nonce": "A`, ErrDamaged, "32 lower-case"},
+		{"time", `"created": "2`, `"created": "x`, ErrDamaged, "time"},
+		{"rule", `"block_size": 4096`, `"block_size": 4097`, ErrDamaged, "block size is 4097"},
+	} {
+		text := strings.Replace(middle, c.old, c.new, 1)
+		if text == middle {
+			t.Fatalf("%s: nothing replaced", c.name)
+		}
+		if _, err := DecodeVolume(sealVolume(text)); !errors.Is(err, c.is) || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: error is %v, want %v with %q", c.name, err, c.is, c.want)
+		}
+	}
+	for name, b := range map[string][]byte{
+		"nothing": nil,
+		"text":    []byte("hello"),
+		"JSON":    []byte(`{"format": 1}`),
+		"zeros":   make([]byte, 4096),
+		"object":  AppendTail(sampleData(), sampleObject()),
+	} {
+		if _, err := DecodeVolume(b); !errors.Is(err, ErrMagic) {
+			t.Errorf("%s: error is %v", name, err)
+		}
+	}
+	long := sealVolume(middle + strings.Repeat(" ", MaxVolumeRecord))
+	if _, err := DecodeVolume(long); !errors.Is(err, ErrDamaged) {
+		t.Errorf("too long: error is %v", err)
+	}
+	if _, err := DecodeVolume([]byte(volumeMagic + `"format":1}`)); !errors.Is(err, ErrDamaged) {
+		t.Errorf("too short for a checksum: error is %v", err)
+	}
+	if _, err := DecodeVolume(bytes.ReplaceAll(sealVolume(middle), []byte("\n"), []byte("\r\n"))); err == nil {
+		t.Error("other line ends were accepted")
+	}
+}
