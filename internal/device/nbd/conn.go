@@ -1,0 +1,318 @@
+package nbd
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/rs/zerolog"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// readerSize is the buffer that requests are read into, in bytes. It holds
+	// the largest option.
+	readerSize = maxOption
+	// peekMax is the largest payload that is written to the volume from there.
+	peekMax = readerSize / 2
+	// batchSize bounds the replies that wait to be sent together, in bytes.
+	batchSize = 128 << 10
+)
+
+var (
+	errDisconnect = errors.New("client disconnected")
+	errStopping   = errors.New("server stops")
+	errUnread     = errors.New("client hung up and left too many requests")
+)
+
+// longAgo is a deadline that wakes whoever reads.
+func longAgo() time.Time { return time.Unix(1, 0) }
+
+// conn is one connection. One goroutine reads from it and serves what can be
+// served at once; what may wait is served by goroutines of its own (tasks).
+//
+// The life of a client that goes away. Its requests must not take effect after
+// it could know: it may send them again elsewhere and go on. The reader finds
+// out from the end of the stream; but between its last read and that it has
+// requests in its buffer, and at the limit of waiting tasks it does not read
+// at all. So it also asks the socket, after every read and while it is at the
+// limit, whether the other side has hung up. From then on nothing more can
+// arrive than what the socket holds. What is read from there is parked, not
+// served, until the last word is known: NBD_CMD_DISC, and all is finished; or
+// a bare end, and all of it is dropped, the tasks under way cancelled.
+type conn struct {
+	srv    *Server
+	nc     net.Conn
+	raw    syscall.RawConn
+	log    zerolog.Logger
+	ctx    context.Context // of the requests; cancelled when the client is gone
+	cancel context.CancelFunc
+	sender *sender
+
+	// Of the reader's goroutine alone.
+	r           *bufio.Reader // over conn.Read
+	out         []byte        // replies not handed to sender yet
+	hungUp      bool          // the other side has hung up; requests are parked
+	parked      []*task
+	parkedBytes int64
+	poll        *hangUpPoll
+
+	// Negotiated; constant in the transmission phase.
+	structured bool   // structured replies
+	status     bool   // base:allocation is selected
+	statusOf   string // the export name it was selected for
+
+	// gate is held while a write goes through device.Fast, see overlaps.
+	gate sync.Mutex
+
+	serving  atomic.Bool   // the transmission phase has begun
+	stopping atomic.Bool   // the server stops: read no more
+	settled  chan struct{} // closed when no request of a client that vanished can take effect any more
+
+	tasks sync.WaitGroup
+	mu    sync.Mutex
+	// waiting tasks and their bytes; limited while the reader waits for room.
+	waiting      int
+	waitingBytes int64
+	limited      bool
+}
+
+func newConn(ctx context.Context, s *Server, nc net.Conn) (*conn, error) {
+	sc, ok := nc.(syscall.Conn)
+	if !ok {
+		return nil, fmt.Errorf("%T is no socket", nc)
+	}
+	raw, err := sc.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	c := &conn{
+		srv:     s,
+		nc:      nc,
+		raw:     raw,
+		log:     s.opts.Log.With().Stringer("client", nc.RemoteAddr()).Logger(),
+		sender:  newSender(nc),
+		out:     make([]byte, 0, batchSize),
+		poll:    newHangUpPoll(),
+		settled: make(chan struct{}),
+	}
+	// Requests outlive the server's ctx for as long as stop allows.
+	c.ctx, c.cancel = context.WithCancel(context.WithoutCancel(ctx))
+	c.r = bufio.NewReaderSize(c, readerSize)
+	return c, nil
+}
+
+// serve runs the connection from handshake to end, and returns when all its
+// tasks have ended.
+func (c *conn) serve() {
+	defer c.cut()
+	if err := c.handshake(); err != nil {
+		_ = c.flush() // the answer to NBD_OPT_ABORT; the client need not wait for it
+		c.log.Debug().Err(err).Msg("NBD handshake ended")
+		return
+	}
+	c.srv.settle(c)
+	c.serving.Store(true)
+	c.log.Debug().Bool("structured", c.structured).Bool("status", c.status).Msg("NBD client is connected")
+	err := c.transmit()
+	if errors.Is(err, errDisconnect) || errors.Is(err, errStopping) {
+		close(c.settled)
+		for _, t := range c.parked {
+			c.run(t)
+		}
+		_ = c.flush() // the client may be gone; its requests count, not the replies
+		c.tasks.Wait()
+	} else {
+		c.cut()
+		c.tasks.Wait()
+		close(c.settled)
+	}
+	c.log.Debug().Err(err).Msg("NBD client is gone")
+}
+
+// transmit serves requests until one of errDisconnect, errStopping, or the
+// error that says how the connection died.
+func (c *conn) transmit() error {
+	// What the handshake has read ahead may be all there is.
+	c.hungUp = c.hasHungUp()
+	c.rearm()
+	for {
+		if err := c.next(); err != nil {
+			return err
+		}
+	}
+}
+
+// cut ends the connection at once: its tasks are cancelled.
+func (c *conn) cut() {
+	c.cancel()
+	_ = c.nc.Close() // nothing is left to be lost
+}
+
+// stop makes the reader end with errStopping when it has served what it has.
+func (c *conn) stop() {
+	c.stopping.Store(true)
+	_ = c.nc.SetReadDeadline(longAgo()) // fails only if the connection has ended
+}
+
+// abandon cancels the tasks but lets their replies go out, if the client reads.
+func (c *conn) abandon() {
+	c.cancel()
+	_ = c.nc.SetWriteDeadline(time.Now().Add(lastWordWait)) // as in stop
+}
+
+// rearm makes reading possible after a deadline has woken the reader.
+func (c *conn) rearm() {
+	_ = c.nc.SetReadDeadline(time.Time{}) // a failure shows at the next read
+	if c.stopping.Load() {                // stop may have come between
+		_ = c.nc.SetReadDeadline(longAgo())
+	}
+}
+
+// Read reads from the socket for c.r. It first sends the replies that have
+// come together since the last time.
+func (c *conn) Read(p []byte) (int, error) {
+	if err := c.flush(); err != nil {
+		return 0, err
+	}
+	for {
+		n, err := c.nc.Read(p)
+		switch {
+		case err == nil:
+			if c.serving.Load() && !c.hungUp {
+				c.hungUp = c.hasHungUp()
+			}
+			return n, nil
+		case !errors.Is(err, os.ErrDeadlineExceeded) || !c.serving.Load():
+			return n, err
+		case c.stopping.Load():
+			return n, errStopping
+		}
+		c.rearm() // a task that left woke us too late, see leave
+	}
+}
+
+// flush sends the replies that wait.
+func (c *conn) flush() error {
+	if len(c.out) == 0 {
+		return nil
+	}
+	err := c.sender.send(c.out)
+	c.out = c.out[:0]
+	return err
+}
+
+// skip drops n bytes that are in the buffer already.
+func (c *conn) skip(n int) { _, _ = c.r.Discard(n) }
+
+// start runs t on a goroutine of its own. At the limit it waits for room, and
+// parks t if the client hangs up meanwhile.
+func (c *conn) start(t *task) error {
+	for !c.hungUp {
+		if c.enter(t.cost) {
+			c.tasks.Go(func() {
+				c.run(t)
+				c.leave(t.cost)
+			})
+			return nil
+		}
+		if err := c.awaitRoom(); err != nil {
+			return err
+		}
+	}
+	c.parkedBytes += t.cost
+	if len(c.parked) >= maxParked || c.parkedBytes > maxTotal {
+		return errUnread
+	}
+	c.parked = append(c.parked, t)
+	return nil
+}
+
+// enter counts a task of cost bytes in, if there is room.
+func (c *conn) enter(cost int64) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	full := c.waiting >= maxWaiting || c.waitingBytes+cost > maxTotal
+	if full && !c.stopping.Load() { // the last request of all may be one too many
+		c.limited = true
+		return false
+	}
+	c.limited = false
+	c.waiting++
+	c.waitingBytes += cost
+	return true
+}
+
+// leave counts a task out and wakes the reader if that waits for room.
+func (c *conn) leave(cost int64) {
+	c.mu.Lock()
+	c.waiting--
+	c.waitingBytes -= cost
+	wake := c.limited
+	c.limited = false
+	c.mu.Unlock()
+	if wake {
+		_ = c.nc.SetReadDeadline(longAgo()) // fails only if the connection has ended
+	}
+}
+
+// awaitRoom returns when a task has left or the client has hung up. Data in
+// the socket do not wake it.
+func (c *conn) awaitRoom() error {
+	if err := c.flush(); err != nil {
+		return err
+	}
+	// The runtime calls again on every event of the socket, a hang-up is one.
+	err := c.raw.Read(c.poll.ask)
+	switch {
+	case err == nil:
+		c.hungUp = true
+		return nil
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		c.rearm()
+		return nil
+	default:
+		return err
+	}
+}
+
+// hasHungUp asks whether the other side has closed or half-closed the socket,
+// whatever is still to be read.
+func (c *conn) hasHungUp() bool {
+	return c.raw.Control(c.poll.control) != nil || c.poll.yes
+}
+
+// vanished is hasHungUp for other goroutines than the reader's.
+func (c *conn) vanished() bool {
+	p := newHangUpPoll()
+	return c.raw.Control(p.control) != nil || p.yes
+}
+
+// hangUpPoll is the memory of asking a socket, and the functions that the
+// runtime wants for it, so that asking does not allocate. It is for one
+// goroutine at a time.
+type hangUpPoll struct {
+	fds     [1]unix.PollFd
+	yes     bool
+	ask     func(fd uintptr) bool // for RawConn.Read
+	control func(fd uintptr)      // for RawConn.Control
+}
+
+func newHangUpPoll() *hangUpPoll {
+	p := &hangUpPoll{}
+	p.ask = func(fd uintptr) bool {
+		p.fds[0] = unix.PollFd{Fd: int32(fd), Events: unix.POLLRDHUP}
+		n, err := unix.Poll(p.fds[:], 0)
+		p.yes = n > 0 && err == nil
+		return p.yes
+	}
+	p.control = func(fd uintptr) { p.ask(fd) }
+	return p
+}

@@ -1,0 +1,182 @@
+package nbd
+
+import (
+	"context"
+	"encoding/binary"
+	"fmt"
+	"math"
+)
+
+// execute does what t asks for and returns the payload of its reply, if it has
+// one. It may wait, but no longer than the connection lives.
+func (c *conn) execute(t *task) (payload []byte, err error) {
+	s := c.srv
+	switch t.cmd {
+	case cmdRead:
+		off, _, _ := s.cover(t.request)
+		if err := s.vol.ReadAt(c.ctx, t.buf.p, off); err != nil {
+			return nil, err
+		}
+		return t.buf.p[t.head : t.head+int(t.length)], nil
+	case cmdBlockStatus:
+		return c.blockStatus(t.request)
+	case cmdFlush:
+		return nil, s.vol.Flush(c.ctx)
+	case cmdWrite:
+		err = c.writeBlocks(t)
+	case cmdTrim:
+		// A hint: the parts of blocks at its edges are left alone.
+		if off, n := s.inner(t.request); n > 0 {
+			err = c.hold(off, n, false, func() error { return c.pieces(off, n, s.vol.Discard) })
+		}
+	case cmdWriteZeroes:
+		// NBD_CMD_FLAG_NO_HOLE asks that later writes find room. A Volume has no
+		// room to reserve: it takes every write to a new place.
+		err = c.writeZeroes(t.request)
+	}
+	if err == nil && t.flags&cmdFlagFUA != 0 {
+		err = s.vol.Flush(c.ctx)
+	}
+	return nil, err
+}
+
+// writeBlocks writes the payload of t, filling up the blocks at its edges with
+// what is there, in one write.
+func (c *conn) writeBlocks(t *task) error {
+	s := c.srv
+	off, n, head := s.cover(t.request)
+	if s.aligned(t.request) {
+		return c.hold(off, n, false, func() error { return s.vol.WriteAt(c.ctx, t.buf.p, off) })
+	}
+	return c.hold(off, n, true, func() error {
+		bs := s.geometry.BlockSize
+		edge := s.buffers.get(bs)
+		defer s.buffers.put(edge)
+		tail := head + int(t.length) // where the payload ends
+		if head > 0 || tail < bs {
+			if err := s.vol.ReadAt(c.ctx, edge.p, off); err != nil {
+				return err
+			}
+			copy(t.buf.p[:head], edge.p)
+			if tail < bs {
+				copy(t.buf.p[tail:], edge.p[tail:])
+			}
+		}
+		if last := int(n) - bs; last > 0 && tail < int(n) {
+			if err := s.vol.ReadAt(c.ctx, edge.p, off+int64(last)); err != nil {
+				return err
+			}
+			copy(t.buf.p[tail:], edge.p[tail-last:])
+		}
+		return s.vol.WriteAt(c.ctx, t.buf.p, off)
+	})
+}
+
+// writeZeroes zeroes exactly the bytes of req.
+func (c *conn) writeZeroes(req request) error {
+	s := c.srv
+	off, n, _ := s.cover(req)
+	if s.aligned(req) {
+		return c.hold(off, n, false, func() error { return c.pieces(off, n, s.vol.WriteZeroes) })
+	}
+	return c.hold(off, n, true, func() error {
+		bs := int64(s.geometry.BlockSize)
+		from, to := int64(req.off), int64(req.off)+int64(req.length)
+		if whole, length := s.inner(req); length > 0 {
+			if err := c.pieces(whole, length, s.vol.WriteZeroes); err != nil {
+				return err
+			}
+		}
+		if from%bs != 0 {
+			if err := c.zeroPart(off, from-off, min(to-off, bs)); err != nil {
+				return err
+			}
+		}
+		// The last block, unless it is the first, which is done.
+		if last := off + n - bs; to%bs != 0 && (last != off || from%bs == 0) {
+			return c.zeroPart(last, 0, to-last)
+		}
+		return nil
+	})
+}
+
+// zeroPart zeroes the bytes from to to of the block at off.
+func (c *conn) zeroPart(off, from, to int64) error {
+	s := c.srv
+	block := s.buffers.get(s.geometry.BlockSize)
+	defer s.buffers.put(block)
+	if err := s.vol.ReadAt(c.ctx, block.p, off); err != nil {
+		return err
+	}
+	clear(block.p[from:to])
+	return s.vol.WriteAt(c.ctx, block.p, off)
+}
+
+// hold runs change while it holds the blocks of [off, off+n), exclusively for
+// a read-modify-write.
+func (c *conn) hold(off, n int64, exclusive bool, change func() error) error {
+	s := c.srv
+	bs := int64(s.geometry.BlockSize)
+	if exclusive {
+		s.beginRMW()
+		defer s.endRMW()
+	}
+	held := &span{first: off / bs, last: (off+n)/bs - 1, exclusive: exclusive}
+	if err := s.overlaps.acquire(c.ctx, held); err != nil {
+		return err
+	}
+	defer s.overlaps.release(held)
+	return change()
+}
+
+// pieces calls do for [off, off+n) in pieces of at most MaxDiscard.
+func (c *conn) pieces(off, n int64, do func(ctx context.Context, off, n int64) error) error {
+	most := c.srv.geometry.MaxDiscard &^ int64(c.srv.geometry.BlockSize-1)
+	if most <= 0 {
+		most = math.MaxInt64
+	}
+	for n > 0 {
+		piece := min(n, most)
+		if err := do(c.ctx, off, piece); err != nil {
+			return err
+		}
+		off, n = off+piece, n-piece
+	}
+	return nil
+}
+
+// blockStatus gives the payload of a reply to NBD_CMD_BLOCK_STATUS. It may
+// describe less than was asked for; the protocol allows that.
+func (c *conn) blockStatus(req request) ([]byte, error) {
+	s := c.srv
+	off, n, head := s.cover(req)
+	extents, err := s.alloc.Allocation(c.ctx, off, n)
+	if err != nil {
+		return nil, err
+	}
+	most := maxStatus
+	if req.flags&cmdFlagReqOne != 0 {
+		most = 1
+	}
+	b := binary.BigEndian.AppendUint32(nil, contextID)
+	skip, left := int64(head), int64(req.length)
+	for i := 0; i < len(extents) && most > 0 && left > 0; most-- {
+		hole, length := extents[i].Hole, int64(0)
+		for ; i < len(extents) && extents[i].Hole == hole; i++ {
+			length += extents[i].Length
+		}
+		length = min(length-skip, left)
+		skip = 0
+		left -= length
+		var state uint32
+		if hole {
+			state = stateHole | stateZero
+		}
+		b = binary.BigEndian.AppendUint32(b, uint32(length))
+		b = binary.BigEndian.AppendUint32(b, state)
+	}
+	if left == int64(req.length) {
+		return nil, fmt.Errorf("volume has no answer about its allocation at %d", req.off)
+	}
+	return b, nil
+}

@@ -1,0 +1,251 @@
+// Package nbd serves a device.Volume over the NBD protocol (fixed newstyle,
+// doc/proto.md of the NBD project) on a unix socket or TCP.
+//
+// Each connection has one goroutine that reads requests. Reads and writes that
+// device.Fast can serve at once are served right there, straight from and to
+// the connection's buffers, and their replies go out together when the
+// goroutine is about to read from the socket again. Whatever may wait runs on
+// a goroutine of its own, so that it holds up nothing behind it; a bounded
+// number of those per connection, beyond which the connection reads no further.
+//
+// A client that hangs up has its waiting requests cancelled, and none of them
+// takes effect afterwards: it may come back on another connection, send them
+// again and go on writing. A client that says NBD_CMD_DISC first has them
+// finished. See conn.go for how that is kept, overlaps for requests that are
+// no multiple of the block size.
+package nbd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/rs/zerolog"
+
+	"bs3/internal/device"
+)
+
+// Options of a Server. Zero values mean the defaults.
+type Options struct {
+	Network string // "unix" or "tcp"
+	Address string // path of the socket, or host:port
+
+	// ExportName is the name that is listed. Clients may ask for it or for ""
+	// (the default export, by the protocol); any other name is refused.
+	ExportName string
+
+	Log zerolog.Logger
+
+	// MaxConns bounds the connections at a time, 128 by default; further ones
+	// are closed at once.
+	MaxConns int
+
+	// HandshakeTimeout bounds the time from accepting a connection to its
+	// transmission phase, 30 s by default.
+	HandshakeTimeout time.Duration
+
+	// StopTimeout bounds how long Run, once stopped, lets requests already
+	// received go on, 10 s by default. Then they are cancelled.
+	StopTimeout time.Duration
+
+	// Listening, if set, is called once, when clients can connect.
+	Listening func(net.Addr)
+}
+
+const (
+	defaultMaxConns         = 128
+	defaultHandshakeTimeout = 30 * time.Second
+	defaultStopTimeout      = 10 * time.Second
+
+	// hangUpWait bounds how long a new connection waits for one whose client
+	// has hung up to read what is left in its socket; see settle.
+	hangUpWait = time.Second
+	// lastWordWait bounds the writing of the last replies to a client whose
+	// requests were cancelled because the server stops.
+	lastWordWait = time.Second
+	// acceptRetry is the pause after an accept that failed for want of
+	// descriptors or memory.
+	acceptRetry = 100 * time.Millisecond
+)
+
+// Server serves one volume. Make it with New; Run it once.
+type Server struct {
+	vol      device.Volume
+	fast     device.Fast      // nil if vol has none
+	alloc    device.Allocator // nil if vol has none
+	geometry device.Geometry
+	opts     Options
+	errLog   zerolog.Logger // for what a broken volume would repeat without end
+
+	buffers  buffers
+	overlaps overlaps
+
+	wg    sync.WaitGroup // one for each connection
+	mu    sync.Mutex
+	conns map[*conn]struct{}
+}
+
+// New makes a server of vol.
+func New(vol device.Volume, opts Options) *Server {
+	if opts.MaxConns == 0 {
+		opts.MaxConns = defaultMaxConns
+	}
+	if opts.HandshakeTimeout == 0 {
+		opts.HandshakeTimeout = defaultHandshakeTimeout
+	}
+	if opts.StopTimeout == 0 {
+		opts.StopTimeout = defaultStopTimeout
+	}
+	s := &Server{
+		vol:      vol,
+		geometry: vol.Geometry(),
+		opts:     opts,
+		errLog:   opts.Log.Sample(&zerolog.BurstSampler{Burst: 10, Period: time.Minute}),
+		conns:    make(map[*conn]struct{}),
+	}
+	s.fast, _ = vol.(device.Fast)
+	s.alloc, _ = vol.(device.Allocator)
+	return s
+}
+
+// Run listens and serves until ctx is cancelled, and returns nil then. It
+// stops in this order: it accepts no more, reads no more, lets the requests
+// already received finish for at most StopTimeout, cancels the rest, closes
+// the connections and waits for all that it started. The error, if any, says
+// why it could not listen or accept.
+func (s *Server) Run(ctx context.Context) error {
+	l, release, err := listen(ctx, s.opts.Network, s.opts.Address)
+	if err != nil {
+		return fmt.Errorf("listen for NBD on %s:%s: %w", s.opts.Network, s.opts.Address, err)
+	}
+	if s.opts.Listening != nil {
+		s.opts.Listening(l.Addr())
+	}
+	closed := make(chan error, 1)
+	unwatch := context.AfterFunc(ctx, func() {
+		release()
+		closed <- l.Close()
+	})
+	err = s.accept(ctx, l)
+	if unwatch() {
+		// Not stopped, but failed.
+		release()
+		closed <- l.Close()
+	}
+	err = errors.Join(err, <-closed)
+	s.stop()
+	if err != nil {
+		return fmt.Errorf("serve NBD on %s:%s: %w", s.opts.Network, s.opts.Address, err)
+	}
+	return nil
+}
+
+// accept takes connections until ctx is cancelled (nil) or the listener fails.
+func (s *Server) accept(ctx context.Context, l net.Listener) error {
+	for {
+		nc, err := l.Accept()
+		switch {
+		case ctx.Err() != nil:
+			if err == nil {
+				_ = nc.Close() // it has heard nothing from us yet
+			}
+			return nil
+		case err == nil:
+			s.take(ctx, nc)
+		case errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENFILE),
+			errors.Is(err, syscall.ENOBUFS), errors.Is(err, syscall.ENOMEM), errors.Is(err, syscall.ECONNABORTED):
+			s.errLog.Warn().Err(err).Msg("cannot accept an NBD connection, trying again")
+			select {
+			case <-time.After(acceptRetry):
+			case <-ctx.Done():
+				return nil
+			}
+		default:
+			return err
+		}
+	}
+}
+
+// take starts a connection, or closes it if there are too many.
+func (s *Server) take(ctx context.Context, nc net.Conn) {
+	c, err := newConn(ctx, s, nc)
+	if err == nil {
+		s.mu.Lock()
+		if len(s.conns) >= s.opts.MaxConns {
+			err = fmt.Errorf("there are %d connections already", len(s.conns))
+		} else {
+			s.conns[c] = struct{}{}
+		}
+		s.mu.Unlock()
+	}
+	if err != nil {
+		s.errLog.Warn().Err(err).Stringer("client", nc.RemoteAddr()).Msg("NBD connection refused")
+		_ = nc.Close() // nothing was said on it
+		return
+	}
+	s.wg.Go(func() {
+		c.serve()
+		s.mu.Lock()
+		delete(s.conns, c)
+		s.mu.Unlock()
+	})
+}
+
+// stop ends all connections and waits for them.
+func (s *Server) stop() {
+	for _, c := range s.connections() {
+		c.stop()
+	}
+	done := make(chan struct{})
+	go func() {
+		s.wg.Wait()
+		close(done)
+	}()
+	timeout := time.NewTimer(s.opts.StopTimeout)
+	defer timeout.Stop()
+	select {
+	case <-done:
+		return
+	case <-timeout.C:
+	}
+	s.opts.Log.Warn().Dur("after", s.opts.StopTimeout).Msg("NBD requests do not end, cancelling them")
+	for _, c := range s.connections() {
+		c.abandon()
+	}
+	<-done
+}
+
+func (s *Server) connections() []*conn {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	list := make([]*conn, 0, len(s.conns))
+	for c := range s.conns {
+		list = append(list, c)
+	}
+	return list
+}
+
+// settle returns when no request of a client that has hung up can take effect
+// any more, unless the client asked for it with NBD_CMD_DISC. newcomer calls
+// it before its first request: it may be such a client, come back to send its
+// requests again. What hung up has nothing to read but what is in its socket,
+// so this is short; one that takes longer is cut off.
+func (s *Server) settle(newcomer *conn) {
+	for _, c := range s.connections() {
+		if c == newcomer || !c.serving.Load() || !c.vanished() {
+			continue
+		}
+		timeout := time.NewTimer(hangUpWait)
+		select {
+		case <-c.settled:
+		case <-timeout.C:
+			c.cut()
+			<-c.settled
+		}
+		timeout.Stop()
+	}
+}

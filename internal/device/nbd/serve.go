@@ -1,0 +1,306 @@
+package nbd
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+
+	"bs3/internal/device"
+)
+
+// task is a request that may wait.
+type task struct {
+	request
+	// buf holds the payload of a write, or takes that of a read. It covers
+	// whole blocks; the payload begins at head.
+	buf    *buffer
+	head   int
+	cost   int64 // bytes of memory, counted against maxTotal
+	header [64]byte
+}
+
+// next reads one request and serves it or starts a task for it. An error ends
+// the connection.
+func (c *conn) next() error {
+	b, err := c.r.Peek(requestSize)
+	if err != nil {
+		return err
+	}
+	req, err := parseRequest(b)
+	if err != nil {
+		return err
+	}
+	c.skip(requestSize)
+	if req.cmd == cmdDisc {
+		return errDisconnect
+	}
+	if e, why := c.check(req); e != 0 {
+		if req.cmd == cmdWrite {
+			if req.length > maxDropped {
+				return fmt.Errorf("%w: a write of %d bytes", errProtocol, req.length)
+			}
+			if _, err := c.r.Discard(int(req.length)); err != nil {
+				return err
+			}
+		}
+		return c.fail(req.cookie, e, why)
+	}
+	switch {
+	case req.cmd == cmdFlush:
+		return c.start(&task{request: req})
+	case req.length == 0:
+		return c.acknowledge(req.cookie)
+	case req.cmd == cmdRead:
+		return c.read(req)
+	case req.cmd == cmdWrite:
+		return c.write(req)
+	case req.cmd == cmdBlockStatus:
+		return c.start(&task{request: req, cost: maxStatus * descriptorLen})
+	default:
+		return c.start(&task{request: req})
+	}
+}
+
+// check says what is wrong with a request, if anything.
+func (c *conn) check(req request) (errno, string) {
+	g := c.srv.geometry
+	allowed, changes := uint16(cmdFlagFUA), false
+	switch req.cmd {
+	case cmdRead:
+		if c.structured {
+			allowed |= cmdFlagDF
+		}
+	case cmdWrite, cmdTrim:
+		changes = true
+	case cmdWriteZeroes:
+		changes = true
+		allowed |= cmdFlagNoHole | cmdFlagFastZero
+	case cmdFlush:
+	case cmdBlockStatus:
+		allowed |= cmdFlagReqOne
+		if !c.status {
+			return errnoINVAL, "no metadata context was negotiated"
+		}
+	default:
+		return errnoINVAL, "unknown command"
+	}
+	beyond := req.off > uint64(g.Size) || uint64(req.length) > uint64(g.Size)-req.off
+	switch {
+	case req.flags&^allowed != 0:
+		return errnoINVAL, "flag is not known for this command"
+	case changes && g.ReadOnly:
+		return errnoPERM, "export is read-only"
+	case req.cmd == cmdFlush && (req.off != 0 || req.length != 0):
+		return errnoINVAL, "a flush has neither offset nor length"
+	case (req.cmd == cmdRead || req.cmd == cmdWrite) && req.length > maxRequest:
+		return errnoINVAL, "request is larger than the maximum block size"
+	case beyond && (req.cmd == cmdWrite || req.cmd == cmdWriteZeroes):
+		return errnoNOSPC, "beyond the end of the export"
+	case beyond:
+		return errnoINVAL, "beyond the end of the export"
+	case req.cmd == cmdBlockStatus && req.length == 0:
+		return errnoINVAL, "block status of nothing"
+	case req.flags&cmdFlagFastZero != 0 && req.length > 0 && !c.srv.coversBlock(req):
+		return errnoNOTSUP, "zeroing a part of a block is no faster than writing it"
+	}
+	return 0, ""
+}
+
+// cover gives the whole blocks that req touches, and where in them it begins.
+func (s *Server) cover(req request) (off, n int64, head int) {
+	bs := int64(s.geometry.BlockSize)
+	off = int64(req.off) &^ (bs - 1)
+	n = (int64(req.off)+int64(req.length)+bs-1)&^(bs-1) - off
+	return off, n, int(int64(req.off) - off)
+}
+
+// inner gives the whole blocks inside req, if any (n > 0).
+func (s *Server) inner(req request) (off, n int64) {
+	bs := int64(s.geometry.BlockSize)
+	off = (int64(req.off) + bs - 1) &^ (bs - 1)
+	return off, (int64(req.off)+int64(req.length))&^(bs-1) - off
+}
+
+func (s *Server) coversBlock(req request) bool {
+	_, n := s.inner(req)
+	return n > 0
+}
+
+// aligned says whether req is made of whole blocks.
+func (s *Server) aligned(req request) bool {
+	return (req.off|uint64(req.length))&uint64(s.geometry.BlockSize-1) == 0
+}
+
+// read serves a read from memory, or starts a task.
+func (c *conn) read(req request) error {
+	s := c.srv
+	need := simpleSize + int(req.length)
+	if c.structured {
+		need = chunkSize + offsetSize + int(req.length)
+	}
+	fits := need <= batchSize
+	if fits && len(c.out)+need > batchSize {
+		if err := c.flush(); err != nil {
+			return err
+		}
+	}
+	try := s.fast != nil && !c.hungUp
+	if try && fits && s.aligned(req) {
+		// Straight into the batch of replies.
+		start := len(c.out)
+		c.out = c.appendReadHeader(c.out, req)
+		body := len(c.out)
+		c.out = c.out[:body+int(req.length)]
+		if s.fast.TryReadAt(c.out[body:], int64(req.off)) {
+			return nil
+		}
+		c.out = c.out[:start]
+		try = false
+	}
+	off, n, head := s.cover(req)
+	buf := s.buffers.get(int(n))
+	if !try || !s.fast.TryReadAt(buf.p, off) {
+		return c.start(&task{request: req, buf: buf, head: head, cost: int64(cap(buf.p))})
+	}
+	defer s.buffers.put(buf)
+	c.out = c.appendReadHeader(c.out, req)
+	body := buf.p[head : head+int(req.length)]
+	if fits {
+		c.out = append(c.out, body...)
+		return nil
+	}
+	err := c.sender.send(c.out, body)
+	c.out = c.out[:0]
+	return err
+}
+
+// write takes the payload of a write and hands it to the volume, or starts a
+// task.
+func (c *conn) write(req request) error {
+	s := c.srv
+	n := int(req.length)
+	aligned := s.aligned(req)
+	tried := !aligned
+	if aligned && n <= peekMax {
+		// Straight from the buffer of the connection.
+		p, err := c.r.Peek(n)
+		if err != nil {
+			return err
+		}
+		if c.tryWrite(p, int64(req.off)) {
+			c.skip(n)
+			return c.written(req)
+		}
+		tried = true
+	}
+	_, covered, head := s.cover(req)
+	buf := s.buffers.get(int(covered))
+	if _, err := io.ReadFull(c.r, buf.p[head:head+n]); err != nil {
+		return err
+	}
+	if !tried && c.tryWrite(buf.p, int64(req.off)) {
+		s.buffers.put(buf)
+		return c.written(req)
+	}
+	return c.start(&task{request: req, buf: buf, head: head, cost: int64(cap(buf.p))})
+}
+
+// tryWrite writes whole blocks if that needs no waiting, see overlaps.
+func (c *conn) tryWrite(p []byte, off int64) bool {
+	if c.srv.fast == nil || c.hungUp {
+		return false
+	}
+	c.gate.Lock()
+	defer c.gate.Unlock()
+	return c.srv.overlaps.announced.Load() == 0 && c.srv.fast.TryWriteAt(p, off)
+}
+
+// written answers a write that the volume has taken. With FUA that needs a
+// flush, and a flush may wait.
+func (c *conn) written(req request) error {
+	if req.flags&cmdFlagFUA == 0 {
+		return c.acknowledge(req.cookie)
+	}
+	return c.start(&task{request: request{cmd: cmdFlush, cookie: req.cookie}})
+}
+
+// acknowledge adds a reply without payload to the batch.
+func (c *conn) acknowledge(cookie uint64) error {
+	if len(c.out)+simpleSize > batchSize {
+		if err := c.flush(); err != nil {
+			return err
+		}
+	}
+	if c.structured {
+		c.out = appendChunk(c.out, cookie, chunkNone, 0)
+	} else {
+		c.out = appendSimple(c.out, cookie, 0)
+	}
+	return nil
+}
+
+// fail adds an error reply to the batch.
+func (c *conn) fail(cookie uint64, e errno, why string) error {
+	if len(c.out)+chunkSize+maxName > batchSize {
+		if err := c.flush(); err != nil {
+			return err
+		}
+	}
+	c.out = c.appendFailure(c.out, cookie, e, why)
+	return nil
+}
+
+func (c *conn) appendFailure(b []byte, cookie uint64, e errno, why string) []byte {
+	if c.structured {
+		return appendErrorChunk(b, cookie, e, why)
+	}
+	return appendSimple(b, cookie, e)
+}
+
+// appendReadHeader appends what precedes the data of a read.
+func (c *conn) appendReadHeader(b []byte, req request) []byte {
+	if !c.structured {
+		return appendSimple(b, req.cookie, 0)
+	}
+	b = appendChunk(b, req.cookie, chunkOffsetData, offsetSize+int(req.length))
+	return binary.BigEndian.AppendUint64(b, req.off)
+}
+
+// run serves t and sends its reply.
+func (c *conn) run(t *task) {
+	defer c.srv.buffers.put(t.buf)
+	payload, err := c.execute(t)
+	b := t.header[:0]
+	switch {
+	case err != nil:
+		if c.ctx.Err() == nil {
+			c.srv.errLog.Error().Err(err).Uint16("command", t.cmd).Uint64("offset", t.off).Uint32("length", t.length).
+				Msg("NBD request failed")
+		}
+		b = c.appendFailure(b, t.cookie, errnoOf(err), err.Error())
+	case t.cmd == cmdRead:
+		b = c.appendReadHeader(b, t.request)
+	case t.cmd == cmdBlockStatus:
+		b = appendChunk(b, t.cookie, chunkBlockStatus, len(payload))
+	case c.structured:
+		b = appendChunk(b, t.cookie, chunkNone, 0)
+	default:
+		b = appendSimple(b, t.cookie, 0)
+	}
+	// A failure shows to the reader as well, and the reader ends the connection.
+	if len(payload) > 0 {
+		_ = c.sender.send(b, payload)
+	} else {
+		_ = c.sender.send(b)
+	}
+}
+
+// errnoOf translates an error of the volume.
+func errnoOf(err error) errno {
+	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) || errors.Is(err, device.ErrStopped) {
+		return errnoSHUTDOWN
+	}
+	return errnoIO
+}
