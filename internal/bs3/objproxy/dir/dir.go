@@ -1,0 +1,459 @@
+// Package dir is a store in a directory of a local (or mounted) file system.
+//
+// One object is one file (path.go says which):
+//
+//	 0  8  magic "bs3 dir" and the format version, 1
+//	 8 16  version of the object: random, new with every Put
+//	24  8  length of the content in bytes, little-endian
+//	32     the content
+//
+// Files are never changed. A Put writes a temporary file, syncs it, gives it
+// the object's name in one step, and syncs the directory before it answers.
+// IfAbsent is link(2), which fails where the name is taken; what replaces or
+// removes an object does so under a lock that all processes share, so that
+// nothing comes between looking at a version and replacing it. Readers take
+// no lock: whoever has opened a file has all of one object.
+//
+// What is not an object lies in .bs3: the lock, a file that every process
+// holds locked while it has the store open, and temporary files. A temporary
+// file is removed only after the directory was synced. So if Open finds one,
+// a process may have died before what it made was durable, and Open syncs the
+// file system; it removes such files when no other process has the store open.
+package dir
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"encoding/binary"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"bs3/internal/bs3/objproxy"
+)
+
+const (
+	ownDir     = ".bs3"
+	lockFile   = ownDir + "/lock"
+	usersFile  = ownDir + "/users"
+	tempPrefix = "tmp-"
+
+	headerSize    = 32
+	formatVersion = 1
+	// writePiece is how much is written between two looks at ctx.
+	writePiece = 1 << 20
+)
+
+var magic = [8]byte{'b', 's', '3', ' ', 'd', 'i', 'r', formatVersion}
+
+// Store is an objproxy.Store in a directory. All its errors but ErrNotFound
+// and ErrExists are permanent in the sense of objproxy: a full disk, a
+// directory that is gone, a damaged file.
+type Store struct {
+	path  string
+	root  *os.Root
+	users *os.File      // locked, shared, while the store is open
+	lock  *os.File      // locked, exclusively, to replace or remove
+	held  chan struct{} // holds one token: who has it may lock the file
+
+	mu    sync.Mutex
+	known map[string]bool // directories made, and synced into their parents, by us
+}
+
+var _ objproxy.Store = (*Store)(nil)
+
+// Open opens the store in the directory path, which is made if it is missing
+// (mode 0700). Several processes may have one store open.
+func Open(ctx context.Context, path string) (*Store, error) {
+	s, err := open(ctx, path)
+	if err != nil {
+		return nil, fmt.Errorf("open directory store %s: %w", path, err)
+	}
+	return s, nil
+}
+
+func open(ctx context.Context, path string) (_ *Store, err error) {
+	path, err = filepath.Abs(path)
+	if err != nil {
+		return nil, err
+	}
+	if err := makeDirs(path); err != nil {
+		return nil, err
+	}
+	root, err := os.OpenRoot(path)
+	if err != nil {
+		return nil, err
+	}
+	s := &Store{path: path, root: root, held: make(chan struct{}, 1), known: make(map[string]bool)}
+	s.held <- struct{}{}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, s.Close())
+		}
+	}()
+	if err := root.Mkdir(ownDir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+		return nil, err
+	}
+	if s.lock, err = root.OpenFile(lockFile, os.O_RDWR|os.O_CREATE, 0o600); err != nil {
+		return nil, err
+	}
+	if s.users, err = root.OpenFile(usersFile, os.O_RDWR|os.O_CREATE, 0o600); err != nil {
+		return nil, err
+	}
+	if err := s.syncDir(ownDir); err != nil {
+		return nil, err
+	}
+	if err := s.syncDir("."); err != nil {
+		return nil, err
+	}
+	if err := s.recover(); err != nil {
+		return nil, err
+	}
+	// Whoever is the only user removes temporary files at once, so this waits
+	// for moments at most.
+	if err := flock(ctx, s.users, unix.LOCK_SH); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// makeDirs is os.MkdirAll that syncs what it makes into its parents.
+func makeDirs(path string) error {
+	if info, err := os.Stat(path); err == nil && info.IsDir() {
+		return nil
+	}
+	parent := filepath.Dir(path)
+	if parent != path {
+		if err := makeDirs(parent); err != nil {
+			return err
+		}
+	}
+	if err := os.Mkdir(path, 0o700); err != nil {
+		return err
+	}
+	d, err := os.Open(parent)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
+
+// recover deals with the temporary files of processes that died.
+func (s *Store) recover() error {
+	entries, err := s.readDir(ownDir)
+	if err != nil {
+		return err
+	}
+	entries = slices.DeleteFunc(entries, func(e fs.DirEntry) bool { return !strings.HasPrefix(e.Name(), tempPrefix) })
+	if len(entries) == 0 {
+		return nil
+	}
+	if err := unix.Syncfs(int(s.lock.Fd())); err != nil {
+		return fmt.Errorf("sync the file system: %w", err)
+	}
+	switch err := tryFlock(s.users, unix.LOCK_EX); {
+	case errors.Is(err, unix.EWOULDBLOCK):
+		return nil // another process lives, and some of them may be its own
+	case err != nil:
+		return err
+	}
+	for _, e := range entries {
+		if err := s.root.Remove(ownDir + "/" + e.Name()); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
+}
+
+// Close lets go of the directory. No method may be running or called later.
+func (s *Store) Close() error {
+	err := s.root.Close()
+	for _, f := range []*os.File{s.lock, s.users} {
+		if f != nil {
+			err = errors.Join(err, f.Close())
+		}
+	}
+	return err
+}
+
+// Put implements objproxy.Store.
+func (s *Store) Put(ctx context.Context, name string, body objproxy.Body, cond objproxy.Condition) (objproxy.Version, error) {
+	v, err := s.put(ctx, name, body, cond)
+	if err != nil {
+		return "", fmt.Errorf("put %s in %s: %w", name, s.path, err)
+	}
+	return v, nil
+}
+
+func (s *Store) put(ctx context.Context, name string, body objproxy.Body, cond objproxy.Condition) (objproxy.Version, error) {
+	if err := ctx.Err(); err != nil {
+		return "", err
+	}
+	loc, err := locate(name)
+	if err != nil {
+		return "", err
+	}
+	if err := s.makeDirsOf(loc); err != nil {
+		return "", err
+	}
+	temp, v, err := s.writeTemp(ctx, body)
+	if err != nil {
+		return "", err
+	}
+	defer s.root.Remove(temp) // in vain after a rename; else what stays behind is removed by a later Open
+	if cond.Absent() {
+		err = s.link(temp, loc)
+	} else {
+		err = s.replace(ctx, temp, loc, cond)
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		s.forget(loc)
+	}
+	if err != nil {
+		return "", err
+	}
+	return v, nil
+}
+
+// writeTemp writes and syncs a temporary file, in .bs3.
+func (s *Store) writeTemp(ctx context.Context, body objproxy.Body) (temp string, _ objproxy.Version, err error) {
+	var header [headerSize]byte
+	copy(header[:], magic[:])
+	rand.Read(header[8:24]) // never fails
+	binary.LittleEndian.PutUint64(header[24:], uint64(body.Size()))
+	v := version(header)
+	path := ownDir + "/" + tempPrefix + string(v)
+	f, err := s.root.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return "", "", err
+	}
+	defer func() {
+		err = errors.Join(err, f.Close())
+		if err != nil {
+			err = errors.Join(err, s.root.Remove(path))
+		}
+	}()
+	// The body is written from where it lies; its reader only tells the owner
+	// that it is in use.
+	r := body.Open()
+	defer r.Close()
+	for _, part := range [][]byte{header[:], body.Data, body.Tail} {
+		for piece := range slices.Chunk(part, writePiece) {
+			if err := ctx.Err(); err != nil {
+				return "", "", err
+			}
+			if _, err := f.Write(piece); err != nil {
+				return "", "", err
+			}
+		}
+	}
+	return path, v, f.Sync()
+}
+
+// link gives temp the name of loc if nothing has it.
+func (s *Store) link(temp string, loc location) error {
+	err := s.root.Link(temp, loc.path())
+	if err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	// What is there is durable before anybody hears of it, also if it is not
+	// ours: an earlier try may have put it and died here.
+	if err := s.syncDir(loc.dir()); err != nil {
+		return err
+	}
+	if err != nil {
+		return objproxy.ErrExists
+	}
+	return nil
+}
+
+// replace gives temp the place of loc if cond holds. A second link to temp
+// stays until the directory is synced, as the package comment promises.
+func (s *Store) replace(ctx context.Context, temp string, loc location, cond objproxy.Condition) error {
+	unlock, err := s.lockNames(ctx)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if want, ok := cond.Version(); ok {
+		if err := s.checkVersion(loc, want); err != nil {
+			return err
+		}
+	}
+	second := temp + "-2"
+	if err := s.root.Link(temp, second); err != nil {
+		return err
+	}
+	defer s.root.Remove(second)
+	if err := s.root.Rename(temp, loc.path()); err != nil {
+		return err
+	}
+	return s.syncDir(loc.dir())
+}
+
+// checkVersion gives ErrExists unless the object has version want.
+func (s *Store) checkVersion(loc location, want objproxy.Version) error {
+	f, h, err := s.openObject(loc)
+	switch {
+	case errors.Is(err, objproxy.ErrNotFound):
+		return fmt.Errorf("%w: nothing is there, instead of version %q", objproxy.ErrExists, want)
+	case err != nil:
+		return err
+	}
+	f.Close()
+	if h.version == want {
+		return nil
+	}
+	if err := s.syncDir(loc.dir()); err != nil { // as in link
+		return err
+	}
+	return fmt.Errorf("%w: it has version %s instead of %q", objproxy.ErrExists, h.version, want)
+}
+
+// Get implements objproxy.Store.
+func (s *Store) Get(ctx context.Context, name string, p []byte, off int64) (int, objproxy.Info, error) {
+	n, info, err := s.get(ctx, name, p, off)
+	if err != nil {
+		return 0, objproxy.Info{}, fmt.Errorf("get %s from %s: %w", name, s.path, err)
+	}
+	return n, info, nil
+}
+
+func (s *Store) get(ctx context.Context, name string, p []byte, off int64) (int, objproxy.Info, error) {
+	if err := ctx.Err(); err != nil {
+		return 0, objproxy.Info{}, err
+	}
+	loc, err := locate(name)
+	if err != nil {
+		return 0, objproxy.Info{}, err
+	}
+	f, h, err := s.openObject(loc)
+	if err != nil {
+		return 0, objproxy.Info{}, err
+	}
+	defer f.Close()
+	if off < 0 {
+		off = max(0, h.size-int64(len(p)))
+		p = p[:h.size-off]
+	}
+	if off > h.size || int64(len(p)) > h.size-off {
+		return 0, objproxy.Info{}, fmt.Errorf("%d bytes at %d reach past the end at %d", len(p), off, h.size)
+	}
+	if _, err := f.ReadAt(p, headerSize+off); err != nil {
+		return 0, objproxy.Info{}, err
+	}
+	return len(p), objproxy.Info{Name: name, Size: h.size, Version: h.version, Modified: h.modified.ModTime()}, nil
+}
+
+// header is what is known of an object besides its content.
+type header struct {
+	size     int64
+	version  objproxy.Version
+	modified fs.FileInfo
+}
+
+func version(h [headerSize]byte) objproxy.Version {
+	return objproxy.Version(hex.EncodeToString(h[8:24]))
+}
+
+// openObject opens an object and checks its header and length.
+func (s *Store) openObject(loc location) (_ *os.File, h header, err error) {
+	f, err := s.root.Open(loc.path())
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, header{}, s.absent(err)
+	}
+	if err != nil {
+		return nil, header{}, err
+	}
+	defer func() {
+		if err != nil {
+			f.Close()
+		}
+	}()
+	var b [headerSize]byte
+	if _, err := f.ReadAt(b[:], 0); err != nil && !errors.Is(err, io.EOF) {
+		return nil, header{}, err
+	}
+	info, err := f.Stat()
+	if err != nil {
+		return nil, header{}, err
+	}
+	switch size := int64(binary.LittleEndian.Uint64(b[24:])); {
+	case !bytes.Equal(b[:7], magic[:7]):
+		return nil, header{}, fmt.Errorf("file %s is not an object of bs3", loc.path())
+	case b[7] != formatVersion:
+		return nil, header{}, fmt.Errorf("file %s has format version %d; this bs3 knows %d", loc.path(), b[7], formatVersion)
+	case info.Size() != headerSize+size:
+		return nil, header{}, fmt.Errorf("file %s is damaged: it should hold %d bytes and has %d", loc.path(), headerSize+size, info.Size())
+	default:
+		return f, header{size: size, version: version(b), modified: info}, nil
+	}
+}
+
+// absent says what it means that a file is missing: that the object is, only
+// if the store is still here.
+func (s *Store) absent(missing error) error {
+	if _, err := s.root.Stat(lockFile); err != nil {
+		return fmt.Errorf("the store's directory is gone (%w): %w", err, missing)
+	}
+	return objproxy.ErrNotFound
+}
+
+// Delete implements objproxy.Store.
+func (s *Store) Delete(ctx context.Context, names []string) error {
+	if err := ctx.Err(); err != nil {
+		return fmt.Errorf("delete %d objects in %s: %w", len(names), s.path, err)
+	}
+	var failed []*objproxy.DeleteError
+	fail := func(name string, err error) {
+		failed = append(failed, &objproxy.DeleteError{Name: name, Err: fmt.Errorf("in %s: %w", s.path, err)})
+	}
+	removed := make(map[string][]string) // by directory
+	for _, name := range names {
+		dir, err := s.remove(ctx, name)
+		if err != nil {
+			fail(name, err)
+			continue
+		}
+		removed[dir] = append(removed[dir], name)
+	}
+	for dir, names := range removed {
+		// A name that is not there may have been removed by a process that
+		// died before it could sync.
+		if err := s.syncDir(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			for _, name := range names {
+				fail(name, err)
+			}
+		}
+	}
+	return objproxy.JoinDelete(failed)
+}
+
+func (s *Store) remove(ctx context.Context, name string) (dir string, err error) {
+	loc, err := locate(name)
+	if err != nil {
+		return "", err
+	}
+	unlock, err := s.lockNames(ctx)
+	if err != nil {
+		return "", err
+	}
+	defer unlock()
+	err = s.root.Remove(loc.path())
+	if errors.Is(err, fs.ErrNotExist) {
+		if err = s.absent(err); errors.Is(err, objproxy.ErrNotFound) {
+			err = nil
+		}
+	}
+	return loc.dir(), err
+}

@@ -1,0 +1,478 @@
+package dir_test
+
+import (
+	"bufio"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"bs3/internal/bs3/objproxy"
+	"bs3/internal/bs3/objproxy/dir"
+	"bs3/internal/bs3/objproxy/objtest"
+)
+
+// The test binary runs itself as a second process with this variable set to
+// what the process should do, and the store's path as its argument.
+const childEnv = "BS3_DIR_TEST_CHILD"
+
+func TestMain(m *testing.M) {
+	switch do := os.Getenv(childEnv); do {
+	case "":
+		os.Exit(m.Run())
+	case "count":
+		child(count)
+	case "put":
+		child(putForEver)
+	default:
+		fmt.Fprintln(os.Stderr, "unknown", childEnv, do)
+		os.Exit(1)
+	}
+}
+
+func child(do func(context.Context, objproxy.Store, io.Writer) error) {
+	ctx := context.Background()
+	s, err := dir.Open(ctx, os.Args[1])
+	if err == nil {
+		err = do(ctx, s, os.Stdout)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+}
+
+func childCommand(t *testing.T, do, path string) *exec.Cmd {
+	t.Helper()
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.CommandContext(t.Context(), exe, path)
+	cmd.Env = append(os.Environ(), childEnv+"="+do)
+	cmd.Stderr = os.Stderr
+	return cmd
+}
+
+// mustOpen leaves closing to the caller.
+func mustOpen(t *testing.T, path string) *dir.Store {
+	t.Helper()
+	s, err := dir.Open(t.Context(), path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func open(t *testing.T, path string) *dir.Store {
+	t.Helper()
+	s := mustOpen(t, path)
+	t.Cleanup(func() {
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return s
+}
+
+func put(t *testing.T, s objproxy.Store, name, content string) objproxy.Version {
+	t.Helper()
+	v, err := s.Put(t.Context(), name, objproxy.Body{Data: []byte(content)}, objproxy.Condition{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return v
+}
+
+func TestContract(t *testing.T) {
+	objtest.Suite(t, func(t *testing.T) objproxy.Store { return open(t, t.TempDir()) })
+}
+
+const (
+	countTo   = 200 // successes of each process
+	claimable = 200 // names that both try to take
+)
+
+// count makes countTo conditional increments of one object, and tries to take
+// every claimable name; it prints how many it got.
+func count(ctx context.Context, s objproxy.Store, out io.Writer) error {
+	for done := 0; done < countTo; {
+		var p [8]byte
+		cond := objproxy.IfAbsent()
+		_, info, err := s.Get(ctx, "volume", p[:], 0)
+		switch {
+		case err == nil:
+			cond = objproxy.IfVersion(info.Version)
+		case !errors.Is(err, objproxy.ErrNotFound):
+			return err
+		}
+		next := binary.LittleEndian.AppendUint64(nil, binary.LittleEndian.Uint64(p[:])+1)
+		_, err = s.Put(ctx, "volume", objproxy.Body{Data: next}, cond)
+		switch {
+		case err == nil:
+			done++
+		case !errors.Is(err, objproxy.ErrExists):
+			return err
+		}
+	}
+	taken := 0
+	for i := range claimable {
+		_, err := s.Put(ctx, fmt.Sprintf("%08x/00000000", i), objproxy.Body{}, objproxy.IfAbsent())
+		switch {
+		case err == nil:
+			taken++
+		case !errors.Is(err, objproxy.ErrExists):
+			return err
+		}
+	}
+	_, err := fmt.Fprintln(out, taken)
+	return err
+}
+
+// TestTwoProcesses: between two processes (and two stores in this one) no
+// conditional put is lost and no name is taken twice.
+func TestTwoProcesses(t *testing.T) {
+	path := t.TempDir()
+	var outs []io.Reader
+	var wait []func() error
+	for range 2 {
+		cmd := childCommand(t, "count", path)
+		var out strings.Builder
+		cmd.Stdout = &out
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		wait = append(wait, func() error {
+			err := cmd.Wait()
+			outs = append(outs, strings.NewReader(out.String()))
+			return err
+		})
+	}
+	for range 2 {
+		s := open(t, path)
+		var out strings.Builder
+		errc := make(chan error, 1)
+		go func() { errc <- count(t.Context(), s, &out) }()
+		wait = append(wait, func() error {
+			err := <-errc
+			outs = append(outs, strings.NewReader(out.String()))
+			return err
+		})
+	}
+	for _, w := range wait {
+		if err := w(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	total := 0
+	for _, out := range outs {
+		var taken int
+		if _, err := fmt.Fscan(out, &taken); err != nil {
+			t.Fatal(err)
+		}
+		total += taken
+	}
+	if total != claimable {
+		t.Errorf("%d names were taken %d times", claimable, total)
+	}
+	var p [8]byte
+	if _, _, err := open(t, path).Get(t.Context(), "volume", p[:], 0); err != nil {
+		t.Fatal(err)
+	}
+	if got := binary.LittleEndian.Uint64(p[:]); got != 4*countTo {
+		t.Errorf("the count is %d after %d increments", got, 4*countTo)
+	}
+}
+
+// putForEver puts and replaces objects, and prints the name of each that was
+// acknowledged.
+func putForEver(ctx context.Context, s objproxy.Store, out io.Writer) error {
+	for i := 0; ; i++ {
+		name := fmt.Sprintf("%08x/00000000", i)
+		body := objproxy.Body{Data: []byte(name), Tail: make([]byte, 1<<20)}
+		if _, err := s.Put(ctx, name, body, objproxy.IfAbsent()); err != nil {
+			return err
+		}
+		if _, err := s.Put(ctx, "volume", body, objproxy.Condition{}); err != nil {
+			return err
+		}
+		if _, err := fmt.Fprintln(out, name); err != nil {
+			return err
+		}
+	}
+}
+
+// TestKilled: a process that is killed while it puts leaves whole objects,
+// all it was told are stored, and no temporary files after the next Open.
+func TestKilled(t *testing.T) {
+	path := t.TempDir()
+	for round := range 5 {
+		cmd := childCommand(t, "put", path)
+		out, err := cmd.StdoutPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		lines := bufio.NewScanner(out)
+		acknowledged := ""
+		for range 3 + 2*round {
+			if !lines.Scan() {
+				t.Fatal("the child ended by itself")
+			}
+			acknowledged = lines.Text()
+		}
+		if err := cmd.Process.Signal(syscall.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+		if err := cmd.Wait(); err == nil {
+			t.Fatal("the child was not killed")
+		}
+		s := mustOpen(t, path)
+		infos, err := s.List(t.Context(), "", "", 1000)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, info := range infos {
+			p := make([]byte, info.Size)
+			if _, _, err := s.Get(t.Context(), info.Name, p, 0); err != nil {
+				t.Error(err)
+			}
+			if info.Name != "volume" && string(p[:17]) != info.Name {
+				t.Errorf("%s holds something else", info.Name)
+			}
+		}
+		if _, _, err := s.Get(t.Context(), acknowledged, nil, 0); err != nil {
+			t.Errorf("acknowledged before the kill: %v", err)
+		}
+		if temps := temporaries(t, path); len(temps) != 0 {
+			t.Errorf("temporary files are left: %v", temps)
+		}
+		for _, info := range infos {
+			if err := s.Delete(t.Context(), []string{info.Name}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func temporaries(t *testing.T, path string) []string {
+	t.Helper()
+	temps, err := filepath.Glob(filepath.Join(path, ".bs3", "tmp-*"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return temps
+}
+
+// TestLeftovers: a temporary file of a process that may live is left alone.
+func TestLeftovers(t *testing.T) {
+	path := t.TempDir()
+	other := mustOpen(t, path)
+	left := filepath.Join(path, ".bs3", "tmp-0123")
+	if err := os.WriteFile(left, []byte("half an obj"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	second := mustOpen(t, path)
+	if _, err := os.Stat(left); err != nil {
+		t.Errorf("removed although another process has the store open: %v", err)
+	}
+	infos, err := second.List(t.Context(), "", "", 10)
+	if err != nil || len(infos) != 0 {
+		t.Errorf("List gives %v, %v", infos, err)
+	}
+	if err := errors.Join(other.Close(), second.Close()); err != nil {
+		t.Fatal(err)
+	}
+	open(t, path)
+	if _, err := os.Stat(left); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("not removed by the only user: %v", err)
+	}
+}
+
+// TestVersionNeverReturns: equal bytes put again are another version.
+func TestVersionNeverReturns(t *testing.T) {
+	s := open(t, t.TempDir())
+	a := put(t, s, "volume", "A")
+	put(t, s, "volume", "B")
+	if again := put(t, s, "volume", "A"); again == a {
+		t.Errorf("version %s returned", a)
+	}
+	if _, err := s.Put(t.Context(), "volume", objproxy.Body{}, objproxy.IfVersion(a)); !errors.Is(err, objproxy.ErrExists) {
+		t.Errorf("put over the first version: want ErrExists, got %v", err)
+	}
+}
+
+// TestLockHeld: while another process holds the lock, readers and IfAbsent go
+// on, and what must wait gives up with its ctx.
+func TestLockHeld(t *testing.T) {
+	path := t.TempDir()
+	s := open(t, path)
+	v := put(t, s, "volume", "A")
+	f, err := os.OpenFile(filepath.Join(path, ".bs3", "lock"), os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if _, err := s.Put(ctx, "volume", objproxy.Body{}, objproxy.IfVersion(v)); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("put under a held lock: want DeadlineExceeded, got %v", err)
+	}
+	p := make([]byte, 1)
+	if _, info, err := s.Get(t.Context(), "volume", p, 0); err != nil || string(p) != "A" || info.Version != v {
+		t.Errorf("get under a held lock: %q, %v", p, err)
+	}
+	if infos, err := s.List(t.Context(), "", "", 9); err != nil || len(infos) != 1 {
+		t.Errorf("list under a held lock: %v, %v", infos, err)
+	}
+	if _, err := s.Put(t.Context(), "40000000/00000000", objproxy.Body{}, objproxy.IfAbsent()); err != nil {
+		t.Errorf("put of a new object under a held lock: %v", err)
+	}
+	if temps := temporaries(t, path); len(temps) != 0 {
+		t.Errorf("temporary files are left: %v", temps)
+	}
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_UN); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Put(t.Context(), "volume", objproxy.Body{}, objproxy.IfVersion(v)); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestRootGone: a store whose directory vanished cannot be asked; it does not
+// say that objects are not found.
+func TestRootGone(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "a", "b")
+	s := open(t, path)
+	if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o700 {
+		t.Fatalf("the directory was made as %v, %v", info, err)
+	}
+	v := put(t, s, "volume", "A")
+	if err := os.RemoveAll(path); err != nil {
+		t.Fatal(err)
+	}
+	_, _, getErr := s.Get(t.Context(), "volume", make([]byte, 1), 0)
+	_, putErr := s.Put(t.Context(), "new", objproxy.Body{}, objproxy.IfAbsent())
+	_, replaceErr := s.Put(t.Context(), "volume", objproxy.Body{}, objproxy.IfVersion(v))
+	_, listErr := s.List(t.Context(), "", "", 1)
+	for what, err := range map[string]error{
+		"get": getErr, "put": putErr, "replace": replaceErr, "list": listErr,
+		"delete": s.Delete(t.Context(), []string{"volume"}),
+	} {
+		if err == nil || errors.Is(err, objproxy.ErrNotFound) || errors.Is(err, objproxy.ErrExists) {
+			t.Errorf("%s: %v", what, err)
+		} else if !strings.Contains(err.Error(), path) {
+			t.Errorf("%s: the error does not name %s: %v", what, path, err)
+		}
+	}
+}
+
+// TestDamage: what is not a whole object of ours is refused by name.
+func TestDamage(t *testing.T) {
+	path := t.TempDir()
+	s := open(t, path)
+	v := put(t, s, "volume", "some bytes")
+	file := filepath.Join(path, "vo", "l", "volume")
+	whole, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	newer := slices.Clone(whole)
+	newer[7]++
+	for _, c := range []struct {
+		content []byte
+		says    string
+	}{
+		{nil, "is not an object of bs3"},
+		{[]byte("hello"), "is not an object of bs3"},
+		{newer, "has format version 2"},
+		{whole[:32], "is damaged"},
+		{whole[:len(whole)-1], "is damaged"},
+		{append(slices.Clone(whole), 0), "is damaged"},
+	} {
+		if err := os.WriteFile(file, c.content, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		_, _, err := s.Get(t.Context(), "volume", make([]byte, 4), 0)
+		if err == nil || !strings.Contains(err.Error(), c.says) || errors.Is(err, objproxy.ErrNotFound) {
+			t.Errorf("get: want %q, got %v", c.says, err)
+		}
+		_, err = s.Put(t.Context(), "volume", objproxy.Body{}, objproxy.IfVersion(v))
+		if err == nil || errors.Is(err, objproxy.ErrExists) {
+			t.Errorf("a damaged object was replaced or judged: %v", err)
+		}
+	}
+}
+
+// TestForeignFiles: what somebody else put into the directory is no object.
+func TestForeignFiles(t *testing.T) {
+	path := t.TempDir()
+	s := open(t, path)
+	put(t, s, "volume", "A")
+	for _, d := range []string{"lost+found", "vo/x", "zz", "vo/l/dir"} {
+		if err := os.MkdirAll(filepath.Join(path, d), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, f := range []string{"README", "vo/l/README.txt", "vo/l/map%2F1-1", "vo/x/volume", "vo/l/vol%75me"} {
+		if err := os.WriteFile(filepath.Join(path, f), []byte("x"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	infos, err := s.List(t.Context(), "", "", 10)
+	if err != nil || len(infos) != 1 || infos[0].Name != "volume" {
+		t.Errorf("List gives %v, %v", infos, err)
+	}
+}
+
+// TestDiskFull: a full disk is an error that says so and leaves nothing
+// behind, and when there is space again the store goes on.
+func TestDiskFull(t *testing.T) {
+	mount := t.TempDir()
+	if err := syscall.Mount("tmpfs", mount, "tmpfs", 0, "size=2m"); err != nil {
+		t.Skipf("mounting a small file system needs root: %v", err)
+	}
+	s, err := dir.Open(t.Context(), mount)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := errors.Join(s.Close(), syscall.Unmount(mount, 0)); err != nil {
+			t.Error(err)
+		}
+	})
+	put(t, s, "volume", "A")
+	for range 3 {
+		_, err = s.Put(t.Context(), "40000000/00000000", objproxy.Body{Data: make([]byte, 4<<20)}, objproxy.IfAbsent())
+		if !errors.Is(err, syscall.ENOSPC) || errors.Is(err, objproxy.ErrTransient) || !strings.Contains(err.Error(), mount) {
+			t.Fatalf("want no space left on %s, got %v", mount, err)
+		}
+	}
+	if temps := temporaries(t, mount); len(temps) != 0 {
+		t.Errorf("temporary files are left: %v", temps)
+	}
+	if _, _, err := s.Get(t.Context(), "40000000/00000000", nil, 0); !errors.Is(err, objproxy.ErrNotFound) {
+		t.Errorf("the refused object: %v", err)
+	}
+	if _, err := s.Put(t.Context(), "40000000/00000000", objproxy.Body{Data: make([]byte, 1<<20)}, objproxy.IfAbsent()); err != nil {
+		t.Error(err)
+	}
+}
