@@ -39,48 +39,53 @@ func BenchmarkDecodeTail(b *testing.B) {
 	}
 }
 
+type benchLeaf struct {
+	name    string
+	entries []Location
+}
+
 // benchLeaves are what maps look like: written in order, in runs of 16 blocks
-// at random places, and block by block at random places.
-func benchLeaves() map[string][]Location {
+// at random places, block by block at random places, and what fits nothing.
+func benchLeaves() []benchLeaf {
 	rnd := rand.New(rand.NewPCG(1, 2))
-	leaves := map[string][]Location{}
-	for name, n := range map[string]int{"sequential": 1024, "runs16": 16, "random": 1} {
+	fill := func(run int, keys, indexes uint64) []Location {
 		leaf := make([]Location, LeafBlocks)
 		for i := range leaf {
-			if i%n == 0 {
-				leaf[i] = Loc(key.Key(rnd.IntN(500000)), uint32(rnd.IntN(1024-n+1)))
+			if i%run == 0 {
+				leaf[i] = Loc(key.Key(rnd.Uint64N(keys)), uint32(rnd.Uint64N(indexes-uint64(run)+1)))
 			} else {
 				leaf[i] = leaf[i-1].Add(1)
 			}
 		}
-		leaves[name] = leaf
+		return leaf
 	}
-	leaves["raw"] = make([]Location, LeafBlocks)
-	for i := range leaves["raw"] {
-		leaves["raw"][i] = Loc(key.Key(rnd.Uint64N(1<<40-1)), uint32(rnd.IntN(1<<24)))
+	return []benchLeaf{
+		{"sequential", fill(1024, 500000, 1024)},
+		{"runs16", fill(16, 500000, 1024)},
+		{"random", fill(1, 500000, 1024)},
+		{"raw", fill(1, 1<<40-1, 1<<24)},
 	}
-	return leaves
 }
 
 func BenchmarkAppendLeaf(b *testing.B) {
-	for name, leaf := range benchLeaves() {
-		b.Run(name, func(b *testing.B) {
+	for _, leaf := range benchLeaves() {
+		b.Run(leaf.name, func(b *testing.B) {
 			buf := make([]byte, 0, MaxLeafSize)
 			b.SetBytes(8 * LeafBlocks)
 			b.ReportAllocs()
 			for b.Loop() {
-				AppendLeaf(buf, leaf)
+				AppendLeaf(buf, leaf.entries)
 			}
-			b.ReportMetric(float64(len(AppendLeaf(buf, leaf))), "bytes/leaf")
+			b.ReportMetric(float64(len(AppendLeaf(buf, leaf.entries))), "bytes/leaf")
 		})
 	}
 }
 
 func BenchmarkDecodeLeaf(b *testing.B) {
 	entries := make([]Location, LeafBlocks)
-	for name, leaf := range benchLeaves() {
-		b.Run(name, func(b *testing.B) {
-			enc := AppendLeaf(nil, leaf)
+	for _, leaf := range benchLeaves() {
+		b.Run(leaf.name, func(b *testing.B) {
+			enc := AppendLeaf(nil, leaf.entries)
 			b.SetBytes(8 * LeafBlocks)
 			for b.Loop() {
 				if err := DecodeLeaf(enc, entries); err != nil {

@@ -34,12 +34,12 @@ func AppendLeaf(dst []byte, entries []Location) []byte {
 	_ = entries[LeafBlocks-1]
 	entries = entries[:LeafBlocks]
 	base, width, fits := packing(entries)
-	limit := len(dst) + MaxLeafSize
+	limit := MaxLeafSize
 	if fits {
-		limit = len(dst) + packedSize
+		limit = packedSize
 	}
-	if runs, ok := appendRuns(dst, entries, limit); ok {
-		return runs
+	if runsFit(entries, limit) {
+		return appendRuns(dst, entries)
 	}
 	if fits {
 		return appendPacked(dst, entries, base, width)
@@ -86,29 +86,43 @@ func runLength(entries []Location, i int) int {
 	return n
 }
 
-// appendRuns gives up, with false, when dst would pass limit bytes.
-func appendRuns(dst []byte, entries []Location, limit int) ([]byte, bool) {
-	dst = append(dst, leafRuns)
+// runsFit says whether appendRuns appends at most limit bytes. It only counts,
+// and stops early, so that a scattered leaf is not encoded twice.
+func runsFit(entries []Location, limit int) bool {
+	size := 1
 	var last key.Key
-	var buf [3 * binary.MaxVarintLen64]byte // so that dst need not grow beyond limit
-	for i := 0; i < len(entries); {
+	for i := 0; i < len(entries) && size <= limit; {
 		n := runLength(entries, i)
-		run := buf[:0]
+		size += uvarintSize(uint64(n) << 1)
 		if l := entries[i]; l.Mapped() {
-			run = binary.AppendUvarint(run, uint64(n)<<1|1)
-			run = binary.AppendVarint(run, int64(l.Key())-int64(last))
-			run = binary.AppendUvarint(run, uint64(l.Index()))
+			delta := int64(l.Key()) - int64(last)
+			size += uvarintSize(uint64(delta<<1^delta>>63)) + uvarintSize(uint64(l.Index()))
 			last = l.Key()
-		} else {
-			run = binary.AppendUvarint(run, uint64(n)<<1)
 		}
-		if len(dst)+len(run) > limit {
-			return nil, false
-		}
-		dst = append(dst, run...)
 		i += n
 	}
-	return dst, true
+	return size <= limit
+}
+
+// uvarintSize is the number of bytes of the varint of x: one for each 7 bits.
+func uvarintSize(x uint64) int { return (bits.Len64(x|1)*9 + 64) / 64 }
+
+func appendRuns(dst []byte, entries []Location) []byte {
+	dst = append(dst, leafRuns)
+	var last key.Key
+	for i := 0; i < len(entries); {
+		n := runLength(entries, i)
+		if l := entries[i]; l.Mapped() {
+			dst = binary.AppendUvarint(dst, uint64(n)<<1|1)
+			dst = binary.AppendVarint(dst, int64(l.Key())-int64(last))
+			dst = binary.AppendUvarint(dst, uint64(l.Index()))
+			last = l.Key()
+		} else {
+			dst = binary.AppendUvarint(dst, uint64(n)<<1)
+		}
+		i += n
+	}
+	return dst
 }
 
 func appendPacked(dst []byte, entries []Location, base key.Key, width int) []byte {

@@ -26,7 +26,7 @@ func allocated(f func()) uint64 {
 // allEncodings gives the leaf in each encoding it fits, found the slow way.
 func allEncodings(entries []Location) map[byte][]byte {
 	all := map[byte][]byte{}
-	all[leafRuns], _ = appendRuns(nil, entries, 1<<30)
+	all[leafRuns] = appendRuns(nil, entries)
 	low, high, top := uint64(0), uint64(0), uint32(0)
 	if i := slices.IndexFunc(entries, Location.Mapped); i >= 0 {
 		low = uint64(entries[i].Key())
@@ -164,5 +164,15 @@ func TestLeafRules(t *testing.T) {
 	}
 	if err := DecodeLeaf(zeros([]byte{leafRuns}, LeafBlocks), make([]Location, LeafBlocks-1)); !errors.Is(err, ErrDamaged) {
 		t.Errorf("too few entries: error is %v", err)
+	}
+}
+
+func TestUvarintSize(t *testing.T) {
+	for bit := range 64 {
+		for _, x := range []uint64{1<<bit - 1, 1 << bit, 1<<bit + 1} {
+			if got, want := uvarintSize(x), len(binary.AppendUvarint(nil, x)); got != want {
+				t.Errorf("%#x takes %d bytes, not %d", x, want, got)
+			}
+		}
 	}
 }

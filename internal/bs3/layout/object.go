@@ -196,8 +196,9 @@ func (o *Object) decodeRecords(b []byte) error {
 	o.Records = make([]Record, o.Footer.Records)
 	next := o.FirstSeq
 	for i := range o.Records {
-		r, err := DecodeRecord(b[RecordSize*i:])
-		if err != nil {
+		r := &o.Records[i]
+		r.decode(b[RecordSize*i:])
+		if err := r.check(); err != nil {
 			return fmt.Errorf("object %d: record %d: %w", o.Key, i, err)
 		}
 		if r.Kind != KindZero && uint64(r.Index)+uint64(r.Blocks) > uint64(o.Blocks) {
@@ -213,7 +214,6 @@ func (o *Object) decodeRecords(b []byte) error {
 			}
 			next++
 		}
-		o.Records[i] = r
 	}
 	return nil
 }

@@ -76,16 +76,20 @@ func DecodeRecord(b []byte) (Record, error) {
 	if len(b) < RecordSize {
 		return Record{}, damaged("record of %d bytes, not %d", len(b), RecordSize)
 	}
-	kindIndex := binary.LittleEndian.Uint32(b[12:])
-	r := Record{
-		Block:  binary.LittleEndian.Uint64(b[0:]),
-		Blocks: binary.LittleEndian.Uint32(b[8:]),
-		Kind:   Kind(kindIndex & 0xff),
-		Index:  kindIndex >> 8,
-		Seq:    binary.LittleEndian.Uint64(b[16:]),
-		Source: Location(binary.LittleEndian.Uint64(b[24:])),
-	}
+	var r Record
+	r.decode(b)
 	return r, r.check()
+}
+
+func (r *Record) decode(b []byte) {
+	_ = b[RecordSize-1]
+	kindIndex := binary.LittleEndian.Uint32(b[12:])
+	r.Block = binary.LittleEndian.Uint64(b[0:])
+	r.Blocks = binary.LittleEndian.Uint32(b[8:])
+	r.Kind = Kind(kindIndex & 0xff)
+	r.Index = kindIndex >> 8
+	r.Seq = binary.LittleEndian.Uint64(b[16:])
+	r.Source = Location(binary.LittleEndian.Uint64(b[24:]))
 }
 
 func (r *Record) check() error {
