@@ -30,6 +30,7 @@ func FuzzDecodeTail(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, tail []byte, data uint32, seal bool) {
 		if seal && len(tail) >= FooterSize {
+			tail = bytes.Clone(tail)
 			foot := tail[len(tail)-FooterSize:]
 			blocks, records := binary.LittleEndian.Uint32(foot[footBlocks:]), binary.LittleEndian.Uint32(foot[footRecords:])
 			if need := TailSize(int(blocks), int(records)); need <= len(tail) {
@@ -75,6 +76,7 @@ func FuzzDecodeCheckpoint(f *testing.F) {
 	f.Add(AppendCheckpoint(nil, &Checkpoint{BlockSize: 512, Blocks: 1}), true)
 	f.Fuzz(func(t *testing.T, b []byte, seal bool) {
 		if seal && len(b) >= 4 {
+			b = bytes.Clone(b)
 			sealEnd(b)
 		}
 		c, err := DecodeCheckpoint(b)
@@ -173,6 +175,7 @@ func FuzzDecodeSlotHeader(f *testing.F) {
 	f.Add(b, false)
 	f.Fuzz(func(t *testing.T, b []byte, seal bool) {
 		if seal && len(b) >= SlotHeaderSize {
+			b = bytes.Clone(b)
 			sealEnd(b[:SlotHeaderSize])
 		}
 		h, err := DecodeSlotHeader(b)
@@ -192,6 +195,7 @@ func FuzzCheckPackHeader(f *testing.F) {
 	f.Add(AppendPackHeader(nil, sampleUUID), false)
 	f.Fuzz(func(t *testing.T, b []byte, seal bool) {
 		if seal && len(b) >= PackHeaderSize {
+			b = bytes.Clone(b)
 			sealEnd(b[:PackHeaderSize])
 		}
 		if refused(t, CheckPackHeader(b, sampleUUID)) {

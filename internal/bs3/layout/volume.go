@@ -128,7 +128,7 @@ func decodeVolume(b []byte) (*Volume, error) {
 	strict := json.NewDecoder(bytes.NewReader(b))
 	strict.DisallowUnknownFields()
 	if err := strict.Decode(new(volumeText)); err != nil {
-		return nil, fmt.Errorf("%w: %v", ErrVersion, err) // its checksum holds, so it was meant
+		return nil, fmt.Errorf("%w: %w", ErrVersion, err) // its checksum holds, so it was meant
 	}
 	if err := t.check(); err != nil {
 		return nil, err
