@@ -1,0 +1,99 @@
+// Package cli is the command line: one file per command, and the wiring of
+// the concrete types in open.go. Signals, exit codes and standard output are
+// known here and nowhere below.
+package cli
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+
+	"github.com/spf13/cobra"
+
+	"bs3/contrib"
+	"bs3/internal/config"
+)
+
+// Main runs the command in args and returns its exit code.
+func Main(version string, args []string) int {
+	root := newRoot(&app{version: version})
+	root.SetArgs(args)
+	err := root.ExecuteContext(context.Background())
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "bs3:", err)
+	}
+	return exitCode(err)
+}
+
+// app is what the commands share.
+type app struct {
+	version string
+	path    string // of the configuration file
+	local   bool   // use the built-in configuration for trying
+}
+
+func newRoot(a *app) *cobra.Command {
+	root := &cobra.Command{
+		Use:   "bs3",
+		Short: "A block device whose bytes live in an object store",
+		Long: "bs3 gives Linux a block device whose bytes live in an object store: S3 or a\n" +
+			"directory. Without a command it runs the daemon, which serves the device over NBD.",
+		Args:          cobra.NoArgs,
+		RunE:          a.run,
+		SilenceErrors: true, // Main prints them
+		SilenceUsage:  true,
+	}
+	root.CompletionOptions.DisableDefaultCmd = true
+	root.PersistentFlags().StringVarP(&a.path, "config", "c", config.DefaultPath, "configuration file")
+	root.PersistentFlags().BoolVar(&a.local, "local", false,
+		"try it: a volume of 8 GB in the directory .bs3; run prints what to do with it")
+	root.MarkFlagsMutuallyExclusive("config", "local")
+	root.AddCommand(
+		&cobra.Command{Use: "run", Short: "Run the daemon until SIGINT or SIGTERM", Args: cobra.NoArgs, RunE: a.run},
+		newInfo(a),
+		&cobra.Command{Use: "version", Short: "Print the version", Args: cobra.NoArgs, RunE: a.printVersion},
+	)
+	addHelp(root)
+	return root
+}
+
+func (a *app) printVersion(cmd *cobra.Command, _ []string) error {
+	_, err := fmt.Fprintln(cmd.OutOrStdout(), "bs3", a.version)
+	return err
+}
+
+// config reads the configuration that the flags ask for.
+func (a *app) config(cmd *cobra.Command) (config.Config, error) {
+	if a.local {
+		return config.Parse(contrib.LocalName, contrib.Local())
+	}
+	return config.Load(a.path, cmd.Flags().Changed("config"))
+}
+
+// addHelp appends the environment variables and the exit codes to the help of
+// the root command.
+func addHelp(root *cobra.Command) {
+	usual := root.HelpFunc()
+	root.SetHelpFunc(func(cmd *cobra.Command, args []string) {
+		usual(cmd, args)
+		if !cmd.HasParent() {
+			printVariables(cmd.OutOrStdout())
+			printExits(cmd.OutOrStdout())
+		}
+	})
+}
+
+func printVariables(w io.Writer) {
+	fmt.Fprintf(w, "\nThe configuration is read from the file and then from the environment (key, default):\n")
+	for _, v := range config.Variables() {
+		fmt.Fprintf(w, "  %s (%s, %s)\n    \t%s\n", v.Env, v.Key, v.Default, v.Doc)
+	}
+}
+
+func printExits(w io.Writer) {
+	fmt.Fprintf(w, "\nExit codes:\n")
+	for _, e := range exits() {
+		fmt.Fprintf(w, "  %2d  %s\n", e.code, e.meaning)
+	}
+}

@@ -1,0 +1,54 @@
+package cli
+
+import (
+	"errors"
+
+	"bs3/internal/bs3"
+	"bs3/internal/config"
+)
+
+// Exit codes, after sysexits.h where it has one. A panic of Go is 2, so 2 is
+// none of ours.
+const (
+	exitOK      = 0
+	exitOther   = 1
+	exitStore   = 69
+	exitFenced  = 76
+	exitRefused = 78
+)
+
+// errStore marks what went wrong with the store before the engine had it.
+var errStore = errors.New("the store can not be used")
+
+// exits is the one table of exit codes: for the help and for exitCode. The
+// first row whose is says yes counts, the last one takes the rest.
+func exits() []exit {
+	return []exit{
+		{exitOK, "all is well", func(err error) bool { return err == nil }},
+		{exitFenced, "another writer has taken the volume over", func(err error) bool { return errors.Is(err, bs3.ErrFenced) }},
+		{exitRefused, "the configuration, or the volume as it is configured, is refused; nothing was changed", isRefused},
+		{exitStore, "the store can not be used", func(err error) bool { return errors.Is(err, bs3.ErrStore) || errors.Is(err, errStore) }},
+		{exitOther, "any other error", func(error) bool { return true }},
+	}
+}
+
+type exit struct {
+	code    int
+	meaning string
+	is      func(error) bool
+}
+
+func isRefused(err error) bool {
+	var c *config.Error
+	return errors.As(err, &c) || errors.Is(err, bs3.ErrRefused)
+}
+
+// exitCode is the code that says err to who started us.
+func exitCode(err error) int {
+	for _, e := range exits() {
+		if e.is(err) {
+			return e.code
+		}
+	}
+	return exitOther
+}

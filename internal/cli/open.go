@@ -1,0 +1,96 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+
+	"github.com/rs/zerolog"
+
+	"bs3/internal/bs3"
+	"bs3/internal/config"
+	"bs3/internal/device"
+	"bs3/internal/null"
+)
+
+// volume is an open volume of either kind.
+type volume struct {
+	device.Volume
+	failed   <-chan struct{}                           // closed when it serves no more; nil if it always does
+	close    func(context.Context) error               // also tells why it failed
+	announce func(event *zerolog.Event) *zerolog.Event // adds what is served to the log line that says so
+}
+
+// openVolume opens what c describes. It is here that concrete types meet.
+func openVolume(ctx context.Context, c config.Config, log zerolog.Logger) (*volume, error) {
+	if c.Null {
+		return openNull(c), nil
+	}
+	// The record of the volume names the state directory: by its whole name.
+	state, err := filepath.Abs(c.State.Path)
+	if err != nil {
+		return nil, fmt.Errorf("state.path %s: %w", c.State.Path, err)
+	}
+	host, err := bs3.LocalHost()
+	if err != nil {
+		return nil, err
+	}
+	reaching, cancel := withLimit(ctx, openFor)
+	defer cancel()
+	store, err := openStore(reaching, c, true, log)
+	if err != nil {
+		return nil, err
+	}
+	engine, err := bs3.Open(ctx, bs3.Options{
+		Store: store,
+		Log:   log,
+		Host:  host,
+
+		Size:      c.Size * config.GB,
+		BlockSize: c.BlockSize,
+		ChunkSize: c.Write.ChunkSize * config.MB,
+		IOMin:     c.IOMin,
+		IOOpt:     c.IOOpt,
+
+		Durable:   c.Write.Durable,
+		Linger:    c.Write.LingerTime(),
+		Memory:    int64(c.Write.Memory) * config.MB,
+		Uploaders: c.S3.Uploaders,
+		StatePath: state,
+
+		CheckpointInterval: c.Checkpoint.IntervalTime(),
+		SkipCheckpoint:     c.SkipCheckpoint,
+	})
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("open the volume in %s: %w", store.where, err), store.close())
+	}
+	mode := "barrier"
+	if c.Write.Durable {
+		mode = "durable"
+	}
+	return &volume{
+		Volume: engine,
+		failed: engine.Done(),
+		close: func(ctx context.Context) error {
+			err := engine.Close(ctx)
+			return errors.Join(err, store.close())
+		},
+		announce: func(event *zerolog.Event) *zerolog.Event {
+			return event.Str("store", store.where).Stringer("volume", engine.UUID()).Uint64("epoch", engine.Epoch()).
+				Str("mode", mode).Int64("gb", c.Size)
+		},
+	}, nil
+}
+
+func openNull(c config.Config) *volume {
+	return &volume{
+		Volume: null.New(device.Geometry{
+			Size: c.Size * config.GB, BlockSize: c.BlockSize, IOMin: c.IOMin, IOOpt: c.IOOpt,
+		}),
+		close: func(context.Context) error { return nil },
+		announce: func(event *zerolog.Event) *zerolog.Event {
+			return event.Str("store", "none: writes are dropped").Int64("gb", c.Size)
+		},
+	}
+}

@@ -1,0 +1,196 @@
+package cli
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"net/http"
+	"os"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/rs/zerolog"
+
+	"bs3/internal/config"
+)
+
+func TestKeepTrying(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var said bytes.Buffer
+		log := zerolog.New(&said)
+		start := time.Now()
+		ctx, cancel := withLimit(t.Context(), openFor)
+		defer cancel()
+		down := errors.New("no route to the store")
+		tries := 0
+		err := keepTrying(ctx, "bucket b", log, func() error { tries++; return down })
+		if !errors.Is(err, errStore) || !errors.Is(err, down) || exitCode(err) != exitStore {
+			t.Errorf("the error is %v", err)
+		}
+		if took := time.Since(start); took != openFor {
+			t.Errorf("it took %v", took)
+		}
+		if tries < 50 || tries > 100 {
+			t.Errorf("%d tries", tries)
+		}
+		if got := strings.Count(said.String(), "no route to the store"); got != 5 {
+			t.Errorf("it says so %d times in five minutes: %s", got, said.String())
+		}
+
+		said.Reset()
+		tries = 0
+		err = keepTrying(t.Context(), "bucket b", log, func() error {
+			if tries++; tries < 4 {
+				return down
+			}
+			return nil
+		})
+		if err != nil || tries != 4 || !strings.Contains(said.String(), "answers") {
+			t.Errorf("%v after %d tries: %s", err, tries, said.String())
+		}
+	})
+}
+
+func TestExplain(t *testing.T) {
+	ctx, cancel := context.WithCancelCause(t.Context())
+	down := errors.New("down")
+	if got := explain(ctx, down); got != down { //nolint:errorlint // the very same
+		t.Errorf("before the time is over: %v", got)
+	}
+	cancel(errStore)
+	if got := explain(ctx, down); !errors.Is(got, errStore) || !errors.Is(got, down) {
+		t.Errorf("after: %v", got)
+	}
+	if got := explain(ctx, nil); got != nil {
+		t.Errorf("no error becomes %v", got)
+	}
+}
+
+// syncBuffer is a buffer for a logger that another goroutine uses.
+type syncBuffer struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+}
+
+func (b *syncBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.Write(p)
+}
+
+func (b *syncBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.String()
+}
+
+func TestWatchSignals(t *testing.T) {
+	var said syncBuffer
+	exits := make(chan struct{}, 8)
+	ctx, stop := watchSignals(t.Context(), zerolog.New(&said), func() { exits <- struct{}{} })
+	defer stop()
+	raise := func(s syscall.Signal) {
+		t.Helper()
+		if err := syscall.Kill(os.Getpid(), s); err != nil {
+			t.Fatal(err)
+		}
+	}
+	raise(syscall.SIGUSR1)
+	raise(syscall.SIGTERM)
+	select {
+	case <-ctx.Done():
+	case <-time.After(time.Minute):
+		t.Fatal("SIGTERM does not end the ctx")
+	}
+	select {
+	case <-exits:
+		t.Error("the first signal exits at once")
+	default:
+	}
+	raise(syscall.SIGINT)
+	select {
+	case <-exits:
+	case <-time.After(time.Minute):
+		t.Fatal("the second signal does not exit")
+	}
+	if !strings.Contains(said.String(), "SIGUSR1") {
+		t.Errorf("SIGUSR1 goes unmentioned: %s", said.String())
+	}
+}
+
+func TestProfiler(t *testing.T) {
+	var said syncBuffer
+	stop, err := startProfiler(t.Context(), 0, zerolog.New(&said))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, rest, _ := strings.Cut(said.String(), `"url":"`)
+	url, _, _ := strings.Cut(rest, `"`)
+	if !strings.HasPrefix(url, "http://127.0.0.1:") {
+		t.Fatalf("it listens on %q", url)
+	}
+	resp, err := http.Get(url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	body, err := io.ReadAll(resp.Body)
+	_ = resp.Body.Close()
+	if err != nil || resp.StatusCode != http.StatusOK || !strings.Contains(string(body), "goroutine") {
+		t.Errorf("%s: %s, %v", url, resp.Status, err)
+	}
+	stop()
+	if resp, err := http.Get(url); err == nil {
+		_ = resp.Body.Close()
+		t.Error("it goes on after stop")
+	}
+}
+
+func TestProfilerPortInUse(t *testing.T) {
+	var said syncBuffer
+	stop, err := startProfiler(t.Context(), 0, zerolog.New(&said))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stop()
+	_, rest, _ := strings.Cut(said.String(), "127.0.0.1:")
+	digits, _, _ := strings.Cut(rest, "/")
+	port := 0
+	for _, d := range digits {
+		port = 10*port + int(d-'0')
+	}
+	if stop, err := startProfiler(t.Context(), port, zerolog.Nop()); err == nil {
+		stop()
+		t.Errorf("two profilers on port %d", port)
+	}
+}
+
+func TestLogger(t *testing.T) {
+	var out bytes.Buffer
+	log := newLogger(&out, config.Log{Level: 1, Pretty: false}, true)
+	log.Debug().Msg("quiet")
+	log.Info().Msg("loud")
+	if s := out.String(); strings.Contains(s, "quiet") || !strings.Contains(s, `"message":"loud"`) || !strings.Contains(s, `"time":`) {
+		t.Errorf("JSON at level info: %s", s)
+	}
+	for _, color := range []bool{true, false} {
+		out.Reset()
+		log = newLogger(&out, config.Log{Level: 0, Pretty: true}, color)
+		log.Debug().Msg("loud")
+		if s := out.String(); strings.Contains(s, "{") || !strings.Contains(s, "loud") || strings.Contains(s, "\x1b") != color {
+			t.Errorf("pretty at level debug, color %v: %q", color, s)
+		}
+	}
+}
+
+func TestSize(t *testing.T) {
+	for n, want := range map[int64]string{0: "0 B", 4096: "4096 B", 4 << 20: "4 MB", 1.5 * (1 << 20): "1.5 MB", 8 << 30: "8 GB", 1.25 * (1 << 30): "1.25 GB"} {
+		if got := size(n); got != want {
+			t.Errorf("size(%d) = %s, want %s", n, got, want)
+		}
+	}
+}

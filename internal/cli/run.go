@@ -1,0 +1,142 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"sync"
+
+	"github.com/rs/zerolog"
+	"github.com/spf13/cobra"
+
+	"bs3/internal/config"
+	"bs3/internal/device/nbd"
+)
+
+// run is the daemon.
+func (a *app) run(cmd *cobra.Command, _ []string) error {
+	c, err := a.config(cmd)
+	if err != nil {
+		return err
+	}
+	log := newLogger(os.Stderr, c.Log, isTerminal(os.Stderr))
+	for _, name := range config.UnknownVariables(os.Environ()) { //nolint:forbidigo // only their names, to warn of misspelt ones
+		log.Warn().Str("variable", name).Msg("this variable sets nothing")
+	}
+	ctx, stop := watchSignals(cmd.Context(), log, func() {
+		log.Warn().Str("state", c.State.Path).
+			Msg("second signal: exit now; writes that are not in the store stay in the chunk memory for the next start")
+		os.Exit(exitOther) //nolint:forbidigo // the user will not wait
+	})
+	defer stop()
+	if c.Profiler {
+		stop, err := startProfiler(ctx, c.ProfilerPort, log)
+		if err != nil {
+			return err
+		}
+		defer stop()
+	}
+	var hints io.Writer
+	if a.local {
+		hints = cmd.OutOrStdout()
+	}
+	err = serve(ctx, c, log, hints)
+	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
+		// Stopped before there was anything to serve.
+		log.Info().Msg("stopped while opening the volume")
+		return nil
+	}
+	return err
+}
+
+// serve opens the volume and serves it until ctx ends or the volume fails.
+// What to try is written to hints, unless it is nil, as soon as clients can
+// connect.
+func serve(ctx context.Context, c config.Config, log zerolog.Logger, hints io.Writer) error {
+	network, address, err := c.NBD.Address()
+	if err != nil {
+		return fmt.Errorf("nbd.listen: %w", err)
+	}
+	if network == "unix" {
+		// By default the socket lies in a directory that a reboot removes.
+		if err := os.MkdirAll(filepath.Dir(address), 0o700); err != nil {
+			return fmt.Errorf("directory of the NBD socket: %w", err)
+		}
+	}
+	v, err := openVolume(ctx, c, log)
+	if err != nil {
+		return err
+	}
+	serving, cancel := context.WithCancel(ctx)
+	defer cancel()
+	server := nbd.New(v.Volume, nbd.Options{
+		Network: network, Address: address, ExportName: c.Name, Log: log,
+		Listening: func(addr net.Addr) {
+			v.announce(log.Info()).Str("nbd", uri(addr)).Msg("serving")
+			if hints != nil {
+				printHints(hints, addr, c.Size)
+			}
+		},
+	})
+	var watch sync.WaitGroup
+	watch.Go(func() {
+		select {
+		case <-v.failed:
+			cancel()
+		case <-serving.Done():
+		}
+	})
+	// In this order: what clients have sent is finished before the volume closes.
+	err = server.Run(serving)
+	cancel()
+	watch.Wait()
+	log.Info().Msg("closing the volume")
+	// The clean stop has no time limit: who is in a hurry signals again.
+	err = errors.Join(err, v.close(context.WithoutCancel(ctx)))
+	if err == nil {
+		log.Info().Msg("stopped")
+	}
+	return err
+}
+
+// isTerminal says whether f is a character device, which is near enough to
+// choose colours by.
+func isTerminal(f *os.File) bool {
+	info, err := f.Stat()
+	return err == nil && info.Mode()&os.ModeCharDevice != 0
+}
+
+// uri is addr as clients of NBD like it.
+func uri(addr net.Addr) string {
+	if addr.Network() != "unix" {
+		return "nbd://" + addr.String()
+	}
+	path, err := filepath.Abs(addr.String())
+	if err != nil {
+		path = addr.String()
+	}
+	return "nbd+unix:///?socket=" + path
+}
+
+// printHints says what can be done with a volume that has just been shown.
+func printHints(w io.Writer, addr net.Addr, size int64) {
+	u := uri(addr)
+	fmt.Fprintf(w, `
+%d GB are being served. Ctrl-C stops; the data stays in .bs3/store. In another terminal:
+
+  nbdinfo '%[2]s'
+  nbdcopy --progress SOME-IMAGE '%[2]s'
+
+or a file system, as root (libnbd-bin, fuse3):
+
+  mkdir -p /tmp/bs3 /mnt/bs3 && nbdfuse /tmp/bs3 '%[2]s' &
+  mkfs.ext4 /tmp/bs3/nbd && mount -o loop /tmp/bs3/nbd /mnt/bs3
+
+and to end that: umount /mnt/bs3 && fusermount3 -u /tmp/bs3
+
+`, size, u)
+}
