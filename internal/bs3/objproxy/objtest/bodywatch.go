@@ -40,6 +40,13 @@ func (w *BodyWatch) Readers() int {
 	return w.opened
 }
 
+// Open says how many readers are open.
+func (w *BodyWatch) Open() int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.open
+}
+
 // WaitClosed fails the test unless every reader is closed within ten seconds.
 func (w *BodyWatch) WaitClosed(t testing.TB) {
 	t.Helper()
