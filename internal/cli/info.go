@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -13,11 +14,12 @@ import (
 	"github.com/spf13/cobra"
 
 	"bs3/internal/bs3"
+	"bs3/internal/bs3/objproxy"
 	"bs3/internal/config"
 )
 
-// infoFor bounds how long info asks a store that does not answer. A person
-// waits for it, not a device.
+// infoFor bounds how long info tries again when the store does not answer. A
+// person waits for it, not a device.
 const infoFor = 30 * time.Second
 
 func newInfo(a *app) *cobra.Command {
@@ -59,16 +61,34 @@ func (a *app) info(cmd *cobra.Command) (_ *bs3.VolumeInfo, err error) {
 	}
 	ctx, stop := watchSignals(cmd.Context(), zerolog.Nop(), func() { os.Exit(exitOther) }) //nolint:forbidigo // the user will not wait
 	defer stop()
-	ctx, cancel := withLimit(ctx, infoFor)
-	defer cancel()
-	store, err := openStore(ctx, c, false, zerolog.Nop())
+	s, err := openStore(ctx, c, toAsk, zerolog.Nop())
 	if err != nil {
 		return nil, err
 	}
-	defer func() { err = errors.Join(err, store.close()) }()
-	info, err := bs3.Info(ctx, store)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", store.where, explain(ctx, err))
+	defer func() { err = errors.Join(err, s.close()) }()
+	trying, cancel := withLimit(ctx, infoFor)
+	defer cancel()
+	return readInfo(ctx, trying, s)
+}
+
+// readInfo asks the store, again after an answer that may change until trying
+// ends. How long a good answer takes depends on the length of the log.
+func readInfo(ctx, trying context.Context, s *store) (info *bs3.VolumeInfo, err error) {
+	var final error
+	err = keepTrying(trying, s.where, zerolog.Nop(), func() error {
+		info, final = bs3.Info(ctx, s)
+		if errors.Is(final, objproxy.ErrTransient) {
+			return final
+		}
+		return nil
+	})
+	switch {
+	case err != nil:
+		return nil, fmt.Errorf("%s: %w", s.where, err)
+	case errors.Is(final, bs3.ErrNoVolume) || errors.Is(final, bs3.ErrRefused):
+		return nil, fmt.Errorf("%s: %w", s.where, final)
+	case final != nil:
+		return nil, fmt.Errorf("%w: %s: %w", errStore, s.where, final)
 	}
 	return info, nil
 }

@@ -38,7 +38,7 @@ func openVolume(ctx context.Context, c config.Config, log zerolog.Logger) (*volu
 	}
 	reaching, cancel := withLimit(ctx, openFor)
 	defer cancel()
-	store, err := openStore(reaching, c, true, log)
+	store, err := openStore(reaching, c, toServe, log)
 	if err != nil {
 		return nil, err
 	}

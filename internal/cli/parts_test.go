@@ -4,9 +4,11 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -16,6 +18,7 @@ import (
 
 	"github.com/rs/zerolog"
 
+	"bs3/internal/bs3/objproxy"
 	"bs3/internal/config"
 )
 
@@ -56,18 +59,49 @@ func TestKeepTrying(t *testing.T) {
 	})
 }
 
-func TestExplain(t *testing.T) {
-	ctx, cancel := context.WithCancelCause(t.Context())
-	down := errors.New("down")
-	if got := explain(ctx, down); got != down { //nolint:errorlint // the very same
-		t.Errorf("before the time is over: %v", got)
+// answers is a store that gives its answers to Get in turn, then that there is no
+// such object.
+type answers struct {
+	objproxy.Store
+	errs []error
+}
+
+func (a *answers) Get(context.Context, string, []byte, int64) (int, objproxy.Info, error) {
+	if len(a.errs) == 0 {
+		return 0, objproxy.Info{}, objproxy.ErrNotFound
 	}
-	cancel(errStore)
-	if got := explain(ctx, down); !errors.Is(got, errStore) || !errors.Is(got, down) {
-		t.Errorf("after: %v", got)
-	}
-	if got := explain(ctx, nil); got != nil {
-		t.Errorf("no error becomes %v", got)
+	err := a.errs[0]
+	a.errs = a.errs[1:]
+	return 0, objproxy.Info{}, err
+}
+
+func TestReadInfoTriesAgainWhereItMayHelp(t *testing.T) {
+	busy, forbidden := fmt.Errorf("503: %w", objproxy.ErrTransient), errors.New("403")
+	for name, test := range map[string]struct {
+		answers []error
+		code    int
+		atLeast time.Duration
+		atMost  time.Duration
+	}{
+		"no volume":       {nil, exitOther, 0, 0},
+		"busy twice":      {[]error{busy, busy}, exitOther, firstWait, time.Second},
+		"forbidden":       {[]error{forbidden}, exitStore, 0, 0},
+		"does not answer": {slices.Repeat([]error{busy}, 1000), exitStore, infoFor, infoFor},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				start := time.Now()
+				trying, cancel := withLimit(t.Context(), infoFor)
+				defer cancel()
+				_, err := readInfo(t.Context(), trying, &store{Store: &answers{errs: test.answers}, where: "here"})
+				if got := exitCode(err); got != test.code || !strings.Contains(err.Error(), "here") {
+					t.Errorf("exit code %d: %v", got, err)
+				}
+				if took := time.Since(start); took < test.atLeast || took > test.atMost {
+					t.Errorf("it took %v", took)
+				}
+			})
+		})
 	}
 }
 

@@ -2,7 +2,6 @@ package cli
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"time"
 
@@ -24,26 +23,34 @@ const (
 	sayEvery = time.Minute
 )
 
-// store is the configured store, with its manners: two priorities over
-// retries over the store itself.
+// purpose is what a store is opened for.
+type purpose int
+
+const (
+	// toServe makes a directory or bucket that is missing, and gives the store
+	// its manners: two priorities, over trying again for ever.
+	toServe purpose = iota
+	// toAsk takes the store as it is.
+	toAsk
+)
+
+// store is the configured store.
 type store struct {
 	objproxy.Store
 	where string // for people
 	close func() error
 }
 
-// openStore opens the store that c describes, for as long as ctx allows. With
-// create it makes a directory or bucket that is missing.
-func openStore(ctx context.Context, c config.Config, create bool, log zerolog.Logger) (*store, error) {
+// openStore opens the store that c describes, trying for as long as ctx allows.
+func openStore(ctx context.Context, c config.Config, why purpose, log zerolog.Logger) (*store, error) {
 	s := &store{close: func() error { return nil }}
-	var bare objproxy.Store
 	switch c.Store {
 	case config.StoreDir:
 		s.where = "directory " + c.Dir.Path
 		err := keepTrying(ctx, s.where, log, func() error {
 			d, err := dir.Open(ctx, c.Dir.Path)
 			if err == nil {
-				bare, s.close = d, d.Close
+				s.Store, s.close = d, d.Close
 			}
 			return err
 		})
@@ -67,16 +74,19 @@ func openStore(ctx context.Context, c config.Config, create bool, log zerolog.Lo
 		if err != nil {
 			return nil, fmt.Errorf("%w: %w", errStore, err)
 		}
-		if create {
+		if why == toServe {
 			if err := keepTrying(ctx, s.where, log, func() error { return b.EnsureBucket(ctx) }); err != nil {
 				return nil, err
 			}
 		}
-		bare = b
+		s.Store = b
 	default:
 		return nil, fmt.Errorf("store = %q", c.Store) // config.Validate lets nothing else through
 	}
-	s.Store = objproxy.NewPriority(objproxy.NewRetry(bare, objproxy.RetryOptions{Log: log}), c.S3.Uploaders, c.S3.Downloaders)
+	if why == toServe {
+		retry := objproxy.NewRetry(s.Store, objproxy.RetryOptions{Log: log})
+		s.Store = objproxy.NewPriority(retry, c.S3.Uploaders, c.S3.Downloaders)
+	}
 	return s, nil
 }
 
@@ -124,12 +134,4 @@ func keepTrying(ctx context.Context, what string, log zerolog.Logger, try func()
 // withLimit bounds ctx by limit; its cause is errStore then.
 func withLimit(ctx context.Context, limit time.Duration) (context.Context, context.CancelFunc) {
 	return context.WithTimeoutCause(ctx, limit, fmt.Errorf("%w: no proper answer for %v", errStore, limit))
-}
-
-// explain adds to err that the time of withLimit is over, if that is why.
-func explain(ctx context.Context, err error) error {
-	if cause := context.Cause(ctx); err != nil && errors.Is(cause, errStore) && !errors.Is(err, errStore) {
-		return fmt.Errorf("%w: %w", cause, err)
-	}
-	return err
 }
