@@ -56,6 +56,10 @@ type Options struct {
 	CheckpointInterval time.Duration // 0 = none by time
 	SkipCheckpoint     bool          // write none
 
+	// Takeover opens a volume that a writer on another host did not release. That
+	// writer, if it lives, is fenced; what it acknowledged and did not store is lost.
+	Takeover bool
+
 	// OpenFor bounds how long Open asks a store that does not answer while no
 	// chunk memory waits for it; 0 = five minutes.
 	OpenFor time.Duration

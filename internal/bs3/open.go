@@ -283,8 +283,8 @@ func (e *Engine) admit(v *layout.Volume) error {
 		return refuse("has chunks of %d bytes, the configuration says %d (write.chunk_size)", v.ChunkSize, e.opts.ChunkSize)
 	case v.Size != e.opts.Size:
 		return refuse("has %d bytes, the configuration says %d (size)", v.Size, e.opts.Size)
-	case !w.Released && (w.Host != e.opts.Host.ID || w.StatePath != e.opts.StatePath):
-		return refuse("is in use by host %s (machine %s, state path %s, pid %d) since %s and was not released; stop that daemon first",
+	case !w.Released && !e.opts.Takeover && (w.Host != e.opts.Host.ID || w.StatePath != e.opts.StatePath):
+		return refuse("is in use by host %s (machine %s, state path %s, pid %d) since %s and was not released; stop that daemon first, or take the volume over",
 			w.Hostname, w.Host, w.StatePath, w.PID, w.Since.Format(time.RFC3339))
 	case e.opts.SkipCheckpoint && len(v.Checkpoints) > 0:
 		return refuse("has checkpoints; without them its log may be gone, so skip_checkpoint can not be used on it")
