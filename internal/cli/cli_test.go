@@ -151,7 +151,6 @@ func TestLocalDaemon(t *testing.T) {
 	if code, _, errs := bs3Main(t, dir, []string{"BS3_STATE_PATH=elsewhere"}, "--local"); code != exitRefused || !strings.Contains(errs, "refused") {
 		t.Errorf("a daemon with other state: exit %d, %s", code, errs)
 	}
-	// Its geometry is fixed.
 	if info := volumeInfo(t, dir); info.Writer.Released || info.Epoch != 1 || info.Size != 8<<30 || info.Writer.PID != d.cmd.Process.Pid {
 		t.Errorf("info while it runs: %+v", info)
 	}
@@ -300,6 +299,18 @@ func TestAddressInUse(t *testing.T) {
 	defer func() { _ = l.Close() }()
 	code, _, errs := bs3Main(t, t.TempDir(), []string{"BS3_NULL=true", "BS3_NBD_LISTEN=tcp:" + l.Addr().String()})
 	if code != exitOther || !strings.Contains(errs, l.Addr().String()) {
+		t.Errorf("exit %d, %s", code, errs)
+	}
+}
+
+// A store that is no directory cannot be asked, whatever one waits for.
+func TestInfoOfABadDirectory(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "file"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	code, _, errs := bs3Main(t, dir, []string{"BS3_STORE=dir", "BS3_DIR_PATH=file"}, "info")
+	if code != exitStore || !strings.Contains(errs, "file") {
 		t.Errorf("exit %d, %s", code, errs)
 	}
 }

@@ -44,10 +44,19 @@ type store struct {
 // openStore opens the store that c describes, trying for as long as ctx allows.
 func openStore(ctx context.Context, c config.Config, why purpose, log zerolog.Logger) (*store, error) {
 	s := &store{close: func() error { return nil }}
+	attempt := func(try func() error) error {
+		if why == toServe {
+			return keepTrying(ctx, s.where, log, try)
+		}
+		if err := try(); err != nil {
+			return fmt.Errorf("%w: %w", errStore, err)
+		}
+		return nil
+	}
 	switch c.Store {
 	case config.StoreDir:
 		s.where = "directory " + c.Dir.Path
-		err := keepTrying(ctx, s.where, log, func() error {
+		err := attempt(func() error {
 			d, err := dir.Open(ctx, c.Dir.Path)
 			if err == nil {
 				s.Store, s.close = d, d.Close
@@ -75,7 +84,7 @@ func openStore(ctx context.Context, c config.Config, why purpose, log zerolog.Lo
 			return nil, fmt.Errorf("%w: %w", errStore, err)
 		}
 		if why == toServe {
-			if err := keepTrying(ctx, s.where, log, func() error { return b.EnsureBucket(ctx) }); err != nil {
+			if err := attempt(func() error { return b.EnsureBucket(ctx) }); err != nil {
 				return nil, err
 			}
 		}
