@@ -1,0 +1,65 @@
+package s3
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+
+	"github.com/aws/aws-sdk-go-v2/service/s3"
+	"github.com/aws/aws-sdk-go-v2/service/s3/types"
+)
+
+// EnsureBucket makes the bucket if it is missing.
+func (s *Store) EnsureBucket(ctx context.Context) error {
+	what := fmt.Sprintf("look for bucket %s at %s", s.bucket, s.endpoint)
+	err := s.headBucket(ctx)
+	if err == nil {
+		return nil
+	}
+	// An answer to HEAD has no body and so no reason.
+	switch status, _ := answer(err); status {
+	case http.StatusNotFound:
+		return s.createBucket(ctx)
+	case http.StatusForbidden:
+		return fmt.Errorf("%s: the credentials are wrong, or have no permission to list it (s3:ListBucket): %v", what, err)
+	case http.StatusMovedPermanently, http.StatusBadRequest:
+		return fmt.Errorf("%s: refused; is region %q right? %v", what, s.region, err)
+	}
+	return requestError(ctx, what, err)
+}
+
+func (s *Store) headBucket(ctx context.Context) error {
+	ctx, cancel := s.limit(ctx, 0)
+	defer cancel()
+	_, err := s.client.HeadBucket(ctx, &s3.HeadBucketInput{Bucket: &s.bucket})
+	return err
+}
+
+func (s *Store) createBucket(ctx context.Context) error {
+	what := fmt.Sprintf("make the missing bucket %s at %s", s.bucket, s.endpoint)
+	in := &s3.CreateBucketInput{Bucket: &s.bucket}
+	// Amazon's first region is the one that must not be named.
+	if s.region != "" && s.region != "us-east-1" {
+		in.CreateBucketConfiguration = &types.CreateBucketConfiguration{
+			LocationConstraint: types.BucketLocationConstraint(s.region),
+		}
+	}
+	reqCtx, cancel := s.limit(ctx, 0)
+	defer cancel()
+	_, err := s.client.CreateBucket(reqCtx, in)
+	if err == nil {
+		return nil
+	}
+	switch status, code := answer(err); {
+	case code == "BucketAlreadyOwnedByYou": // another process was faster
+		return nil
+	case code == "BucketAlreadyExists":
+		if s.headBucket(ctx) == nil { // some stores do not say whose it is
+			return nil
+		}
+		return fmt.Errorf("%s: somebody else has a bucket of that name: %v", what, err)
+	case status == http.StatusForbidden:
+		return fmt.Errorf("%s: no permission (s3:CreateBucket); make it by other means: %v", what, err)
+	}
+	return requestError(ctx, what, err)
+}

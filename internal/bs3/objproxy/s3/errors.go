@@ -1,0 +1,119 @@
+package s3
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"slices"
+
+	"github.com/aws/smithy-go"
+	smithyhttp "github.com/aws/smithy-go/transport/http"
+
+	"bs3/internal/bs3/objproxy"
+)
+
+var (
+	// errNoETag: a store without ETags has no conditions either.
+	errNoETag = errors.New("the store gave no ETag")
+	// errRange: the store has no such range of the object.
+	errRange = errors.New("the range reaches past the end")
+)
+
+// transientCodes are refusals of one attempt, not of the request, whose
+// status does not say so.
+var transientCodes = []string{
+	"RequestTimeout", "IncompleteBody", "BadDigest", "XAmzContentSHA256Mismatch", "XAmzContentChecksumMismatch",
+}
+
+// answer takes the status and S3's code from an error of the SDK. The status
+// is 0 if there was no answer; the code is invented by the SDK ("NotFound") if
+// the answer had no body.
+func answer(err error) (status int, code string) {
+	if e, ok := errors.AsType[*smithyhttp.ResponseError](err); ok {
+		status = e.HTTPStatusCode()
+	}
+	if e, ok := errors.AsType[smithy.APIError](err); ok {
+		code = e.ErrorCode()
+	}
+	return status, code
+}
+
+// requestError says what the failure of a request means where it could not be
+// asked: ErrTransient, or permanent. ctx is the caller's, without the time
+// limit of the request. The SDK's error is not wrapped: a time limit of ours
+// must not look like the end of the caller's ctx.
+func requestError(ctx context.Context, what string, err error) error {
+	if e := ctx.Err(); e != nil {
+		return fmt.Errorf("%s: %w", what, e)
+	}
+	if transient(err) {
+		return fmt.Errorf("%s: %w: %v", what, objproxy.ErrTransient, err)
+	}
+	return fmt.Errorf("%s: %v", what, err)
+}
+
+func transient(err error) bool {
+	status, code := answer(err)
+	switch {
+	case status == 0:
+		// No answer. Else the request was not even made: no credentials.
+		_, sent := errors.AsType[*smithyhttp.RequestSendError](err)
+		return sent || errors.Is(err, context.DeadlineExceeded)
+	case status >= 200 && status < 300:
+		return true // an answer that cannot be read
+	case status == http.StatusRequestTimeout, status == http.StatusConflict, status == http.StatusTooManyRequests:
+		return true
+	case status >= 500:
+		return status != http.StatusNotImplemented
+	case status == http.StatusNotFound:
+		// A gateway that has lost what is behind it. S3 itself gives reasons.
+		return code == "" || code == "NotFound" || code == "UnknownError"
+	default:
+		return slices.Contains(transientCodes, code)
+	}
+}
+
+func getError(ctx context.Context, what string, err error) error {
+	switch status, code := answer(err); {
+	case status == http.StatusNotFound && code == "NoSuchKey":
+		return fmt.Errorf("%s: %w", what, objproxy.ErrNotFound)
+	case status == http.StatusRequestedRangeNotSatisfiable:
+		return fmt.Errorf("%s: %w: %v", what, errRange, err)
+	}
+	return requestError(ctx, what, err)
+}
+
+// bodyError is about an answer that broke off.
+func bodyError(ctx context.Context, what string, err error) error {
+	if e := ctx.Err(); e != nil {
+		return fmt.Errorf("%s: %w", what, e)
+	}
+	return fmt.Errorf("%s: %w: the answer broke off: %v", what, objproxy.ErrTransient, err)
+}
+
+func putError(ctx context.Context, what string, err error, conditional bool) error {
+	if !conditional {
+		return requestError(ctx, what, err)
+	}
+	switch status, code := answer(err); {
+	case status == http.StatusPreconditionFailed,
+		// Some stores say so where If-Match finds nothing.
+		status == http.StatusNotFound && code == "NoSuchKey":
+		return fmt.Errorf("%s: %w", what, objproxy.ErrExists)
+	case status == http.StatusNotImplemented:
+		return fmt.Errorf("%s: conditional puts: %w: %v", what, errors.ErrUnsupported, err)
+	}
+	return requestError(ctx, what, err)
+}
+
+// deleteError is about one name of a batch; nil if the object is not there.
+func deleteError(what, code, message string) error {
+	switch code {
+	case "NoSuchKey":
+		return nil
+	case "InternalError", "SlowDown", "ServiceUnavailable", "OperationAborted":
+		return fmt.Errorf("%s: %w: %s: %s", what, objproxy.ErrTransient, code, message)
+	}
+	return fmt.Errorf("%s: %s: %s", what, code, message)
+}

@@ -1,0 +1,308 @@
+// Package s3 is a store in a bucket of Amazon S3 or of anything that speaks
+// its protocol: PutObject with If-None-Match and If-Match, GetObject with
+// ranges, ListObjectsV2, DeleteObjects. Addresses are always path style.
+//
+// A request is tried once; trying again is objproxy.Retry's work. A version is
+// an ETag, which depends on the content alone with most stores: equal bytes
+// put again have the same version. Who relies on versions puts something into
+// the bytes that never returns, as the volume record does.
+package s3
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/http"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/config"
+	"github.com/aws/aws-sdk-go-v2/credentials"
+	"github.com/aws/aws-sdk-go-v2/service/s3"
+	"github.com/aws/aws-sdk-go-v2/service/s3/types"
+	"github.com/aws/smithy-go/logging"
+	smithyhttp "github.com/aws/smithy-go/transport/http"
+	"golang.org/x/sys/unix"
+
+	"bs3/internal/bs3/objproxy"
+)
+
+// Checksums says when requests carry CRC checksums besides their signature.
+type Checksums string
+
+const (
+	// ChecksumsWhenRequired sends them only where the protocol demands it;
+	// every store understands that. The zero value means this too.
+	ChecksumsWhenRequired Checksums = "when_required"
+	// ChecksumsWhenSupported sends them with every Put and verifies those of
+	// whole objects. Some stores refuse such Puts.
+	ChecksumsWhenSupported Checksums = "when_supported"
+)
+
+// Options says where the bucket is and how to talk to it.
+type Options struct {
+	Bucket   string
+	Prefix   string // all names are put below it, if it is not empty
+	Endpoint string // URL; empty = Amazon's for the region
+	Region   string
+	// AccessKey and SecretKey: if both are empty, credentials come from the
+	// SDK's own chain (environment, shared files, the machine's role).
+	AccessKey, SecretKey string
+	Workers              int  // requests at once: that many connections are kept open
+	HTTP2                bool // over TLS, if the server offers it
+	StorageClass         string
+	Checksums            Checksums
+}
+
+const (
+	// A request may take requestTime, and in addition the time its payload
+	// takes at slowestRate: 4 MiB get 286 s. It bounds requests that hang in
+	// ways TCP does not notice, so it is generous: with 32 of them sharing a
+	// slow line, 16 KiB/s each is 4 Mbit/s.
+	requestTime = 30 * time.Second
+	slowestRate = 16 << 10 // bytes per second
+
+	dialTime = 10 * time.Second
+	// unackedTime is how long sent bytes may stay unacknowledged before the
+	// kernel gives up the connection (TCP_USER_TIMEOUT).
+	unackedTime = 30 * time.Second
+	idleTime    = 90 * time.Second // an unused connection is closed after it
+
+	maxBatch = 1000 // names or keys in one request or answer
+)
+
+// Store is an objproxy.Store in a bucket.
+type Store struct {
+	client       *s3.Client
+	bucket       string
+	prefix       string // empty or ends in a slash
+	endpoint     string // for messages
+	region       string
+	storageClass types.StorageClass
+	requestTime  time.Duration
+}
+
+var _ objproxy.Store = (*Store)(nil)
+
+// New makes a store. It sends no request to the bucket.
+func New(ctx context.Context, o Options) (*Store, error) {
+	var cfg aws.Config
+	if o.AccessKey != "" || o.SecretKey != "" {
+		cfg.Credentials = credentials.NewStaticCredentialsProvider(o.AccessKey, o.SecretKey, "")
+	} else {
+		var err error
+		if cfg, err = config.LoadDefaultConfig(ctx); err != nil {
+			return nil, fmt.Errorf("read the configuration of the AWS SDK: %w", err)
+		}
+	}
+	s := &Store{
+		bucket:       o.Bucket,
+		endpoint:     o.Endpoint,
+		region:       o.Region,
+		storageClass: types.StorageClass(o.StorageClass),
+		requestTime:  requestTime,
+	}
+	if s.endpoint == "" {
+		s.endpoint = "AWS " + o.Region
+	}
+	if p := strings.Trim(o.Prefix, "/"); p != "" {
+		s.prefix = p + "/"
+	}
+	requests, responses := aws.RequestChecksumCalculationWhenRequired, aws.ResponseChecksumValidationWhenRequired
+	switch o.Checksums {
+	case "", ChecksumsWhenRequired:
+	case ChecksumsWhenSupported:
+		requests, responses = aws.RequestChecksumCalculationWhenSupported, aws.ResponseChecksumValidationWhenSupported
+	default:
+		return nil, fmt.Errorf("checksums %q: want %q or %q", o.Checksums, ChecksumsWhenRequired, ChecksumsWhenSupported)
+	}
+	s.client = s3.NewFromConfig(cfg, func(c *s3.Options) {
+		c.Region = o.Region
+		if o.Endpoint != "" {
+			c.BaseEndpoint = &o.Endpoint
+		}
+		c.UsePathStyle = true
+		c.HTTPClient = httpClient(o)
+		c.Retryer = aws.NopRetryer{}
+		c.RequestChecksumCalculation = requests
+		c.ResponseChecksumValidation = responses
+		c.DisableLogOutputChecksumValidationSkipped = true
+		c.Logger = logging.Nop{} // errors are returned, not logged
+		// Waiting for "100 Continue" costs every chunk a round trip.
+		c.ContinueHeaderThresholdBytes = -1
+	})
+	return s, nil
+}
+
+// httpClient is our own and not the SDK's, whose transport is cloned after
+// HTTP/2 was set up in it and then cannot be told otherwise.
+func httpClient(o Options) *http.Client {
+	dialer := &net.Dialer{Timeout: dialTime, Control: setUnackedTime}
+	t := &http.Transport{
+		Proxy:               http.ProxyFromEnvironment,
+		DialContext:         dialer.DialContext,
+		TLSHandshakeTimeout: dialTime,
+		MaxIdleConnsPerHost: o.Workers,
+		IdleConnTimeout:     idleTime,
+		DisableCompression:  true,
+		Protocols:           new(http.Protocols),
+		// Net/http's 4 KiB would cost a system call each.
+		WriteBufferSize: 64 << 10,
+		ReadBufferSize:  64 << 10,
+	}
+	t.Protocols.SetHTTP1(true)
+	t.Protocols.SetHTTP2(o.HTTP2)
+	return &http.Client{
+		Transport: t,
+		// A signature is for one address: a redirect is an answer.
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}
+}
+
+func setUnackedTime(_, _ string, c syscall.RawConn) error {
+	var err error
+	if e := c.Control(func(fd uintptr) {
+		err = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(unackedTime.Milliseconds()))
+	}); e != nil {
+		return e
+	}
+	return err
+}
+
+// limit bounds one request that carries so many bytes.
+func (s *Store) limit(ctx context.Context, bytes int64) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(ctx, s.requestTime+time.Duration(bytes)*time.Second/slowestRate)
+}
+
+// Put implements objproxy.Store.
+func (s *Store) Put(ctx context.Context, name string, body objproxy.Body, cond objproxy.Condition) (objproxy.Version, error) {
+	what := s.describe("put", name)
+	in := &s3.PutObjectInput{
+		Bucket:        &s.bucket,
+		Key:           aws.String(s.prefix + name),
+		ContentLength: aws.Int64(body.Size()),
+		StorageClass:  s.storageClass,
+	}
+	version, isVersion := cond.Version()
+	switch {
+	case cond.Absent():
+		in.IfNoneMatch = aws.String("*")
+	case isVersion && version == "":
+		return "", fmt.Errorf("%s: %w: nothing has an empty version", what, objproxy.ErrExists)
+	case isVersion:
+		in.IfMatch = aws.String(string(version))
+	}
+	// Once it is closed nobody reads the body any more, so nothing of an
+	// abandoned request outlives this call.
+	r := body.Open()
+	defer r.Close()
+	in.Body = r
+
+	reqCtx, cancel := s.limit(ctx, body.Size())
+	defer cancel()
+	out, err := s.client.PutObject(reqCtx, in)
+	if err != nil {
+		return "", putError(ctx, what, err, cond.Absent() || isVersion)
+	}
+	if aws.ToString(out.ETag) == "" {
+		return "", fmt.Errorf("%s: %w: %w", what, objproxy.ErrTransient, errNoETag)
+	}
+	return objproxy.Version(*out.ETag), nil
+}
+
+// List implements objproxy.Store. It gives no versions.
+func (s *Store) List(ctx context.Context, prefix, after string, count int) ([]objproxy.Info, error) {
+	what := s.describe("list", prefix)
+	in := &s3.ListObjectsV2Input{Bucket: &s.bucket, Prefix: aws.String(s.prefix + prefix)}
+	if after != "" {
+		in.StartAfter = aws.String(s.prefix + after)
+	}
+	var infos []objproxy.Info
+	for last := after; ; {
+		in.MaxKeys = aws.Int32(int32(min(count-len(infos), maxBatch)))
+		out, err := s.listPage(ctx, in)
+		if err != nil {
+			return nil, requestError(ctx, what, err)
+		}
+		if out.Name == nil && out.IsTruncated == nil && out.KeyCount == nil {
+			// The SDK takes whatever has none of the elements it looks for,
+			// say a page of a proxy, for an empty list.
+			return nil, fmt.Errorf("%s: %w: the answer is no list", what, objproxy.ErrTransient)
+		}
+		for _, o := range out.Contents {
+			name := strings.TrimPrefix(aws.ToString(o.Key), s.prefix)
+			if name <= last && last != "" {
+				return nil, fmt.Errorf("%s: the store lists %q after %q, which is not in order", what, name, last)
+			}
+			last = name
+			infos = append(infos, objproxy.Info{Name: name, Size: aws.ToInt64(o.Size), Modified: aws.ToTime(o.LastModified)})
+		}
+		if !aws.ToBool(out.IsTruncated) || len(infos) >= count {
+			return infos, nil
+		}
+		if aws.ToString(out.NextContinuationToken) == "" {
+			return nil, fmt.Errorf("%s: %w: a truncated list without a way to go on", what, objproxy.ErrTransient)
+		}
+		in.ContinuationToken = out.NextContinuationToken
+	}
+}
+
+func (s *Store) listPage(ctx context.Context, in *s3.ListObjectsV2Input) (*s3.ListObjectsV2Output, error) {
+	ctx, cancel := s.limit(ctx, 0)
+	defer cancel()
+	return s.client.ListObjectsV2(ctx, in)
+}
+
+// Delete implements objproxy.Store.
+func (s *Store) Delete(ctx context.Context, names []string) error {
+	var failed []*objproxy.DeleteError
+	for len(names) > 0 {
+		batch := names[:min(maxBatch, len(names))]
+		names = names[len(batch):]
+		failed = append(failed, s.deleteBatch(ctx, batch)...)
+	}
+	return objproxy.JoinDelete(failed)
+}
+
+func (s *Store) deleteBatch(ctx context.Context, names []string) (failed []*objproxy.DeleteError) {
+	what := fmt.Sprintf("in bucket %s at %s", s.bucket, s.endpoint)
+	// Not quiet: a name counts as deleted only if the answer says so.
+	in := &s3.DeleteObjectsInput{Bucket: &s.bucket, Delete: &types.Delete{Quiet: aws.Bool(false)}}
+	for _, name := range names {
+		in.Delete.Objects = append(in.Delete.Objects, types.ObjectIdentifier{Key: aws.String(s.prefix + name)})
+	}
+	reqCtx, cancel := s.limit(ctx, 0)
+	defer cancel()
+	out, err := s.client.DeleteObjects(reqCtx, in, func(o *s3.Options) {
+		// Older stores want this header where newer ones take a CRC.
+		o.APIOptions = append(o.APIOptions, smithyhttp.AddContentChecksumMiddleware)
+	})
+	answers := make(map[string]error) // by key; nil is done
+	missing := fmt.Errorf("%s: %w: not in the answer", what, objproxy.ErrTransient)
+	if err != nil {
+		missing = requestError(ctx, what, err)
+	} else {
+		for _, d := range out.Deleted {
+			answers[aws.ToString(d.Key)] = nil
+		}
+		for _, e := range out.Errors {
+			answers[aws.ToString(e.Key)] = deleteError(what, aws.ToString(e.Code), aws.ToString(e.Message))
+		}
+	}
+	for _, name := range names {
+		err, answered := answers[s.prefix+name]
+		if !answered {
+			err = missing
+		}
+		if err != nil {
+			failed = append(failed, &objproxy.DeleteError{Name: name, Err: err})
+		}
+	}
+	return failed
+}
+
+func (s *Store) describe(do, name string) string {
+	return fmt.Sprintf("%s %s%s in bucket %s at %s", do, s.prefix, name, s.bucket, s.endpoint)
+}
