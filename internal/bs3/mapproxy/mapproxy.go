@@ -37,7 +37,7 @@ func New(blocks uint64) *Proxy {
 	m := sectormap.New(blocks)
 	p := &Proxy{
 		m:         m,
-		objects:   table{clock: m},
+		objects:   table{m: m},
 		unsettled: make(map[*Unsettled]struct{}),
 	}
 	p.overwritten = p.objects.dead
@@ -62,8 +62,9 @@ func (p *Proxy) Mapped() uint64 { return p.m.Mapped() }
 // Bytes is the memory that the map takes. It needs no lock.
 func (p *Proxy) Bytes() int64 { return p.m.Bytes() }
 
-// AddObject enters an object into the table. Its key must be above all that
-// were added before. For a new object of the log Live is 0: the writes count.
+// AddObject enters an object into the table, before anything is mapped to it.
+// Its key must be above all that were added before. For a new object of the
+// log Live is 0: the writes count.
 func (p *Proxy) AddObject(info layout.ObjectInfo) { p.objects.add(info) }
 
 // SetTotal says how many data blocks object k has, once it is sealed.

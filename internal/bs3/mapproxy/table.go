@@ -6,23 +6,18 @@ import (
 
 	"bs3/internal/bs3/key"
 	"bs3/internal/bs3/layout"
+	"bs3/internal/bs3/mapproxy/sectormap"
 )
 
 // pageObjects is the number of keys of one page of the table: 24 KiB, of which
 // 256 describe 1 TiB in objects of 4 MiB.
 const pageObjects = 1 << 10
 
-// clock numbers the freezes; the map's own. A page and a leaf are shared with
-// a frozen view by the same rule.
-type clock interface {
-	Generation() uint32     // the number of the next freeze
-	Frozen(gen uint32) bool // whether a live view may show what was made in gen
-}
-
 // table is the object table: pages of objects by key, copied on write if a
-// frozen view shows them.
+// frozen view shows them. It is frozen together with the map, whose numbering
+// of freezes thus says which pages are shared.
 type table struct {
-	clock clock
+	m     *sectormap.Map
 	pages []*page // by key / pageObjects; nil: no object there
 	next  key.Key // above all that were added
 	count int     // objects
@@ -40,16 +35,26 @@ type object struct {
 	here, fence bool
 }
 
-// at gives the entry of k, which was added, for changing it.
-func (t *table) at(k key.Key) *object {
+// slot gives the place of k, in a page that is there, for changing it.
+func (t *table) slot(k key.Key) *object {
 	pg := t.pages[k/pageObjects]
-	if t.clock.Frozen(pg.gen) {
+	if t.m.Shared(pg.gen) {
 		fresh := *pg
-		fresh.gen = t.clock.Generation()
+		fresh.gen = t.m.Generation()
 		pg = &fresh
 		t.pages[k/pageObjects] = pg
 	}
 	return &pg.objects[k%pageObjects]
+}
+
+// at gives the entry of k, which was added, for changing it.
+func (t *table) at(k key.Key) *object {
+	o := t.slot(k)
+	if !o.here {
+		// Counted now, it would start from zero again when it is added.
+		panic(fmt.Sprintf("mapproxy: object %d changes before it is added", k))
+	}
+	return o
 }
 
 // find gives the entry of k, for reading it; nil if it is not there.
@@ -73,9 +78,9 @@ func (t *table) add(info layout.ObjectInfo) {
 		t.pages = append(t.pages, nil)
 	}
 	if t.pages[i] == nil {
-		t.pages[i] = &page{gen: t.clock.Generation()}
+		t.pages[i] = &page{gen: t.m.Generation()}
 	}
-	*t.at(info.Key) = object{
+	*t.slot(info.Key) = object{
 		epoch: info.Epoch, live: info.Live, total: info.Total,
 		here: true, fence: info.Fence,
 	}

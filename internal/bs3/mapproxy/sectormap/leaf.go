@@ -23,11 +23,13 @@ func (l *Leaf) load(i uint64) layout.Location {
 // Each calls f for the mapped blocks of the leaf, in order: n consecutive
 // locations from loc, which lie in one object.
 func (l *Leaf) Each(f func(loc layout.Location, n uint32)) {
-	r := merger{f: f}
-	for _, e := range l.entries {
-		r.add(layout.Location(e))
+	for rest := l.entries[:]; len(rest) > 0; {
+		loc, n := run(rest)
+		if loc != 0 {
+			f(loc, n)
+		}
+		rest = rest[n:]
 	}
-	r.flush()
 }
 
 // Entries copies the leaf to dst, LeafBlocks long.
@@ -41,17 +43,31 @@ func (l *Leaf) Entries(dst []layout.Location) {
 // lookup appends the runs of the n blocks from block, which lie in l.
 func (l *Leaf) lookup(block uint64, n uint32, runs []Run, first int) []Run {
 	from := block % LeafBlocks
-	r := Run{Block: block, N: 1, Loc: l.load(from)}
-	for i := uint64(1); i < uint64(n); i++ {
-		loc := l.load(from + i)
-		if loc == r.Loc && loc == 0 || r.Loc != 0 && follows(r.Loc, r.N, loc) {
-			r.N++
-			continue
-		}
-		runs = appendRun(runs, first, r)
-		r = Run{Block: block + i, N: 1, Loc: loc}
+	for rest := l.entries[from : from+uint64(n)]; len(rest) > 0; {
+		loc, n := run(rest)
+		runs = appendRun(runs, first, Run{Block: block, N: n, Loc: loc})
+		block += uint64(n)
+		rest = rest[n:]
 	}
-	return appendRun(runs, first, r)
+	return runs
+}
+
+// run gives the first of the entries, of which there is one at least, and how
+// many of them are one run with it.
+func run(entries []uint64) (loc layout.Location, n uint32) {
+	at := func(i uint32) layout.Location { return layout.Location(atomic.LoadUint64(&entries[i])) }
+	loc, n = at(0), 1
+	end := uint32(len(entries))
+	if !loc.Mapped() {
+		for n < end && at(n) == 0 {
+			n++
+		}
+		return 0, n
+	}
+	for n < end && follows(loc, n, at(n)) {
+		n++
+	}
+	return loc, n
 }
 
 // merger gathers consecutive locations of one object and passes them to f as
@@ -63,9 +79,6 @@ type merger struct {
 }
 
 func (r *merger) add(loc layout.Location) {
-	if loc == 0 {
-		return
-	}
 	if r.n > 0 && follows(r.loc, r.n, loc) {
 		r.n++
 		return

@@ -46,7 +46,7 @@ type Map struct {
 	dir    []atomic.Pointer[Leaf]
 	state  []leafState // beside dir; writers only
 
-	gen      uint32        // number of the next freeze, from 1; writers only
+	gen      uint32        // number of the next freeze, from 1; one a second lasts 136 years; writers only
 	unfrozen atomic.Uint32 // leaves with a smaller generation are shared with a live Frozen
 
 	mapped atomic.Uint64 // blocks
@@ -123,10 +123,10 @@ func (m *Map) Lookup(block uint64, n uint32, runs []Run) []Run {
 	return runs
 }
 
-// Frozen says whether a live Frozen may reference what was last changed when
+// Shared says whether a live Frozen may reference what was last changed when
 // Generation was gen. It lets data that is frozen together with the map be
 // copied on write by the same rule. For writers.
-func (m *Map) Frozen(gen uint32) bool { return gen < m.unfrozen.Load() }
+func (m *Map) Shared(gen uint32) bool { return gen < m.unfrozen.Load() }
 
 // Generation is the number that the next Freeze will get. For writers.
 func (m *Map) Generation() uint32 { return m.gen }

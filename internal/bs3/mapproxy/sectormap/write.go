@@ -123,7 +123,7 @@ func (m *Map) writable(i uint64) *Leaf {
 		leaf = new(Leaf)
 		m.dir[i].Store(leaf)
 		m.leaves.Add(1)
-	case m.Frozen(s.gen):
+	case m.Shared(s.gen):
 		frozen := leaf
 		leaf = &Leaf{entries: frozen.entries}
 		m.dir[i].Store(leaf)
