@@ -107,8 +107,11 @@ type Engine struct {
 
 	checkpointing  chan struct{} // holds one token while a checkpoint is written
 	checkpointWish chan struct{} // wakes the checkpointer
-	kept           []string      // the checkpoints the record names and that verify, oldest first; under checkpointing
-	counter        uint32        // of checkpoint and pack names in this epoch; under checkpointing
+	// Under checkpointing:
+	kept     []kept   // the checkpoints the record names and that verify, oldest first
+	leaves   []leafAt // where the last of them has its leaves
+	leavesAt uint32   // the freeze it was made from; 0 = it was loaded
+	counter  uint32   // of checkpoint and pack names in this epoch
 
 	ctx    context.Context // ends when the engine stops or fails
 	cancel context.CancelCauseFunc
@@ -209,7 +212,7 @@ func (e *Engine) release(ctx context.Context) error {
 	if err := e.flushToStore(ctx); err != nil {
 		return fmt.Errorf("flush at close: %w", err)
 	}
-	if err := e.checkpointAtClose(ctx); err != nil {
+	if err := e.checkpointIfLonger(ctx); err != nil {
 		return fmt.Errorf("checkpoint at close: %w", err)
 	}
 	if _, err := e.changeVolume(ctx, func(v *layout.Volume) { v.Writer.Released = true }); err != nil {

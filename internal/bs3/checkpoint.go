@@ -23,9 +23,6 @@ const (
 	cheapCheckpoint   = 4 << 20
 )
 
-// packBytes is about how large a pack of leaves gets.
-const packBytes = 8 << 20
-
 // checkpointCost estimates the bytes of a checkpoint made now: about four for
 // each mapped block, and the directory.
 func (e *Engine) checkpointCost() int64 {
@@ -54,44 +51,56 @@ func (e *Engine) checkpointer() {
 		tick = t.C
 	}
 	for {
-		byTime := false
 		select {
 		case <-e.checkpointWish:
 		case <-tick:
-			byTime = true
+			e.mu.Lock()
+			cheap := e.checkpointCost() < cheapCheckpoint
+			e.mu.Unlock()
+			if !cheap {
+				continue
+			}
 		case <-e.ctx.Done():
 			return
 		}
-		e.mu.Lock()
-		due := e.sinceCheckpoint.objects > 0 && (!byTime || e.checkpointCost() < cheapCheckpoint)
-		e.mu.Unlock()
-		if !due || e.opts.SkipCheckpoint {
-			continue
-		}
-		if err := e.checkpoint(objproxy.Background(e.ctx)); err != nil && e.ctx.Err() == nil {
-			if errors.Is(err, ErrFenced) {
-				e.fail(err)
-				return
-			}
-			e.log.Error().Err(err).Msg("checkpoint failed; the ones before stay in charge")
-		}
+		e.background("checkpoint", e.checkpointIfLonger(objproxy.Background(e.ctx)))
 	}
 }
 
-// checkpointAtClose writes a checkpoint unless roll-forward would find nothing
-// but fences anyway.
-func (e *Engine) checkpointAtClose(ctx context.Context) error {
+// background takes the outcome of background work: being fenced fails the
+// volume, anything else leaves what was there before in charge.
+func (e *Engine) background(what string, err error) {
+	switch {
+	case err == nil || e.ctx.Err() != nil:
+	case errors.Is(err, ErrFenced):
+		e.fail(err)
+	default:
+		e.log.Error().Err(err).Msg(what + " failed; what was there before stays in charge")
+	}
+}
+
+// Checkpoint stores the map as it is now and commits it in the volume record,
+// also if the log has not grown since the last one. It stops no I/O.
+func (e *Engine) Checkpoint(ctx context.Context) error {
+	if err := e.stopped(); err != nil {
+		return err
+	}
+	ctx, cancel := e.whileServing(ctx)
+	defer cancel()
+	return e.checkpoint(objproxy.Background(ctx))
+}
+
+// checkpointIfLonger writes a checkpoint if the log has grown since the last.
+func (e *Engine) checkpointIfLonger(ctx context.Context) error {
 	e.mu.Lock()
-	due := e.sinceCheckpoint.objects > 0
+	longer := e.sinceCheckpoint.objects > 0 || e.cur != nil
 	e.mu.Unlock()
-	if !due || e.opts.SkipCheckpoint {
+	if !longer || e.opts.SkipCheckpoint {
 		return nil
 	}
 	return e.checkpoint(ctx)
 }
 
-// checkpoint stores the map as it is now and commits it in the volume record.
-// It stops no I/O.
 func (e *Engine) checkpoint(ctx context.Context) error {
 	select {
 	case e.checkpointing <- struct{}{}:
@@ -99,7 +108,7 @@ func (e *Engine) checkpoint(ctx context.Context) error {
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
-	// In one step: the checkpoint is the map with exactly the objects up to K.
+	// In one step: the checkpoint is the map with exactly the objects up to last.
 	e.mu.Lock()
 	last := e.sealThrough()
 	frozen := e.maps.Freeze()
@@ -119,6 +128,28 @@ func (e *Engine) checkpoint(ctx context.Context) error {
 	return nil
 }
 
+// kept is a checkpoint that the record names, as far as it matters to what may
+// be deleted.
+type kept struct {
+	name  string
+	key   key.Key
+	packs []string
+	dead  map[key.Key]bool // objects without a live block in its table; no fences
+}
+
+func newKept(name string, c *layout.Checkpoint) kept {
+	k := kept{name: name, key: c.Key, dead: make(map[key.Key]bool)}
+	for _, p := range c.Packs {
+		k.packs = append(k.packs, p.Name)
+	}
+	for _, o := range c.Objects {
+		if o.Live == 0 && !o.Fence {
+			k.dead[o.Key] = true
+		}
+	}
+	return k
+}
+
 func (e *Engine) storeCheckpoint(ctx context.Context, last key.Key, seq uint64, frozen *mapproxy.Frozen) error {
 	if err := e.waitDurable(ctx, last); err != nil {
 		return err
@@ -128,7 +159,8 @@ func (e *Engine) storeCheckpoint(ctx context.Context, last key.Key, seq uint64, 
 		BlockSize: uint32(e.blockSize), Blocks: e.maps.Blocks(),
 		Objects: frozen.Objects(),
 	}
-	if err := e.storeLeaves(ctx, c, frozen); err != nil {
+	leaves, err := e.storeLeaves(ctx, c, frozen)
+	if err != nil {
 		return err
 	}
 	name, err := e.putOnce(ctx, layout.AppendCheckpoint(nil, c), func(counter uint32) string {
@@ -137,54 +169,83 @@ func (e *Engine) storeCheckpoint(ctx context.Context, last key.Key, seq uint64, 
 	if err != nil {
 		return err
 	}
-	kept := append(e.kept[:len(e.kept):len(e.kept)], name)
-	kept = kept[max(0, len(kept)-layout.MaxCheckpoints):]
-	if _, err := e.changeVolume(ctx, func(v *layout.Volume) { v.Checkpoints = kept }); err != nil {
+	keep := append(e.kept[:len(e.kept):len(e.kept)], newKept(name, c))
+	keep = keep[max(0, len(keep)-layout.MaxCheckpoints):]
+	names := make([]string, len(keep))
+	for i, k := range keep {
+		names[i] = k.name
+	}
+	if _, err := e.changeVolume(ctx, func(v *layout.Volume) { v.Checkpoints = names }); err != nil {
 		return fmt.Errorf("commit: %w", err)
 	}
-	e.kept = kept
+	e.kept, e.leaves, e.leavesAt = keep, leaves, frozen.Map().Generation()
 	e.log.Debug().Str("name", name).Int("leaves", len(c.Leaves)).Int("objects", len(c.Objects)).Msg("checkpoint")
+	if err := e.sweep(ctx); err != nil {
+		return fmt.Errorf("sweep after it: %w", err)
+	}
 	return nil
 }
 
-// storeLeaves packs all leaves of the map and notes in c where they are.
-func (e *Engine) storeLeaves(ctx context.Context, c *layout.Checkpoint, frozen *mapproxy.Frozen) error {
-	m := frozen.Map()
-	entries := make([]layout.Location, layout.LeafBlocks)
-	var pack []byte
-	flush := func() error {
-		if len(pack) == 0 {
-			return nil
+// sweep deletes the checkpoints and packs that no kept checkpoint needs: what
+// we or a writer before us wrote and replaced, or never committed. Names of a
+// higher epoch are a successor's, who has not told us yet.
+func (e *Engine) sweep(ctx context.Context) error {
+	needed := make(map[string]bool)
+	for _, k := range e.kept {
+		needed[k.name] = true
+		for _, p := range k.packs {
+			needed[p] = true
 		}
-		name, err := e.putOnce(ctx, pack, func(counter uint32) string { return layout.PackName(e.epoch, counter) })
+	}
+	for _, prefix := range []string{layout.CheckpointPrefix, layout.MapPrefix} {
+		err := e.list(ctx, prefix, func(names []string) error {
+			var old []string
+			for _, n := range names {
+				if epoch, ok := epochOf(n); ok && epoch <= e.epoch && !needed[n] {
+					old = append(old, n)
+				}
+			}
+			if len(old) == 0 {
+				return nil
+			}
+			return e.store.Delete(ctx, old)
+		})
 		if err != nil {
 			return err
 		}
-		c.Packs = append(c.Packs, layout.PackRef{Name: name, Size: uint64(len(pack))})
-		pack = nil
-		return nil
 	}
-	for i := range m.Leaves() {
-		leaf := m.Leaf(i)
-		if leaf == nil {
-			continue
-		}
-		if len(pack) == 0 {
-			pack = layout.AppendPackHeader(make([]byte, 0, packBytes), e.uuid)
-		}
-		leaf.Entries(entries)
-		from := len(pack)
-		pack = layout.AppendLeaf(pack, entries)
-		c.Leaves = append(c.Leaves, layout.LeafRef{
-			Leaf: uint32(i), Pack: uint32(len(c.Packs)), Offset: uint64(from), Length: uint32(len(pack) - from), CRC: layout.CRC(pack[from:]),
-		})
-		if len(pack) >= packBytes {
-			if err := flush(); err != nil {
-				return err
-			}
-		}
+	return nil
+}
+
+// epochOf gives the epoch in the name of a checkpoint or a pack.
+func epochOf(name string) (epoch uint64, ok bool) {
+	if _, epoch, _, err := layout.ParseCheckpointName(name); err == nil {
+		return epoch, true
 	}
-	return flush()
+	epoch, _, err := layout.ParsePackName(name)
+	return epoch, err == nil
+}
+
+// list calls f with all names that begin with prefix, a page at a time.
+func (e *Engine) list(ctx context.Context, prefix string, f func(names []string) error) error {
+	const page = 1000
+	for after := ""; ; {
+		list, err := e.store.List(ctx, prefix, after, page)
+		if err != nil {
+			return fmt.Errorf("list %q: %w", prefix, err)
+		}
+		names := make([]string, len(list))
+		for i, o := range list {
+			names[i] = o.Name
+		}
+		if err := f(names); err != nil {
+			return err
+		}
+		if len(list) < page {
+			return nil
+		}
+		after = names[len(names)-1]
+	}
 }
 
 // putOnce stores b under a name that was never used. Where the name is taken

@@ -23,8 +23,11 @@ func (e *Engine) loadCheckpoint(ctx context.Context, v *layout.Volume) (position
 		name := v.Checkpoints[i]
 		c, err := loadMap(ctx, e.store, e.uuid, name, e.maps)
 		if err == nil {
-			e.kept = v.Checkpoints[:i+1]
 			e.seq = c.NextSeq
+			e.leaves = leavesOf(c, int((e.maps.Blocks()+layout.LeafBlocks-1)/layout.LeafBlocks))
+			if err := e.keepFrom(ctx, v.Checkpoints[:i], name, c); err != nil {
+				return position{}, err
+			}
 			return position{c.Key + 1, c.KeyEpoch}, nil
 		}
 		if !isDamage(err) {
@@ -35,6 +38,24 @@ func (e *Engine) loadCheckpoint(ctx context.Context, v *layout.Volume) (position
 		e.maps = mapproxy.New(e.maps.Blocks()) // it may be half full
 	}
 	return position{}, fmt.Errorf("%w: no checkpoint of the volume verifies, and the log before them may be gone: %w", ErrRefused, errors.Join(damage...))
+}
+
+// keepFrom notes which checkpoints count as kept: the loaded one, and those
+// before it whose directory verifies.
+func (e *Engine) keepFrom(ctx context.Context, older []string, name string, c *layout.Checkpoint) error {
+	for _, n := range older {
+		before, err := readCheckpoint(ctx, e.store, e.uuid, n)
+		if isDamage(err) {
+			e.log.Error().Err(err).Str("name", n).Msg("a checkpoint does not verify")
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("read checkpoint %s: %w", n, err)
+		}
+		e.kept = append(e.kept, newKept(n, before))
+	}
+	e.kept = append(e.kept, newKept(name, c))
+	return nil
 }
 
 // isDamage says whether err is an answer about the object itself, rather than

@@ -243,29 +243,20 @@ func (e *Engine) create(ctx context.Context) error {
 
 // refuseLeftovers looks for names of a volume whose record is gone.
 func (e *Engine) refuseLeftovers(ctx context.Context) error {
-	const page = 1000
-	for after := ""; ; {
-		list, err := e.store.List(ctx, "", after, page)
-		if err != nil {
-			return fmt.Errorf("look for leftovers of a volume: %w", err)
-		}
-		for _, o := range list {
-			if isVolumePart(o.Name) {
-				return fmt.Errorf("%w: there is no volume record, but %s of some volume is there: choose another prefix, or bring the record back", ErrRefused, o.Name)
+	return e.list(ctx, "", func(names []string) error {
+		for _, n := range names {
+			if isVolumePart(n) {
+				return fmt.Errorf("%w: there is no volume record, but %s of some volume is there: choose another prefix, or bring the record back", ErrRefused, n)
 			}
 		}
-		if len(list) < page {
-			return nil
-		}
-		after = list[len(list)-1].Name
-	}
+		return nil
+	})
 }
 
 func isVolumePart(name string) bool {
 	_, notObject := key.Parse(name)
-	_, _, _, notCheckpoint := layout.ParseCheckpointName(name)
-	_, _, notPack := layout.ParsePackName(name)
-	return notObject == nil || notCheckpoint == nil || notPack == nil
+	_, ok := epochOf(name)
+	return ok || notObject == nil
 }
 
 // admit refuses a volume that is not what was asked for, or that another host
