@@ -1,0 +1,117 @@
+package test
+
+import (
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+// blockDevice is a volume as a block device of this machine: nbdfuse shows the
+// NBD export as a file, a loop device makes a block device of that file.
+type blockDevice struct {
+	t     testing.TB
+	fuse  *process
+	point string // where nbdfuse is mounted
+	file  string // the export as a file
+	path  string // of the loop device; empty when detached
+	mount string // where its file system is mounted; empty if it is not
+}
+
+// attach makes the served volume v a block device.
+func (v *volume) attach() *blockDevice {
+	t := v.t
+	t.Helper()
+	needRoot(t)
+	needTools(t, "nbdfuse", "fusermount3", "losetup")
+	return attach(t, v.uri())
+}
+
+func attach(t testing.TB, uri string) *blockDevice {
+	t.Helper()
+	point := t.TempDir()
+	b := &blockDevice{t: t, point: point, file: filepath.Join(point, "nbd")}
+	b.fuse = start(t, "nbdfuse", exec.Command("nbdfuse", point, uri))
+	t.Cleanup(b.tearDown)
+	waitFor(t, startLimit, "nbdfuse to show the export", func() bool {
+		_, err := os.Stat(b.file)
+		return err == nil
+	})
+	b.path = strings.TrimSpace(command(t, startLimit, "losetup", "--find", "--show", b.file))
+	return b
+}
+
+// mountOn mounts the device's file system.
+func (b *blockDevice) mountAt(dir, fs string) {
+	b.t.Helper()
+	command(b.t, time.Minute, "mount", "-t", fs, b.path, dir)
+	b.mount = dir
+}
+
+func (b *blockDevice) unmount() {
+	b.t.Helper()
+	command(b.t, 5*time.Minute, "umount", b.mount)
+	b.mount = ""
+}
+
+// detach gives the device back; its file system must not be mounted.
+func (b *blockDevice) detach() {
+	b.t.Helper()
+	command(b.t, time.Minute, "losetup", "--detach", b.path)
+	b.path = ""
+	// The kernel lets go of the file a moment later.
+	waitFor(b.t, time.Minute, "nbdfuse to unmount", func() bool {
+		return exec.Command("fusermount3", "-u", b.point).Run() == nil
+	})
+	if code := b.fuse.wait(time.Minute); code != 0 {
+		b.t.Fatalf("nbdfuse: exit code %d", code)
+	}
+}
+
+// tearDown leaves nothing behind of a test that failed half-way. When the
+// export hangs, so does everything above it: then nbdfuse is killed first.
+func (b *blockDevice) tearDown() {
+	try := func(limit time.Duration, name string, args ...string) error {
+		cmd := exec.Command(name, args...)
+		if err := cmd.Start(); err != nil {
+			return err
+		}
+		ended := make(chan error, 1)
+		go func() { ended <- cmd.Wait() }()
+		select {
+		case err := <-ended:
+			return err
+		case <-time.After(limit):
+			b.fuse.kill()
+			return errors.Join(errors.New("hangs"), <-ended)
+		}
+	}
+	if b.mount != "" {
+		b.t.Logf("umount %s: %v", b.mount, try(20*time.Second, "umount", b.mount))
+	}
+	if b.path != "" {
+		b.t.Logf("losetup --detach %s: %v", b.path, try(20*time.Second, "losetup", "--detach", b.path))
+	}
+	if b.mount != "" || b.path != "" {
+		_ = try(20*time.Second, "fusermount3", "-u", "-z", b.point)
+	}
+}
+
+// waitFor asks until cond holds.
+func waitFor(t testing.TB, limit time.Duration, what string, cond func() bool) {
+	t.Helper()
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	late := time.NewTimer(limit)
+	defer late.Stop()
+	for !cond() {
+		select {
+		case <-tick.C:
+		case <-late.C:
+			t.Fatalf("waited %v for %s", limit, what)
+		}
+	}
+}
