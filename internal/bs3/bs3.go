@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/rs/zerolog"
@@ -55,6 +56,7 @@ type Options struct {
 
 	CheckpointInterval time.Duration // 0 = none by time
 	SkipCheckpoint     bool          // write none
+	GC                 GCOptions
 
 	// Takeover opens a volume that a writer on another host did not release. That
 	// writer, if it lives, is fenced; what it acknowledged and did not store is lost.
@@ -84,8 +86,12 @@ type Engine struct {
 	dir    *wlog.Dir    // nil without a state path
 	memory *wlog.Memory // the pool
 	maps   *mapproxy.Proxy
-	eras   eras
-	ring   ring
+	eras   eras // readers of chunk memory
+	misses atomic.Uint64
+	// fetches are readers from look-up to the last byte from the store: what they
+	// may still ask for is not deleted.
+	fetches eras
+	ring    ring
 
 	// mu is the chunk lock; see the package comment. What follows is under it.
 	mu              sync.Mutex
@@ -104,6 +110,8 @@ type Engine struct {
 	inMemory sync.WaitGroup // chunks whose slots are in use
 	uploads  *uploads
 	changing chan struct{} // holds one token while the volume record is changed
+
+	gcRequests chan chan gcAnswer
 
 	checkpointing  chan struct{} // holds one token while a checkpoint is written
 	checkpointWish chan struct{} // wakes the checkpointer
@@ -164,6 +172,33 @@ func (e *Engine) fail(err error) {
 	e.log.Error().Err(err).Msg("the volume has failed")
 	close(e.failed)
 	e.cancel(e.closed)
+}
+
+// watchEvery is how often a writer that writes makes sure that nobody has taken
+// over. Correctness does not need it: it only ends a takeover sooner.
+const watchEvery = 10 * time.Second
+
+// watch reads the volume record now and then while the log grows.
+func (e *Engine) watch() {
+	t := time.NewTicker(watchEvery)
+	defer t.Stop()
+	var last uint64
+	for {
+		select {
+		case <-t.C:
+		case <-e.ctx.Done():
+			return
+		}
+		e.mu.Lock()
+		seq := e.seq
+		e.mu.Unlock()
+		if seq == last {
+			continue
+		}
+		last = seq
+		_, _, err := e.ownVolume(e.ctx)
+		e.background("reading the volume record", err)
+	}
 }
 
 // check refuses a request that is not made of whole blocks of the volume.

@@ -180,9 +180,7 @@ func (e *Engine) storeCheckpoint(ctx context.Context, last key.Key, seq uint64, 
 	}
 	e.kept, e.leaves, e.leavesAt = keep, leaves, frozen.Map().Generation()
 	e.log.Debug().Str("name", name).Int("leaves", len(c.Leaves)).Int("objects", len(c.Objects)).Msg("checkpoint")
-	if err := e.sweep(ctx); err != nil {
-		return fmt.Errorf("sweep after it: %w", err)
-	}
+	e.background("removing old checkpoints", e.sweep(ctx))
 	return nil
 }
 

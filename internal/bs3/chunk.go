@@ -57,12 +57,8 @@ func (e *Engine) room(n int) bool {
 // begin opens a chunk on slot. Under the chunk lock; there is no open chunk.
 func (e *Engine) begin(slot *wlog.Slot) {
 	c := &chunk{slot: slot}
-	c.obj.Footer = layout.Footer{UUID: e.uuid, Key: e.keys.Take(), Epoch: e.epoch, Nonce: e.nonce, BlockSize: uint32(e.blockSize), FirstSeq: e.seq}
-	c.refs.Store(1)
-	e.inMemory.Add(1)
+	e.place(c)
 	slot.Begin(layout.SlotHeader{Key: c.obj.Key, Nonce: e.nonce, Epoch: e.epoch, FirstSeq: e.seq})
-	e.maps.AddObject(layout.ObjectInfo{Key: c.obj.Key, Epoch: e.epoch})
-	e.ring.at(c.obj.Key).Store(c)
 	e.cur = c
 	if e.opts.Linger > 0 {
 		c.linger = time.AfterFunc(e.opts.Linger, func() {
@@ -73,6 +69,16 @@ func (e *Engine) begin(slot *wlog.Slot) {
 			}
 		})
 	}
+}
+
+// place gives c the next key and its place in the log and in memory. Under the
+// chunk lock.
+func (e *Engine) place(c *chunk) {
+	c.obj.Footer = layout.Footer{UUID: e.uuid, Key: e.keys.Take(), Epoch: e.epoch, Nonce: e.nonce, BlockSize: uint32(e.blockSize), FirstSeq: e.seq}
+	c.refs.Store(1)
+	e.inMemory.Add(1)
+	e.maps.AddObject(layout.ObjectInfo{Key: c.obj.Key, Epoch: e.epoch})
+	e.ring.at(c.obj.Key).Store(c)
 }
 
 // seal closes the open chunk, if there is one, and gives it to the upload
@@ -86,6 +92,11 @@ func (e *Engine) seal() {
 	if c.linger != nil {
 		c.linger.Stop()
 	}
+	e.enqueue(c)
+}
+
+// enqueue gives c, which is complete, to the upload pool. Under the chunk lock.
+func (e *Engine) enqueue(c *chunk) {
 	e.maps.SetTotal(c.obj.Key, uint32(len(c.obj.CRCs)))
 	e.sinceCheckpoint.objects++
 	e.sinceCheckpoint.bytes += int64(len(c.obj.CRCs)*e.blockSize + layout.TailSize(len(c.obj.CRCs), len(c.obj.Records)))
@@ -140,18 +151,50 @@ func (e *Engine) unref(c *chunk) {
 		e.mu.Lock()
 		defer e.mu.Unlock()
 		e.inMemory.Done()
-		if !c.slot.Mapped() {
-			e.heapFree++
-			if e.heapWait != nil {
-				close(e.heapWait)
-				e.heapWait = nil
-			}
+		if !c.slot.Pooled() {
+			e.freeHeapSlot()
 			return
 		}
 		c.slot.Clear()
 		e.free = append(e.free, c.slot)
 		e.writers.wake()
 	})
+}
+
+// heapSlot makes a slot outside the pool, when fewer than heapChunks are in use.
+func (e *Engine) heapSlot(ctx context.Context) (*wlog.Slot, error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for e.heapFree == 0 {
+		if e.heapWait == nil {
+			e.heapWait = make(chan struct{})
+		}
+		wait := e.heapWait
+		e.mu.Unlock()
+		var err error
+		select {
+		case <-wait:
+		case <-e.failed:
+			err = e.Err()
+		case <-ctx.Done():
+			err = context.Cause(ctx)
+		}
+		e.mu.Lock()
+		if err != nil {
+			return nil, err
+		}
+	}
+	e.heapFree--
+	return wlog.NewHeapSlot(e.chunkBlocks, e.blockSize), nil
+}
+
+// freeHeapSlot lets another slot be made outside the pool. Under the chunk lock.
+func (e *Engine) freeHeapSlot() {
+	e.heapFree++
+	if e.heapWait != nil {
+		close(e.heapWait)
+		e.heapWait = nil
+	}
 }
 
 // waitDurable waits until the durable key covers k.

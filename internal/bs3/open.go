@@ -32,10 +32,14 @@ func Open(ctx context.Context, opts Options) (*Engine, error) {
 		heapFree:       heapChunks,
 		progress:       make(chan struct{}),
 		uploads:        newUploads(),
+		gcRequests:     make(chan chan gcAnswer),
 		changing:       make(chan struct{}, 1),
 		checkpointing:  make(chan struct{}, 1),
 		checkpointWish: make(chan struct{}, 1),
 		failed:         make(chan struct{}),
+	}
+	if e.opts.GC.Step <= 0 {
+		e.opts.GC.Step = 1024
 	}
 	e.maps = mapproxy.New(uint64(opts.Size) / uint64(opts.BlockSize))
 	e.ring = newRing(e.slots() + heapChunks)
@@ -98,6 +102,8 @@ func (e *Engine) open(ctx context.Context) (err error) {
 		return err
 	}
 	e.wg.Go(e.checkpointer)
+	e.wg.Go(e.collector)
+	e.wg.Go(e.watch)
 	return nil
 }
 

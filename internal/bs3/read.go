@@ -71,24 +71,39 @@ func (e *Engine) ReadAt(ctx context.Context, p []byte, off int64) error {
 		if err := e.stopped(); err != nil {
 			return err
 		}
-		var misses []miss
-		e.readMemory(p, off, nil, func(m miss) { misses = append(misses, m) })
-		if gone != nil && slices.ContainsFunc(misses, func(m miss) bool { return m.loc == goneAt }) {
+		at, err := e.readOnce(ctx, p, off, goneAt)
+		switch {
+		case err == nil:
+			return nil
+		case errors.Is(err, errUnchanged):
 			e.log.Error().Err(gone).Int64("offset", off).Msg("an object that the map needs is not in the store: data is missing")
 			return fmt.Errorf("read %d bytes at %d: %w", len(p), off, gone)
-		}
-		if len(misses) == 0 {
-			return nil
-		}
-		at, err := e.fetch(ctx, misses)
-		if err == nil {
-			return nil
-		}
-		if !errors.Is(err, objproxy.ErrNotFound) {
+		case !errors.Is(err, objproxy.ErrNotFound):
 			return fmt.Errorf("read %d bytes at %d: %w", len(p), off, err)
 		}
 		gone, goneAt = err, at // the map may have moved on while we asked
 	}
+}
+
+// errUnchanged says that the map still shows the location that was not there.
+var errUnchanged = errors.New("the map still needs the object")
+
+// readOnce looks up and reads. If the map still shows the location gone (0 =
+// none), which is not in the store, it gives errUnchanged; on other errors it
+// says which location they are about.
+func (e *Engine) readOnce(ctx context.Context, p []byte, off int64, gone layout.Location) (layout.Location, error) {
+	v := e.fetches.enter()
+	defer e.fetches.leave(v)
+	var misses []miss
+	e.readMemory(p, off, nil, func(m miss) { misses = append(misses, m) })
+	if slices.ContainsFunc(misses, func(m miss) bool { return m.loc == gone }) {
+		return gone, errUnchanged
+	}
+	if len(misses) == 0 {
+		return 0, nil
+	}
+	e.misses.Add(1)
+	return e.fetch(ctx, misses)
 }
 
 // fetch fills all misses from the store, in parallel. On an error it says

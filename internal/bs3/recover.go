@@ -170,26 +170,13 @@ func (e *Engine) replayEntry(ctx context.Context, r wlog.Entry) error {
 	defer e.mu.Unlock()
 	for !e.room(len(r.CRCs)) {
 		e.seal()
-		if e.heapFree > 0 {
-			e.heapFree--
-			e.begin(wlog.NewHeapSlot(e.chunkBlocks, e.blockSize))
-			continue
-		}
-		wait := make(chan struct{})
-		e.heapWait = wait
 		e.mu.Unlock()
-		var err error
-		select {
-		case <-wait:
-		case <-e.failed:
-			err = e.Err()
-		case <-ctx.Done():
-			err = context.Cause(ctx)
-		}
+		slot, err := e.heapSlot(ctx)
 		e.mu.Lock()
 		if err != nil {
 			return err
 		}
+		e.begin(slot)
 	}
 	if r.Kind == layout.KindZero {
 		e.appendRecord(layout.Record{Block: r.Block, Blocks: r.Blocks, Kind: layout.KindZero}, nil, nil)

@@ -28,7 +28,7 @@ type Memory struct {
 // under the race detector, which does not see into a mapping.
 func NewHeapMemory(h *layout.MemoryHeader) *Memory {
 	m := &Memory{head: h, buf: make([]byte, h.FileSize())}
-	m.cut(false)
+	m.cut()
 	return m
 }
 
@@ -100,15 +100,15 @@ func mapMemory(f *os.File, h *layout.MemoryHeader) (*Memory, error) {
 		return nil, fmt.Errorf("map the chunk memory %s: %w", f.Name(), err)
 	}
 	m := &Memory{head: h, buf: buf, path: f.Name()}
-	m.cut(true)
+	m.cut()
 	return m, nil
 }
 
-func (m *Memory) cut(mapped bool) {
+func (m *Memory) cut() {
 	off := layout.SlotOffsets(int(m.head.ChunkBlocks), int(m.head.BlockSize))
 	for i := range int64(m.head.Slots) {
 		from := layout.MemoryHeaderSize + i*off.Size
-		s := newSlot(m.buf[from:from+off.Size:from+off.Size], off, int(m.head.BlockSize), mapped)
+		s := newSlot(m.buf[from:from+off.Size:from+off.Size], off, int(m.head.BlockSize), true)
 		m.slots = append(m.slots, s)
 	}
 }

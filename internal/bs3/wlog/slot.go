@@ -17,11 +17,11 @@ type Slot struct {
 	head      layout.SlotHeader
 	blocks    uint32 // added so far
 	count     uint32 // records added so far
-	mapped    bool
+	pooled    bool
 }
 
-func newSlot(mem []byte, off layout.SlotLayout, blockSize int, mapped bool) *Slot {
-	return &Slot{mem: mem, off: off, blockSize: blockSize, mapped: mapped}
+func newSlot(mem []byte, off layout.SlotLayout, blockSize int, pooled bool) *Slot {
+	return &Slot{mem: mem, off: off, blockSize: blockSize, pooled: pooled}
 }
 
 // NewHeapSlot makes a slot in ordinary memory, for what must not wait for the
@@ -31,8 +31,8 @@ func NewHeapSlot(chunkBlocks, blockSize int) *Slot {
 	return newSlot(make([]byte, off.Size), off, blockSize, false)
 }
 
-// Mapped says whether the slot is part of a Memory, and so of a pool.
-func (s *Slot) Mapped() bool { return s.mapped }
+// Pooled says whether the slot is one of a Memory's.
+func (s *Slot) Pooled() bool { return s.pooled }
 
 // Begin makes an empty slot the memory of the chunk h describes.
 func (s *Slot) Begin(h layout.SlotHeader) {

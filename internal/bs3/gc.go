@@ -1,0 +1,282 @@
+package bs3
+
+import (
+	"context"
+	"slices"
+	"time"
+
+	"bs3/internal/bs3/key"
+	"bs3/internal/bs3/layout"
+	"bs3/internal/bs3/objproxy"
+)
+
+// GCOptions govern the garbage collection.
+type GCOptions struct {
+	Wait        time.Duration // between two collections by time; 0 = none by time
+	Step        int           // blocks looked at or moved before the foreground gets its turn
+	IdleTimeout time.Duration // how long a step gives way while the foreground is busy
+	LiveData    float64       // objects with a smaller share of live blocks are compacted
+	MaxGarbage  float64       // share of garbage in the log above which compaction starts by itself; 0 = never
+}
+
+// GCReport says what a collection did.
+type GCReport struct {
+	Compacted   int   `json:"compacted"`    // objects whose live blocks were moved
+	MovedBytes  int64 `json:"moved_bytes"`  // live blocks written again
+	Deleted     int   `json:"deleted"`      // objects removed from the store
+	FreedBytes  int64 `json:"freed_bytes"`  // their data blocks
+	FailedReads int   `json:"failed_reads"` // objects that could not be read or did not verify: left as they are
+}
+
+func (r *GCReport) add(o GCReport) {
+	r.Compacted += o.Compacted
+	r.MovedBytes += o.MovedBytes
+	r.Deleted += o.Deleted
+	r.FreedBytes += o.FreedBytes
+	r.FailedReads += o.FailedReads
+}
+
+type gcAnswer struct {
+	report GCReport
+	err    error
+}
+
+// GC compacts thinly used objects, writes the checkpoints needed, and deletes
+// what is dead. One collection runs at a time; the others wait for their turn.
+func (e *Engine) GC(ctx context.Context) (GCReport, error) {
+	answer := make(chan gcAnswer, 1)
+	select {
+	case e.gcRequests <- answer:
+	case <-e.failed:
+		return GCReport{}, e.Err()
+	case <-ctx.Done():
+		return GCReport{}, context.Cause(ctx)
+	}
+	select {
+	case a := <-answer:
+		return a.report, a.err
+	case <-e.failed:
+		return GCReport{}, e.Err()
+	case <-ctx.Done():
+		return GCReport{}, context.Cause(ctx)
+	}
+}
+
+// collector is the one worker of all background work on the map: it collects
+// on request and by time, until the engine stops.
+func (e *Engine) collector() {
+	var tick <-chan time.Time
+	if e.opts.GC.Wait > 0 {
+		t := time.NewTicker(e.opts.GC.Wait)
+		defer t.Stop()
+		tick = t.C
+	}
+	ctx := objproxy.Background(e.ctx)
+	for {
+		select {
+		case answer := <-e.gcRequests:
+			report, err := e.collect(ctx)
+			answer <- gcAnswer{report, err}
+			e.background("garbage collection", err)
+		case <-tick:
+			_, err := e.collectByTime(ctx)
+			e.background("garbage collection", err)
+		case <-e.ctx.Done():
+			return
+		}
+	}
+}
+
+// collect is a whole collection: everything that can be given back now is.
+func (e *Engine) collect(ctx context.Context) (GCReport, error) {
+	report, err := e.compact(ctx, e.thin(0))
+	if err != nil {
+		return report, err
+	}
+	if err := e.checkpointIfLonger(ctx); err != nil {
+		return report, err
+	}
+	deleted, err := e.settleDead(ctx)
+	report.add(deleted)
+	e.log.Info().Int("compacted", report.Compacted).Int64("moved_bytes", report.MovedBytes).Int("deleted", report.Deleted).
+		Int64("freed_bytes", report.FreedBytes).Int("failed_reads", report.FailedReads).Msg("garbage collection")
+	return report, err
+}
+
+// collectByTime compacts only when there is too much garbage. While the volume
+// is written it leaves the checkpoints to their own rhythm; on an idle one it
+// goes on until nothing more can be deleted, and then sends no request.
+func (e *Engine) collectByTime(ctx context.Context) (report GCReport, err error) {
+	if excess := e.excessGarbage(); excess > 0 {
+		if report, err = e.compact(ctx, e.thin(excess)); err != nil {
+			return report, err
+		}
+	}
+	e.mu.Lock()
+	idle := e.sinceCheckpoint.objects == 0 && e.cur == nil
+	e.mu.Unlock()
+	var deleted GCReport
+	if idle {
+		deleted, err = e.settleDead(ctx)
+	} else {
+		deleted, err = e.deleteDead(ctx)
+	}
+	report.add(deleted)
+	return report, err
+}
+
+// excessGarbage is how many blocks of garbage are above what is allowed.
+func (e *Engine) excessGarbage() uint64 {
+	if e.opts.GC.MaxGarbage <= 0 || e.opts.GC.MaxGarbage >= 1 {
+		return 0
+	}
+	e.mu.Lock()
+	_, live, total := e.maps.Totals()
+	e.mu.Unlock()
+	if allowed := uint64(float64(live) / (1 - e.opts.GC.MaxGarbage)); total > allowed {
+		return total - allowed
+	}
+	return 0
+}
+
+// thin chooses the objects to compact, best first: those with a share of live
+// blocks below the threshold, where cold ones (of low keys) are worth more
+// than hot ones, which die by themselves. It stops when their garbage comes to
+// enough blocks; 0 = all. The newest object is never among them.
+func (e *Engine) thin(enough uint64) []layout.ObjectInfo {
+	type scored struct {
+		layout.ObjectInfo
+		benefit float64
+	}
+	var found []scored
+	for from, more := key.Key(0), true; more; from += key.Key(e.opts.GC.Step) {
+		var some []layout.ObjectInfo
+		e.mu.Lock()
+		some, more = e.maps.Objects(from, e.opts.GC.Step)
+		durable, next := e.durable, e.keys.Next()
+		e.mu.Unlock()
+		for _, o := range some {
+			if o.Live == 0 || o.Key > durable || o.Key+1 >= next {
+				continue
+			}
+			if live := float64(o.Live) / float64(o.Total); live < e.opts.GC.LiveData {
+				found = append(found, scored{o, (1 - live) * float64(next-o.Key) / (1 + live)})
+			}
+		}
+	}
+	slices.SortStableFunc(found, func(a, b scored) int {
+		switch {
+		case a.benefit > b.benefit:
+			return -1
+		case a.benefit < b.benefit:
+			return 1
+		}
+		return 0
+	})
+	var chosen []layout.ObjectInfo
+	var garbage uint64
+	for _, o := range found {
+		if enough > 0 && garbage >= enough {
+			break
+		}
+		chosen = append(chosen, o.ObjectInfo)
+		garbage += uint64(o.Total - o.Live)
+	}
+	return chosen
+}
+
+// settleDead deletes all that is dead in the newest checkpoint. Only the older
+// of the two says what may go, so if the newest knows more, another one is
+// written first, at the same key.
+func (e *Engine) settleDead(ctx context.Context) (GCReport, error) {
+	checkpoints, err := e.keptCheckpoints(ctx)
+	if err != nil {
+		return GCReport{}, err
+	}
+	if n := len(checkpoints); n > 0 {
+		newest := e.deletable(checkpoints[n-1])
+		if n > 1 {
+			newest = slices.DeleteFunc(newest, func(k key.Key) bool { return checkpoints[0].dead[k] })
+		}
+		if len(newest) > 0 {
+			if err := e.checkpoint(ctx); err != nil {
+				return GCReport{}, err
+			}
+		}
+	}
+	return e.deleteDead(ctx)
+}
+
+// keptCheckpoints gives the checkpoints that the record names, oldest first.
+func (e *Engine) keptCheckpoints(ctx context.Context) ([]kept, error) {
+	select {
+	case e.checkpointing <- struct{}{}:
+		defer func() { <-e.checkpointing }()
+		return e.kept, nil
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+}
+
+// deletable gives the objects that are dead in k and not deleted yet, by key.
+func (e *Engine) deletable(k kept) []key.Key {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	var keys []key.Key
+	for dead := range k.dead {
+		if _, here := e.maps.Object(dead); here {
+			keys = append(keys, dead)
+		}
+	}
+	slices.Sort(keys)
+	return keys
+}
+
+// deleteDead deletes the objects that were dead already in the older of the
+// two committed checkpoints: whichever of them an open starts from, it needs
+// none of them. Fences are never among them.
+func (e *Engine) deleteDead(ctx context.Context) (GCReport, error) {
+	var report GCReport
+	checkpoints, err := e.keptCheckpoints(ctx)
+	if err != nil || len(checkpoints) < layout.MaxCheckpoints {
+		return report, err
+	}
+	keys := e.deletable(checkpoints[0])
+	if len(keys) == 0 {
+		return report, nil
+	}
+	if err := e.readersGone(ctx); err != nil {
+		return report, err
+	}
+	for some := range slices.Chunk(keys, 1000) {
+		names := make([]string, len(some))
+		for i, k := range some {
+			names[i] = k.Name()
+		}
+		if err := e.store.Delete(ctx, names); err != nil {
+			return report, err // asked again another time: the table still has them
+		}
+		e.mu.Lock()
+		for _, k := range some {
+			o, _ := e.maps.Object(k)
+			report.Deleted++
+			report.FreedBytes += int64(o.Total) * int64(e.blockSize)
+			e.maps.RemoveObject(k)
+		}
+		e.mu.Unlock()
+	}
+	return report, nil
+}
+
+// readersGone waits until every read that may have looked up an object that is
+// dead by now is done with it.
+func (e *Engine) readersGone(ctx context.Context) error {
+	gone := make(chan struct{})
+	e.fetches.retire(func() { close(gone) })
+	select {
+	case <-gone:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
