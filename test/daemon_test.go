@@ -27,9 +27,11 @@ const (
 )
 
 // volume is a volume's configuration and the directory for everything of it.
+// With go test -artifacts that directory stays.
 type volume struct {
 	t      testing.TB
 	dir    string
+	socket string         // of its NBD server
 	config map[string]any // keys of the configuration and their values
 }
 
@@ -50,11 +52,16 @@ func newVolume(t testing.TB, store string) *volume {
 }
 
 func emptyVolume(t testing.TB) *volume {
-	dir := t.TempDir()
-	return &volume{t: t, dir: dir, config: map[string]any{
+	t.Helper()
+	dir, err := os.MkdirTemp(t.ArtifactDir(), "volume-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	socket := filepath.Join(t.TempDir(), "nbd.sock") // its name must be short
+	return &volume{t: t, dir: dir, socket: socket, config: map[string]any{
 		"size":       1,
 		"state.path": filepath.Join(dir, "state"),
-		"nbd.listen": "unix:" + filepath.Join(dir, "nbd.sock"),
+		"nbd.listen": "unix:" + socket,
 		"log.pretty": false,
 	}}
 }
@@ -65,8 +72,7 @@ func (v *volume) with(key string, value any) *volume {
 	return v
 }
 
-func (v *volume) socket() string { return filepath.Join(v.dir, "nbd.sock") }
-func (v *volume) uri() string    { return "nbd+unix:///?socket=" + v.socket() }
+func (v *volume) uri() string { return "nbd+unix:///?socket=" + v.socket }
 
 // wipeState leaves the volume with nothing but its store.
 func (v *volume) wipeState() {

@@ -1,0 +1,212 @@
+package test
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"testing"
+	"time"
+)
+
+// kill -9 of the daemon under a live client that holds acknowledged writes
+// that were not flushed. With its state the daemon brings all of them back;
+// without, the volume is a prefix of what was acknowledged, and what was
+// flushed is in it.
+func TestKillUnderLiveClient(t *testing.T) {
+	for _, test := range []struct {
+		name, store string
+		durable     bool
+		wiped       bool // the state is gone as well, as if the machine were
+		reopened    bool // the next daemons are killed too, while they open the volume
+		rounds      int
+	}{
+		{"kept/dir", onDir, true, false, false, 20},
+		{"kept/versitygw", onVersitygw, true, false, false, 10},
+		{"kept/dir/barrier", onDir, false, false, false, 5},
+		{"kept/dir/killed again", onDir, true, false, true, 10},
+		{"wiped/dir", onDir, true, true, false, 10},
+		{"wiped/versitygw", onVersitygw, true, true, false, 10},
+		{"wiped/dir/barrier", onDir, false, true, false, 5},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			seed := rand.Uint64()
+			t.Logf("seed %d", seed)
+			rng := rand.New(rand.NewPCG(seed, 0))
+			// Small objects: many are on their way to the store at any time.
+			v := newVolume(t, test.store).with("write.durable", test.durable).with("write.chunk_size", 1).with("write.memory", 64)
+			d := v.start()
+			h := newHistory()
+			replayed, held := 0, 0
+			for round := 1; round <= test.rounds; round++ {
+				before := v.info().Epoch
+				h.untilKilled(t, v, d, rng)
+				n := h.held()
+				if n == 0 {
+					t.Fatalf("round %d: the client held no acknowledged writes that were not flushed", round)
+				}
+				held += n
+				opens := uint64(1)
+				if test.wiped {
+					v.wipeState()
+				}
+				if test.reopened {
+					again := v.launch()
+					again.signalAfter(time.Duration(rng.IntN(60)) * time.Millisecond)
+					opens += v.info().Epoch - before
+				}
+				d = v.start()
+				if now := v.info().Epoch; now != before+opens {
+					t.Fatalf("round %d: epoch %d after epoch %d and %d opens", round, now, before, opens)
+				}
+				for _, line := range d.logged("replayed chunk memory") {
+					replayed += field[int](t, line, "writes")
+				}
+				found := h.look(t, v)
+				var err error
+				if test.wiped {
+					err = h.isPrefix(found, test.durable)
+				} else {
+					err = h.isComplete(found)
+				}
+				if err != nil {
+					t.Fatalf("round %d: %v", round, err)
+				}
+				h.startFrom(found)
+			}
+			d.stop()
+			t.Logf("%d rounds: %d acknowledged writes were not flushed, %d were replayed", test.rounds, held, replayed)
+			if (replayed > 0) == test.wiped {
+				t.Errorf("%d writes were replayed", replayed)
+			}
+		})
+	}
+}
+
+// signalAfter kills a daemon after a moment of its life.
+func (d *daemon) signalAfter(moment time.Duration) {
+	select {
+	case <-d.ended:
+	case <-time.After(moment):
+	}
+	d.kill()
+}
+
+// untilKilled lets the writers work for a moment and kills the daemon.
+func (h *history) untilKilled(t *testing.T, v *volume, d *daemon, rng *rand.Rand) {
+	t.Helper()
+	clients := []*client{dial(t, v.socket), dial(t, v.socket)}
+	enough := h.acked.Load() + 200
+	moment := time.Duration(20+rng.IntN(100)) * time.Millisecond
+	result := make(chan error, 1)
+	go func() {
+		result <- h.run(clients, rng.Uint64(), func() bool { return h.acked.Load() >= enough })
+	}()
+	waitFor(t, time.Minute, "enough writes to be acknowledged", func() bool { return h.acked.Load() >= enough || len(result) > 0 })
+	select {
+	case err := <-result:
+		t.Fatalf("the writers ended before the daemon did: %v", err)
+	case <-time.After(moment):
+	}
+	d.kill()
+	if err := <-result; err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range clients {
+		c.close()
+	}
+}
+
+// look reads all blocks and gives for each the change that wrote it.
+func (h *history) look(t *testing.T, v *volume) []uint64 {
+	t.Helper()
+	c := dial(t, v.socket)
+	defer c.close()
+	found := make([]uint64, len(h.blocks))
+	for w := range writers {
+		data := c.read(int64(w)*areaBlocks*blockSize, areaBlocks*blockSize)
+		for i := range areaBlocks {
+			b := w*areaBlocks + i
+			id, err := stamped(data[i*blockSize:][:blockSize], b)
+			if err != nil {
+				t.Fatal(err)
+			}
+			found[b] = id
+		}
+	}
+	return found
+}
+
+// isComplete checks that every acknowledged change is there. Those that were
+// under way may be, as a whole.
+func (h *history) isComplete(found []uint64) error {
+	there, missing := map[*change]int{}, map[*change]int{}
+	for b, list := range h.blocks {
+		last := list[len(list)-1]
+		if found[b] == last.id {
+			there[last] = b
+			continue
+		}
+		missing[last] = b
+		if last.done > 0 || found[b] != list[len(list)-2].id {
+			return fmt.Errorf("block %d is of change %d; changes were %v", b, found[b], show(list))
+		}
+	}
+	for x, b := range missing {
+		// Where the change before was a discard too, nobody can tell.
+		if other, ok := there[x]; ok && x.id != 0 {
+			return fmt.Errorf("a write was torn: block %d has it, block %d has not: %+v", other, b, *x)
+		}
+	}
+	return nil
+}
+
+// isPrefix checks that no change is there that was sent after one that is
+// missing had been acknowledged, and that what was flushed is there.
+func (h *history) isPrefix(found []uint64, durable bool) error {
+	var present *change // that was sent last
+	var lost *change    // that was acknowledged first
+	for b, list := range h.blocks {
+		is := func(x *change) bool { return x.id == found[b] }
+		oldest := slices.IndexFunc(list, is)
+		if oldest < 0 {
+			return fmt.Errorf("block %d is of change %d, which is older than the last look, or another block's; changes were %v", b, found[b], show(list))
+		}
+		// Discards look alike: each doubt is for the volume.
+		if x := list[oldest]; present == nil || x.sent > present.sent {
+			present = x
+		}
+		newest := len(list) - 1
+		for !is(list[newest]) {
+			newest--
+		}
+		for _, x := range list[newest+1:] {
+			if x.done == 0 {
+				continue
+			}
+			if durable && x.done < h.flushed.Load() {
+				return fmt.Errorf("block %d is of change %d, but a later one was flushed (at %d); changes were %v", b, found[b], h.flushed.Load(), show(list))
+			}
+			if lost == nil || x.done < lost.done {
+				lost = x
+			}
+		}
+	}
+	if lost != nil && present.sent > lost.done {
+		return fmt.Errorf("not a prefix: %+v is missing, %+v is there", *lost, *present)
+	}
+	return nil
+}
+
+// startFrom begins a new history with what was found.
+func (h *history) startFrom(found []uint64) {
+	for b := range h.blocks {
+		h.blocks[b] = []*change{{id: found[b], first: b, n: 1, done: 1}}
+	}
+}
+
+func show(list []*change) (s []change) {
+	for _, x := range list {
+		s = append(s, *x)
+	}
+	return s
+}
