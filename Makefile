@@ -4,7 +4,8 @@
 # rest is built into .tools/bin at the versions pinned here. Nothing outside of
 # the checkout is changed but for Debian packages.
 
-SHELL       := /bin/bash -o pipefail
+SHELL       := /bin/bash
+.SHELLFLAGS := -o pipefail -c
 GO          ?= go
 VERSION     := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 LDFLAGS     := -X main.version=$(VERSION)
@@ -15,10 +16,10 @@ FUZZTIME    ?= 5s
 MINCOVER    := 85
 COVERED     := ./internal/bs3/layout ./internal/bs3/mapproxy/sectormap ./internal/device/nbd
 
-# Test programs that are missing are skipped by a plain `go test`; here they
-# are an error.
-export BS3_REQUIRE_TOOLS := 1
-export BS3_VERSITYGW     := $(TOOLS)/versitygw
+# Tests whose programs are missing are skipped by a plain `go test`; here that
+# is an error.
+unit cover fuzz e2e: export BS3_REQUIRE_TOOLS := 1
+unit cover fuzz e2e: export BS3_VERSITYGW     := $(TOOLS)/versitygw
 
 .PHONY: build run test deps apt-deps fmt vet lint unit cover fuzz e2e clean
 
@@ -33,11 +34,11 @@ run: build
 test: deps vet unit cover fuzz e2e
 
 unit:
-	$(GO) test -race . ./contrib/... ./internal/...
+	$(GO) test -race -timeout 8m . ./contrib/... ./internal/...
 
 # The packages whose mistakes lose data are covered to more than MINCOVER %.
 cover:
-	$(GO) test -cover $(COVERED) | awk '{ print } \
+	@$(GO) test -cover $(COVERED) | awk '{ print } \
 	  match($$0, /coverage: [0-9.]+/) { n++; if (substr($$0, RSTART+10, RLENGTH-10)+0 <= $(MINCOVER)) low++ } \
 	  END { if (low || n != $(words $(COVERED))) { print "coverage must be above $(MINCOVER) % in each"; exit 1 } }'
 

@@ -134,9 +134,10 @@ func printHints(w io.Writer, addr net.Addr, size int64) {
 or a file system, as root (libnbd-bin, fuse3):
 
   mkdir -p /tmp/bs3 /mnt/bs3 && nbdfuse /tmp/bs3 '%[2]s' &
-  mkfs.ext4 /tmp/bs3/nbd && mount -o loop /tmp/bs3/nbd /mnt/bs3
+  mkfs.ext4 /tmp/bs3/nbd                  # the first time
+  mount -o loop /tmp/bs3/nbd /mnt/bs3
 
-and to end that: umount /mnt/bs3 && fusermount3 -u /tmp/bs3
+and to end that, before Ctrl-C here: umount /mnt/bs3 && fusermount3 -u /tmp/bs3
 
 `, size, u)
 }
