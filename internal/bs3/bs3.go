@@ -62,6 +62,10 @@ type Options struct {
 	// writer, if it lives, is fenced; what it acknowledged and did not store is lost.
 	Takeover bool
 
+	// UnsafeNoFencing makes a volume also in a store without conditional puts:
+	// then the administrator alone keeps a second writer away.
+	UnsafeNoFencing bool
+
 	// OpenFor bounds how long Open asks a store that does not answer while no
 	// chunk memory waits for it; 0 = five minutes.
 	OpenFor time.Duration

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 
+	"golang.org/x/sync/errgroup"
+
 	"bs3/internal/bs3/layout"
 	"bs3/internal/bs3/mapproxy"
 	"bs3/internal/bs3/objproxy"
@@ -100,22 +102,33 @@ func loadMap(ctx context.Context, store objproxy.Store, uuid layout.UUID, name s
 	for _, l := range c.Leaves {
 		byPack[l.Pack] = append(byPack[l.Pack], l)
 	}
+	// Leaves are loaded beside each other: each fills a place of its own.
+	group, ctx := errgroup.WithContext(ctx)
+	group.SetLimit(loaders)
 	for i, leaves := range byPack {
-		if err := loadPack(ctx, store, uuid, c.Packs[i], leaves, maps); err != nil {
-			return nil, err
-		}
+		group.Go(func() error { return loadPack(ctx, store, uuid, c.Packs[i], leaves, maps) })
+	}
+	if err := group.Wait(); err != nil {
+		return nil, err
 	}
 	return c, nil
 }
 
+// loaders is how many packs are read and decoded at a time.
+const loaders = 8
+
 // loadPack fills the leaves that lie in one pack.
 func loadPack(ctx context.Context, store objproxy.Store, uuid layout.UUID, p layout.PackRef, leaves []layout.LeafRef, maps *mapproxy.Proxy) error {
-	b, _, err := readAll(ctx, store, p.Name)
-	if err != nil {
-		return err
+	if p.Size > maxRead {
+		return fmt.Errorf("pack %s: %w: %d bytes", p.Name, layout.ErrDamaged, p.Size)
 	}
-	if uint64(len(b)) != p.Size {
-		return fmt.Errorf("pack %s: %w: %d bytes, not %d", p.Name, layout.ErrDamaged, len(b), p.Size)
+	b := make([]byte, p.Size)
+	n, info, err := store.Get(ctx, p.Name, b, -1)
+	if err != nil {
+		return fmt.Errorf("read %s: %w", p.Name, err)
+	}
+	if n != len(b) || info.Size != int64(n) {
+		return fmt.Errorf("pack %s: %w: %d bytes, not %d", p.Name, layout.ErrDamaged, info.Size, p.Size)
 	}
 	if err := layout.CheckPackHeader(b, uuid); err != nil {
 		return fmt.Errorf("pack %s: %w", p.Name, err)

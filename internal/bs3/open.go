@@ -228,6 +228,9 @@ func (e *Engine) create(ctx context.Context) error {
 	if err := e.refuseLeftovers(ctx); err != nil {
 		return err
 	}
+	if err := e.probe(ctx); err != nil {
+		return err
+	}
 	v := &layout.Volume{
 		UUID: layout.NewUUID(), Generation: 1, Created: time.Now(),
 		BlockSize: uint32(e.blockSize), ChunkSize: uint32(e.opts.ChunkSize), Size: e.opts.Size, LargestSize: e.opts.Size,
@@ -245,6 +248,20 @@ func (e *Engine) create(ctx context.Context) error {
 		e.log.Info().Stringer("volume", v.UUID).Int64("size", v.Size).Msg("made a new volume")
 	}
 	return nil
+}
+
+// probe makes sure that conditional puts work: they alone keep two writers of
+// one volume apart.
+func (e *Engine) probe(ctx context.Context) error {
+	err := objproxy.Probe(ctx, e.store, e.nonce.String())
+	switch {
+	case errors.Is(err, objproxy.ErrNoConditionalPut) && e.opts.UnsafeNoFencing:
+		e.log.Warn().Err(err).Msg("nothing will keep a second writer from destroying this volume")
+		return nil
+	case errors.Is(err, objproxy.ErrNoConditionalPut):
+		return fmt.Errorf("%w: %w; a second writer could destroy the volume", ErrRefused, err)
+	}
+	return err
 }
 
 // refuseLeftovers looks for names of a volume whose record is gone.
