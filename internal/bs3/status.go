@@ -1,0 +1,51 @@
+package bs3
+
+// Status is the state of an open volume. Its JSON form is a contract.
+type Status struct {
+	UUID      string `json:"uuid"`
+	Epoch     uint64 `json:"epoch"`
+	Mode      string `json:"mode"`       // what a flush means: durable or barrier
+	Size      int64  `json:"size"`       // bytes
+	BlockSize int    `json:"block_size"` // bytes
+	Failed    string `json:"failed,omitempty"`
+
+	NextKey    uint64 `json:"next_key"`
+	DurableKey uint64 `json:"durable_key"` // it and all below are in the store
+
+	ChunksInMemory int `json:"chunks_in_memory"` // above the durable key
+	FreeSlots      int `json:"free_slots"`       // of the pool
+	Slots          int `json:"slots"`
+	WritersWaiting int `json:"writers_waiting"` // for chunk memory
+
+	Objects     int   `json:"objects"`      // of the log
+	StoredBytes int64 `json:"stored_bytes"` // their data blocks
+	LiveBytes   int64 `json:"live_bytes"`   // of them, what the map needs
+	LogObjects  int   `json:"log_objects"`  // since the last checkpoint
+	LogBytes    int64 `json:"log_bytes"`
+}
+
+// Mode is what a flush of the volume means.
+func (e *Engine) Mode() string {
+	if e.opts.Durable {
+		return "durable"
+	}
+	return "barrier"
+}
+
+// Status tells how the volume is doing. It sends no request.
+func (e *Engine) Status() Status {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	objects, live, total := e.maps.Totals()
+	s := Status{
+		UUID: e.uuid.String(), Epoch: e.epoch, Mode: e.Mode(), Size: e.opts.Size, BlockSize: e.blockSize,
+		NextKey: uint64(e.keys.Next()), DurableKey: uint64(e.durable),
+		ChunksInMemory: int(e.keys.Next() - e.durable - 1), FreeSlots: len(e.free), Slots: e.slots(), WritersWaiting: len(e.writers.line),
+		Objects: objects, StoredBytes: int64(total) * int64(e.blockSize), LiveBytes: int64(live) * int64(e.blockSize),
+		LogObjects: e.sinceCheckpoint.objects, LogBytes: e.sinceCheckpoint.bytes,
+	}
+	if e.closed != nil {
+		s.Failed = e.closed.Error()
+	}
+	return s
+}

@@ -1,0 +1,127 @@
+// Package control is how a running daemon is spoken to: HTTP on a unix socket
+// that only its user can open, and the client for it. Requests and answers are
+// JSON; which calls there are is the daemon's business (Calls).
+//
+// A call is POST /NAME. The answer is 200 with the result, or another status
+// with {"error": "…"}. A call ends when its client goes away.
+package control
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"time"
+
+	"github.com/rs/zerolog"
+
+	"bs3/internal/listen"
+)
+
+// Calls are what a server answers: by name, a function whose result is sent as
+// JSON. They run beside each other; ctx ends when the client is gone or the
+// server stops.
+type Calls map[string]func(ctx context.Context) (any, error)
+
+// Server serves calls on a unix socket.
+type Server struct {
+	path  string
+	calls Calls
+	log   zerolog.Logger
+}
+
+// New makes a server for the socket at path.
+func New(path string, calls Calls, log zerolog.Logger) *Server {
+	return &Server{path: path, calls: calls, log: log}
+}
+
+type failure struct {
+	Error string `json:"error"`
+}
+
+// Run listens and serves until ctx ends; calls under way are cancelled then.
+// It returns when all are done.
+func (s *Server) Run(ctx context.Context) error {
+	l, release, err := listen.Listen(ctx, "unix", s.path)
+	if err != nil {
+		return fmt.Errorf("control socket: %w", err)
+	}
+	defer release()
+	mux := http.NewServeMux()
+	for name, call := range s.calls {
+		mux.HandleFunc("POST /"+name, func(w http.ResponseWriter, r *http.Request) {
+			result, err := call(r.Context())
+			if err != nil {
+				s.log.Warn().Err(err).Str("call", name).Msg("control")
+				w.WriteHeader(http.StatusInternalServerError)
+				result = failure{err.Error()}
+			}
+			// A client that is gone needs no answer.
+			_ = json.NewEncoder(w).Encode(result)
+		})
+	}
+	server := &http.Server{
+		Handler:           mux,
+		ReadHeaderTimeout: 10 * time.Second,
+		BaseContext:       func(net.Listener) context.Context { return ctx },
+	}
+	served := make(chan error, 1)
+	go func() { served <- server.Serve(l) }()
+	select {
+	case err := <-served:
+		return fmt.Errorf("control socket: %w", err)
+	case <-ctx.Done():
+	}
+	err = server.Shutdown(context.WithoutCancel(ctx)) // the calls have seen ctx end
+	<-served
+	return err
+}
+
+// ErrNotRunning says that nobody serves the control socket.
+var ErrNotRunning = errors.New("no daemon answers")
+
+// Call makes one call to the daemon at path and decodes its result into result,
+// unless that is nil. ErrNotRunning (wrapped) if there is none.
+func Call(ctx context.Context, path, name string, result any) error {
+	client := http.Client{Transport: &http.Transport{
+		DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return (&net.Dialer{}).DialContext(ctx, "unix", path)
+		},
+	}}
+	r, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://bs3/"+name, nil)
+	if err != nil {
+		return fmt.Errorf("call %s: %w", name, err)
+	}
+	answer, err := client.Do(r)
+	if err != nil {
+		var dial *net.OpError
+		if errors.As(err, &dial) && dial.Op == "dial" {
+			return fmt.Errorf("%w on %s: %w", ErrNotRunning, path, err)
+		}
+		return fmt.Errorf("call %s: %w", name, err)
+	}
+	defer func() { _ = answer.Body.Close() }()
+	body, err := io.ReadAll(answer.Body)
+	if err != nil {
+		return fmt.Errorf("call %s: %w", name, err)
+	}
+	if answer.StatusCode != http.StatusOK {
+		var f failure
+		if json.Unmarshal(body, &f) != nil || f.Error == "" {
+			return fmt.Errorf("call %s: the daemon answers %s: %s", name, answer.Status, bytes.TrimSpace(body))
+		}
+		return fmt.Errorf("call %s: %s", name, f.Error)
+	}
+	if result == nil {
+		return nil
+	}
+	if err := json.Unmarshal(body, result); err != nil {
+		return fmt.Errorf("call %s: %w", name, err)
+	}
+	return nil
+}

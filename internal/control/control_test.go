@@ -1,0 +1,65 @@
+package control
+
+import (
+	"context"
+	"errors"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/rs/zerolog"
+)
+
+func TestCalls(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "control.sock")
+	if err := Call(t.Context(), path, "x", nil); !errors.Is(err, ErrNotRunning) {
+		t.Fatalf("without a server: %v", err)
+	}
+	waiting := make(chan struct{})
+	cancelled := make(chan error, 1)
+	server := New(path, Calls{
+		"sum":  func(context.Context) (any, error) { return map[string]int{"sum": 3}, nil },
+		"fail": func(context.Context) (any, error) { return nil, errors.New("no such luck") },
+		"wait": func(ctx context.Context) (any, error) {
+			close(waiting)
+			<-ctx.Done()
+			cancelled <- ctx.Err()
+			return nil, ctx.Err()
+		},
+	}, zerolog.Nop())
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- server.Run(ctx) }()
+
+	var got struct{ Sum int }
+	for {
+		err := Call(t.Context(), path, "sum", &got)
+		if err == nil {
+			break
+		}
+		if !errors.Is(err, ErrNotRunning) { // until it listens
+			t.Fatal(err)
+		}
+	}
+	if got.Sum != 3 {
+		t.Fatalf("%+v", got)
+	}
+	if err := Call(t.Context(), path, "fail", nil); err == nil || !strings.Contains(err.Error(), "no such luck") {
+		t.Fatalf("a failing call: %v", err)
+	}
+	if err := Call(t.Context(), path, "other", nil); err == nil || !strings.Contains(err.Error(), "404") {
+		t.Fatalf("an unknown call: %v", err)
+	}
+	impatient, leave := context.WithCancel(t.Context())
+	go func() { <-waiting; leave() }()
+	if err := Call(impatient, path, "wait", nil); !errors.Is(err, context.Canceled) {
+		t.Fatalf("a call given up: %v", err)
+	}
+	if err := <-cancelled; !errors.Is(err, context.Canceled) {
+		t.Fatalf("its ctx: %v", err)
+	}
+	cancel()
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+}
