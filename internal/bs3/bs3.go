@@ -110,6 +110,7 @@ type Engine struct {
 	progress        chan struct{} // closed when durable moves on, and replaced
 	closed          error         // why nothing is taken any more; nil while serving
 	sinceCheckpoint logLength
+	flushes         gathering
 
 	inMemory sync.WaitGroup // chunks whose slots are in use
 	uploads  *uploads
@@ -234,8 +235,8 @@ func (e *Engine) Close(ctx context.Context) error {
 		e.closed = fmt.Errorf("%w: closed", device.ErrStopped)
 		close(e.failed)
 	}
-	if e.cur != nil && e.cur.linger != nil {
-		e.cur.linger.Stop()
+	if e.cur != nil {
+		e.cur.stopTimers()
 	}
 	e.mu.Unlock()
 	e.cancel(device.ErrStopped)

@@ -17,8 +17,11 @@ type chunk struct {
 	obj  layout.Object // footer, checksums and records so far
 
 	// Under the chunk lock:
-	stored bool
-	linger *time.Timer
+	stored  bool
+	linger  *time.Timer
+	gather  *time.Timer // runs since the first flush that wants it sealed, if it gathers others
+	ripe    bool        // it has gathered for long enough
+	flushed bool        // a flush sealed it
 
 	// refs counts what keeps the slot from being used again besides readers:
 	// one until the durable key covers the chunk, one for each reader of the
@@ -89,10 +92,17 @@ func (e *Engine) seal() {
 		return
 	}
 	e.cur = nil
-	if c.linger != nil {
-		c.linger.Stop()
-	}
+	c.stopTimers()
 	e.enqueue(c)
+}
+
+// stopTimers ends what would seal c later.
+func (c *chunk) stopTimers() {
+	for _, t := range []*time.Timer{c.linger, c.gather} {
+		if t != nil {
+			t.Stop()
+		}
+	}
 }
 
 // enqueue gives c, which is complete, to the upload pool. Under the chunk lock.
@@ -116,10 +126,15 @@ func (e *Engine) appendRecord(r layout.Record, data []byte, crcs []uint32) {
 }
 
 // stored notes that c is in the store, moves the durable key on as far as it
-// goes, and releases what it covers now.
-func (e *Engine) stored(c *chunk) {
+// goes, and releases what it covers now. The put took that long.
+func (e *Engine) stored(c *chunk, took time.Duration) {
 	e.mu.Lock()
 	c.stored = true
+	e.flushes.observe(took)
+	if c.flushed {
+		e.flushes.underWay--
+		e.sealRipe()
+	}
 	var covered []*chunk
 	for k := e.durable; ; {
 		k++

@@ -3,6 +3,7 @@ package bs3
 import (
 	"context"
 	"fmt"
+	"time"
 
 	"bs3/internal/bs3/key"
 )
@@ -17,10 +18,70 @@ func (e *Engine) Flush(ctx context.Context) error {
 	if !e.opts.Durable {
 		return nil
 	}
-	if err := e.flushToStore(ctx); err != nil {
+	e.mu.Lock()
+	last := e.keys.Next() - 1 // the open chunk's, if there is one
+	e.sealForFlush()
+	e.mu.Unlock()
+	if err := e.waitDurable(ctx, last); err != nil {
 		return fmt.Errorf("flush: %w", err)
 	}
 	return nil
+}
+
+// A flush that finds no other under way is sent at once. Those that come while
+// one is are gathered for a moment and sent beside it, so that many jobs share
+// a put and none waits for the one before: gatherMost, but no more than
+// gatherShare of what a put takes, and mostFlushes at a time.
+const (
+	gatherMost  = time.Millisecond
+	gatherShare = 0.04
+	mostFlushes = 4
+)
+
+// gathering is the state of flushes under way. The chunk lock covers it.
+type gathering struct {
+	underWay int           // chunks sealed by a flush that are not stored yet
+	put      time.Duration // what a put takes, on average
+}
+
+// observe notes how long a put took.
+func (g *gathering) observe(d time.Duration) {
+	if g.put == 0 {
+		g.put = d
+	}
+	g.put += (d - g.put) / 8
+}
+
+// sealForFlush sees to it that the open chunk, if there is one, is sealed soon.
+// Under the chunk lock.
+func (e *Engine) sealForFlush() {
+	c := e.cur
+	switch {
+	case c == nil || c.gather != nil:
+	case e.flushes.underWay == 0:
+		e.sealFlushed()
+	default:
+		c.gather = time.AfterFunc(min(gatherMost, time.Duration(gatherShare*float64(e.flushes.put))), func() {
+			e.mu.Lock()
+			defer e.mu.Unlock()
+			c.ripe = true
+			e.sealRipe()
+		})
+	}
+}
+
+// sealRipe seals an open chunk that has gathered flushes for long enough, if
+// not too many are under way. Under the chunk lock.
+func (e *Engine) sealRipe() {
+	if e.cur != nil && e.cur.ripe && e.flushes.underWay < mostFlushes {
+		e.sealFlushed()
+	}
+}
+
+func (e *Engine) sealFlushed() {
+	e.cur.flushed = true
+	e.flushes.underWay++
+	e.seal()
 }
 
 // flushToStore seals the open chunk and waits until all that was written

@@ -74,13 +74,14 @@ func (h *chunkHeap) Pop() any {
 // or fails.
 func (e *Engine) uploader() {
 	for c := e.uploads.next(); c != nil; c = e.uploads.next() {
+		start := time.Now()
 		if err := e.upload(c); err != nil {
 			if e.ctx.Err() == nil {
 				e.fail(err)
 			}
 			return
 		}
-		e.stored(c)
+		e.stored(c, time.Since(start))
 	}
 }
 
