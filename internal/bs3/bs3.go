@@ -229,6 +229,9 @@ func (e *Engine) Close(ctx context.Context) error {
 	err := e.stopped()
 	if err == nil {
 		err = e.release(ctx)
+		if failed := e.stopped(); err != nil && failed != nil {
+			err = failed // what stopped it says more than what it interrupted
+		}
 	}
 	e.mu.Lock()
 	if e.closed == nil {

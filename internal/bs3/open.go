@@ -76,18 +76,13 @@ func (e *Engine) open(ctx context.Context) (err error) {
 		return err
 	}
 	e.log.Info().Uint64("epoch", e.epoch).Stringer("volume", e.uuid).Msg("claimed the volume; reading the log")
-	last, err := e.loadCheckpoint(ctx, v)
+	fence, err := e.readLog(ctx, v)
 	if err != nil {
+		// What we miss may have been removed by a successor.
+		if _, _, own := e.ownVolume(ctx); errors.Is(own, ErrFenced) {
+			return own
+		}
 		return err
-	}
-	fence, err := e.rollForward(ctx, last)
-	if err != nil {
-		return err
-	}
-	// The fence is stored: from here on nobody with a lower epoch can add to the
-	// log. Had a higher one come meanwhile, it might not have seen our fence.
-	if _, _, err := e.ownVolume(ctx); err != nil {
-		return fmt.Errorf("after storing our fence: %w", err)
 	}
 	e.maps.AddObject(layout.ObjectInfo{Key: fence, Epoch: e.epoch, Fence: true})
 	e.durable = fence
@@ -105,6 +100,25 @@ func (e *Engine) open(ctx context.Context) (err error) {
 	e.wg.Go(e.collector)
 	e.wg.Go(e.watch)
 	return nil
+}
+
+// readLog brings the map up to the end of the log and puts our fence there,
+// whose key it returns.
+func (e *Engine) readLog(ctx context.Context, v *layout.Volume) (key.Key, error) {
+	last, err := e.loadCheckpoint(ctx, v)
+	if err != nil {
+		return 0, err
+	}
+	fence, err := e.rollForward(ctx, last)
+	if err != nil {
+		return 0, err
+	}
+	// The fence is stored: from here on nobody with a lower epoch can add to the
+	// log. Had a higher one come meanwhile, it might not have seen our fence.
+	if _, _, err := e.ownVolume(ctx); err != nil {
+		return 0, fmt.Errorf("after storing our fence: %w", err)
+	}
+	return fence, nil
 }
 
 // slots is how many chunks the configured memory holds.
@@ -226,6 +240,9 @@ func (e *Engine) claim(ctx context.Context) (*layout.Volume, error) {
 // here without one.
 func (e *Engine) create(ctx context.Context) error {
 	if err := e.refuseLeftovers(ctx); err != nil {
+		if _, _, again := readVolume(ctx, e.store); again == nil {
+			return nil // somebody made the volume while we looked
+		}
 		return err
 	}
 	if err := e.probe(ctx); err != nil {
