@@ -69,8 +69,10 @@ type conn struct {
 	status     bool   // base:allocation is selected
 	statusOf   string // the export name it was selected for
 
-	// gate is held while a write goes through device.Fast, see overlaps.
-	gate sync.Mutex
+	// gate is held while a write goes through device.Fast; changes counts the
+	// spans of this connection. See overlaps.
+	gate    sync.Mutex
+	changes atomic.Int64
 
 	serving  atomic.Bool   // the transmission phase has begun
 	stopping atomic.Bool   // the server stops: read no more
@@ -114,7 +116,7 @@ func newConn(ctx context.Context, s *Server, nc net.Conn) (*conn, error) {
 func (c *conn) serve() {
 	defer c.cut()
 	if err := c.handshake(); err != nil {
-		_ = c.flush() // the answer to NBD_OPT_ABORT; the client need not wait for it
+		c.flush(nil) // the answer to NBD_OPT_ABORT; the client need not wait for it
 		c.log.Debug().Err(err).Msg("NBD handshake ended")
 		return
 	}
@@ -125,9 +127,10 @@ func (c *conn) serve() {
 	if errors.Is(err, errDisconnect) || errors.Is(err, errStopping) {
 		close(c.settled)
 		for _, t := range c.parked {
+			c.enlist(t)
 			c.run(t)
 		}
-		_ = c.flush() // the client may be gone; its requests count, not the replies
+		c.flush(nil)
 		c.tasks.Wait()
 	} else {
 		c.cut()
@@ -141,7 +144,7 @@ func (c *conn) serve() {
 // error that says how the connection died.
 func (c *conn) transmit() error {
 	// What the handshake has read ahead may be all there is.
-	c.hungUp = c.hasHungUp()
+	c.hungUp = c.hungUp || c.hasHungUp()
 	c.rearm()
 	for {
 		if err := c.next(); err != nil {
@@ -179,9 +182,7 @@ func (c *conn) rearm() {
 // Read reads from the socket for c.r. It first sends the replies that have
 // come together since the last time.
 func (c *conn) Read(p []byte) (int, error) {
-	if err := c.flush(); err != nil {
-		return 0, err
-	}
+	c.flush(nil)
 	for {
 		n, err := c.nc.Read(p)
 		switch {
@@ -199,14 +200,21 @@ func (c *conn) Read(p []byte) (int, error) {
 	}
 }
 
-// flush sends the replies that wait.
-func (c *conn) flush() error {
-	if len(c.out) == 0 {
-		return nil
+// flush sends the replies that wait and, if it is not empty, body. A client
+// that takes no replies is gone, but what it has sent is still read: the last
+// of it may be NBD_CMD_DISC.
+func (c *conn) flush(body []byte) {
+	var err error
+	switch {
+	case len(body) > 0:
+		err = c.sender.send(c.out, body)
+	case len(c.out) > 0:
+		err = c.sender.send(c.out)
 	}
-	err := c.sender.send(c.out)
 	c.out = c.out[:0]
-	return err
+	if err != nil {
+		c.hungUp = true
+	}
 }
 
 // skip drops n bytes that are in the buffer already.
@@ -217,6 +225,7 @@ func (c *conn) skip(n int) { _, _ = c.r.Discard(n) }
 func (c *conn) start(t *task) error {
 	for !c.hungUp {
 		if c.enter(t.cost) {
+			c.enlist(t)
 			c.tasks.Go(func() {
 				c.run(t)
 				c.leave(t.cost)
@@ -266,9 +275,7 @@ func (c *conn) leave(cost int64) {
 // awaitRoom returns when a task has left or the client has hung up. Data in
 // the socket do not wake it.
 func (c *conn) awaitRoom() error {
-	if err := c.flush(); err != nil {
-		return err
-	}
+	c.flush(nil)
 	// The runtime calls again on every event of the socket, a hang-up is one.
 	err := c.raw.Read(c.poll.ask)
 	switch {

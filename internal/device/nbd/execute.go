@@ -22,22 +22,37 @@ func (c *conn) execute(t *task) (payload []byte, err error) {
 		return c.blockStatus(t.request)
 	case cmdFlush:
 		return nil, s.vol.Flush(c.ctx)
+	}
+	if err := c.change(t); err != nil {
+		return nil, err
+	}
+	if t.flags&cmdFlagFUA != 0 {
+		return nil, s.vol.Flush(c.ctx)
+	}
+	return nil, nil
+}
+
+// change does what t asks for when its turn has come.
+func (c *conn) change(t *task) error {
+	if t.span == nil {
+		return nil // a trim of less than a block
+	}
+	defer c.delist(t)
+	if err := t.span.wait(c.ctx); err != nil {
+		return err
+	}
+	switch t.cmd {
 	case cmdWrite:
-		err = c.writeBlocks(t)
+		return c.writeBlocks(t)
 	case cmdTrim:
 		// A hint: the parts of blocks at its edges are left alone.
-		if off, n := s.inner(t.request); n > 0 {
-			err = c.hold(off, n, false, func() error { return c.pieces(off, n, s.vol.Discard) })
-		}
-	case cmdWriteZeroes:
+		off, n := c.srv.inner(t.request)
+		return c.pieces(off, n, c.srv.vol.Discard)
+	default:
 		// NBD_CMD_FLAG_NO_HOLE asks that later writes find room. A Volume has no
 		// room to reserve: it takes every write to a new place.
-		err = c.writeZeroes(t.request)
+		return c.writeZeroes(t.request)
 	}
-	if err == nil && t.flags&cmdFlagFUA != 0 {
-		err = s.vol.Flush(c.ctx)
-	}
-	return nil, err
 }
 
 // writeBlocks writes the payload of t, filling up the blocks at its edges with
@@ -46,30 +61,30 @@ func (c *conn) writeBlocks(t *task) error {
 	s := c.srv
 	off, n, head := s.cover(t.request)
 	if s.aligned(t.request) {
-		return c.hold(off, n, false, func() error { return s.vol.WriteAt(c.ctx, t.buf.p, off) })
-	}
-	return c.hold(off, n, true, func() error {
-		bs := s.geometry.BlockSize
-		edge := s.buffers.get(bs)
-		defer s.buffers.put(edge)
-		tail := head + int(t.length) // where the payload ends
-		if head > 0 || tail < bs {
-			if err := s.vol.ReadAt(c.ctx, edge.p, off); err != nil {
-				return err
-			}
-			copy(t.buf.p[:head], edge.p)
-			if tail < bs {
-				copy(t.buf.p[tail:], edge.p[tail:])
-			}
-		}
-		if last := int(n) - bs; last > 0 && tail < int(n) {
-			if err := s.vol.ReadAt(c.ctx, edge.p, off+int64(last)); err != nil {
-				return err
-			}
-			copy(t.buf.p[tail:], edge.p[tail-last:])
-		}
 		return s.vol.WriteAt(c.ctx, t.buf.p, off)
-	})
+	}
+	s.beginRMW()
+	defer s.endRMW()
+	bs := s.geometry.BlockSize
+	edge := s.buffers.get(bs)
+	defer s.buffers.put(edge)
+	tail := head + int(t.length) // where the payload ends
+	if head > 0 || tail < bs {
+		if err := s.vol.ReadAt(c.ctx, edge.p, off); err != nil {
+			return err
+		}
+		copy(t.buf.p[:head], edge.p)
+		if tail < bs {
+			copy(t.buf.p[tail:], edge.p[tail:])
+		}
+	}
+	if last := int(n) - bs; last > 0 && tail < int(n) {
+		if err := s.vol.ReadAt(c.ctx, edge.p, off+int64(last)); err != nil {
+			return err
+		}
+		copy(t.buf.p[tail:], edge.p[tail-last:])
+	}
+	return s.vol.WriteAt(c.ctx, t.buf.p, off)
 }
 
 // writeZeroes zeroes exactly the bytes of req.
@@ -77,27 +92,27 @@ func (c *conn) writeZeroes(req request) error {
 	s := c.srv
 	off, n, _ := s.cover(req)
 	if s.aligned(req) {
-		return c.hold(off, n, false, func() error { return c.pieces(off, n, s.vol.WriteZeroes) })
+		return c.pieces(off, n, s.vol.WriteZeroes)
 	}
-	return c.hold(off, n, true, func() error {
-		bs := int64(s.geometry.BlockSize)
-		from, to := int64(req.off), int64(req.off)+int64(req.length)
-		if whole, length := s.inner(req); length > 0 {
-			if err := c.pieces(whole, length, s.vol.WriteZeroes); err != nil {
-				return err
-			}
+	s.beginRMW()
+	defer s.endRMW()
+	bs := int64(s.geometry.BlockSize)
+	from, to := int64(req.off), int64(req.off)+int64(req.length)
+	if whole, length := s.inner(req); length > 0 {
+		if err := c.pieces(whole, length, s.vol.WriteZeroes); err != nil {
+			return err
 		}
-		if from%bs != 0 {
-			if err := c.zeroPart(off, from-off, min(to-off, bs)); err != nil {
-				return err
-			}
+	}
+	if from%bs != 0 {
+		if err := c.zeroPart(off, from-off, min(to-off, bs)); err != nil {
+			return err
 		}
-		// The last block, unless it is the first, which is done.
-		if last := off + n - bs; to%bs != 0 && (last != off || from%bs == 0) {
-			return c.zeroPart(last, 0, to-last)
-		}
-		return nil
-	})
+	}
+	// The last block, unless it is the first, which is done.
+	if last := off + n - bs; to%bs != 0 && (last != off || from%bs == 0) {
+		return c.zeroPart(last, 0, to-last)
+	}
+	return nil
 }
 
 // zeroPart zeroes the bytes from to to of the block at off.
@@ -110,23 +125,6 @@ func (c *conn) zeroPart(off, from, to int64) error {
 	}
 	clear(block.p[from:to])
 	return s.vol.WriteAt(c.ctx, block.p, off)
-}
-
-// hold runs change while it holds the blocks of [off, off+n), exclusively for
-// a read-modify-write.
-func (c *conn) hold(off, n int64, exclusive bool, change func() error) error {
-	s := c.srv
-	bs := int64(s.geometry.BlockSize)
-	if exclusive {
-		s.beginRMW()
-		defer s.endRMW()
-	}
-	held := &span{first: off / bs, last: (off+n)/bs - 1, exclusive: exclusive}
-	if err := s.overlaps.acquire(c.ctx, held); err != nil {
-		return err
-	}
-	defer s.overlaps.release(held)
-	return change()
 }
 
 // pieces calls do for [off, off+n) in pieces of at most MaxDiscard.

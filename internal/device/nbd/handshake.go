@@ -58,9 +58,7 @@ func (c *conn) handshake() error {
 		}
 		c.skip(int(length))
 		if len(c.out) > maxOption {
-			if err := c.flush(); err != nil {
-				return err
-			}
+			c.flush(nil)
 		}
 	}
 }

@@ -18,6 +18,7 @@ type task struct {
 	buf    *buffer
 	head   int
 	cost   int64 // bytes of memory, counted against maxTotal
+	span   *span // of a request that changes something
 	header [64]byte
 }
 
@@ -45,13 +46,15 @@ func (c *conn) next() error {
 				return err
 			}
 		}
-		return c.fail(req.cookie, e, why)
+		c.fail(req.cookie, e, why)
+		return nil
 	}
 	switch {
 	case req.cmd == cmdFlush:
 		return c.start(&task{request: req})
 	case req.length == 0:
-		return c.acknowledge(req.cookie)
+		c.acknowledge(req.cookie)
+		return nil
 	case req.cmd == cmdRead:
 		return c.read(req)
 	case req.cmd == cmdWrite:
@@ -142,9 +145,7 @@ func (c *conn) read(req request) error {
 	}
 	fits := need <= batchSize
 	if fits && len(c.out)+need > batchSize {
-		if err := c.flush(); err != nil {
-			return err
-		}
+		c.flush(nil)
 	}
 	try := s.fast != nil && !c.hungUp
 	if try && fits && s.aligned(req) {
@@ -171,9 +172,8 @@ func (c *conn) read(req request) error {
 		c.out = append(c.out, body...)
 		return nil
 	}
-	err := c.sender.send(c.out, body)
-	c.out = c.out[:0]
-	return err
+	c.flush(body)
+	return nil
 }
 
 // write takes the payload of a write and hands it to the volume, or starts a
@@ -207,49 +207,34 @@ func (c *conn) write(req request) error {
 	return c.start(&task{request: req, buf: buf, head: head, cost: int64(cap(buf.p))})
 }
 
-// tryWrite writes whole blocks if that needs no waiting, see overlaps.
-func (c *conn) tryWrite(p []byte, off int64) bool {
-	if c.srv.fast == nil || c.hungUp {
-		return false
-	}
-	c.gate.Lock()
-	defer c.gate.Unlock()
-	return c.srv.overlaps.announced.Load() == 0 && c.srv.fast.TryWriteAt(p, off)
-}
-
 // written answers a write that the volume has taken. With FUA that needs a
 // flush, and a flush may wait.
 func (c *conn) written(req request) error {
 	if req.flags&cmdFlagFUA == 0 {
-		return c.acknowledge(req.cookie)
+		c.acknowledge(req.cookie)
+		return nil
 	}
 	return c.start(&task{request: request{cmd: cmdFlush, cookie: req.cookie}})
 }
 
 // acknowledge adds a reply without payload to the batch.
-func (c *conn) acknowledge(cookie uint64) error {
+func (c *conn) acknowledge(cookie uint64) {
 	if len(c.out)+simpleSize > batchSize {
-		if err := c.flush(); err != nil {
-			return err
-		}
+		c.flush(nil)
 	}
 	if c.structured {
 		c.out = appendChunk(c.out, cookie, chunkNone, 0)
 	} else {
 		c.out = appendSimple(c.out, cookie, 0)
 	}
-	return nil
 }
 
 // fail adds an error reply to the batch.
-func (c *conn) fail(cookie uint64, e errno, why string) error {
+func (c *conn) fail(cookie uint64, e errno, why string) {
 	if len(c.out)+chunkSize+maxName > batchSize {
-		if err := c.flush(); err != nil {
-			return err
-		}
+		c.flush(nil)
 	}
 	c.out = c.appendFailure(c.out, cookie, e, why)
-	return nil
 }
 
 func (c *conn) appendFailure(b []byte, cookie uint64, e errno, why string) []byte {
@@ -289,7 +274,7 @@ func (c *conn) run(t *task) {
 	default:
 		b = appendSimple(b, t.cookie, 0)
 	}
-	// A failure shows to the reader as well, and the reader ends the connection.
+	// A failure shows to the reader as well.
 	if len(payload) > 0 {
 		_ = c.sender.send(b, payload)
 	} else {
