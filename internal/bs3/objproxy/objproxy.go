@@ -18,10 +18,12 @@ var (
 	// ErrNotFound: the store was reached and says that there is no such
 	// object. A bucket that is missing, or a bodyless 404, is not this.
 	ErrNotFound = errors.New("object not found")
-	// ErrExists: the condition of a Put did not hold; nothing was stored by
-	// this request, though an earlier try of it whose answer was lost may
-	// have stored.
+	// ErrExists: the condition of a Put does not hold. What is there may be
+	// the caller's own, if an answer was lost on the way: only reading it tells.
 	ErrExists = errors.New("condition failed: another object or version is there")
+	// ErrRange: the object is there and ends before the range that was asked
+	// for. Asking again will not help.
+	ErrRange = errors.New("range reaches past the end of the object")
 	// ErrTransient: the store did not answer, or answered that it is busy. A
 	// Put that ends so may have been stored, or may be stored later.
 	ErrTransient = errors.New("store did not answer properly")
@@ -79,10 +81,10 @@ type Store interface {
 	// got. Errors: ErrExists, ErrTransient, others.
 	Put(ctx context.Context, name string, body Body, cond Condition) (Version, error)
 	// Get fills p from offset off of the object, or fails: a range that
-	// reaches past the end is an error (permanent). With off < 0 it reads the
+	// reaches past the end is ErrRange. With off < 0 it reads the
 	// last len(p) bytes, or all if the object is shorter, and n says how many
 	// there were; p then holds them from its start. Info belongs to the very
-	// bytes returned. Errors: ErrNotFound, ErrTransient, others.
+	// bytes returned. Errors: ErrNotFound, ErrRange, ErrTransient, others.
 	Get(ctx context.Context, name string, p []byte, off int64) (n int, info Info, err error)
 	// List gives up to limit (>0) objects whose names start with prefix and
 	// sort after after, in ascending order. Fewer than limit = no more.

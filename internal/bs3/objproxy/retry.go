@@ -30,8 +30,8 @@ const (
 )
 
 // Retry is a Store that tries again for as long as ctx allows: after any
-// error but the definite answers ErrNotFound, ErrExists and
-// errors.ErrUnsupported. An error that is not ErrTransient is retried too
+// error but the definite answers ErrNotFound, ErrExists, ErrRange and
+// errors.ErrUnsupported (conditions, see Probe). An error that is not ErrTransient is retried too
 // (somebody may free the disk or mend the credentials), at the longest wait
 // from the start.
 //
@@ -131,7 +131,12 @@ func (r *Retry) Delete(ctx context.Context, names []string) error {
 }
 
 func definite(err error) bool {
-	return err == nil || errors.Is(err, ErrNotFound) || errors.Is(err, ErrExists) || errors.Is(err, errors.ErrUnsupported)
+	for _, answer := range []error{ErrNotFound, ErrExists, ErrRange, errors.ErrUnsupported} {
+		if errors.Is(err, answer) {
+			return true
+		}
+	}
+	return err == nil
 }
 
 func (r *Retry) do(ctx context.Context, kind, name string, try func() error) error {

@@ -56,8 +56,8 @@ const (
 
 var magic = [8]byte{'b', 's', '3', ' ', 'd', 'i', 'r', formatVersion}
 
-// Store is an objproxy.Store in a directory. All its errors but ErrNotFound
-// and ErrExists are permanent in the sense of objproxy: a full disk, a
+// Store is an objproxy.Store in a directory. All its errors but ErrNotFound,
+// ErrExists and ErrRange are permanent in the sense of objproxy: a full disk, a
 // directory that is gone, a damaged file.
 type Store struct {
 	path  string
@@ -347,7 +347,7 @@ func (s *Store) get(ctx context.Context, name string, p []byte, off int64) (int,
 		p = p[:h.size-off]
 	}
 	if off > h.size || int64(len(p)) > h.size-off {
-		return 0, objproxy.Info{}, fmt.Errorf("%d bytes at %d reach past the end at %d", len(p), off, h.size)
+		return 0, objproxy.Info{}, fmt.Errorf("%w: %d bytes at %d of %d", objproxy.ErrRange, len(p), off, h.size)
 	}
 	if _, err := f.ReadAt(p, headerSize+off); err != nil {
 		return 0, objproxy.Info{}, err

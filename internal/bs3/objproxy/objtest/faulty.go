@@ -82,7 +82,7 @@ func (f *Faulty) draw(op Op) fate {
 	nth := f.nth[what]
 	f.mu.Unlock()
 	h := fnv.New64a()
-	io.WriteString(h, what)
+	_, _ = io.WriteString(h, what) // a hash takes everything
 	r := rand.New(rand.NewPCG(f.faults.Seed, h.Sum64()+nth))
 	upTo := func(d time.Duration) time.Duration { return 1 + time.Duration(r.Int64N(int64(d)+1)) }
 	ft := fate{there: upTo(f.faults.Latency), back: upTo(f.faults.Latency), lateBy: upTo(f.faults.LateBy)}

@@ -88,7 +88,7 @@ func (m *Memory) Get(ctx context.Context, name string, p []byte, off int64) (int
 		p = p[:size-off]
 	}
 	if off > size || int64(len(p)) > size-off {
-		return 0, objproxy.Info{}, fmt.Errorf("get %s: %d bytes at %d reach past the end at %d", name, len(p), off, size)
+		return 0, objproxy.Info{}, fmt.Errorf("get %s: %w: %d bytes at %d of %d", name, objproxy.ErrRange, len(p), off, size)
 	}
 	return copy(p, o.data[off:]), o.info(name), nil
 }

@@ -51,7 +51,7 @@ func meaning(err error) string {
 		name string
 		err  error
 	}{
-		{"notfound", objproxy.ErrNotFound}, {"exists", objproxy.ErrExists}, {"transient", objproxy.ErrTransient},
+		{"notfound", objproxy.ErrNotFound}, {"exists", objproxy.ErrExists}, {"range", objproxy.ErrRange}, {"transient", objproxy.ErrTransient},
 		{"unsupported", errors.ErrUnsupported}, {"canceled", context.Canceled}, {"deadline", context.DeadlineExceeded},
 	} {
 		if errors.Is(err, c.err) {
@@ -178,8 +178,8 @@ func TestGetAnswers(t *testing.T) {
 		{"range refused", 3, 20, func(w http.ResponseWriter, _ string) {
 			w.WriteHeader(http.StatusRequestedRangeNotSatisfiable)
 			io.WriteString(w, errorBody("InvalidRange"))
-		}, "(permanent)"},
-		{"cut at the end of the object", 5, 8, func(w http.ResponseWriter, _ string) { part(w, "bytes 8-9/10", "89") }, "(permanent)"},
+		}, "(range)"},
+		{"cut at the end of the object", 5, 8, func(w http.ResponseWriter, _ string) { part(w, "bytes 8-9/10", "89") }, "(range)"},
 		{"too few bytes", 5, 0, func(w http.ResponseWriter, _ string) { part(w, "bytes 0-2/10", "012") }, "(transient)"},
 		{"other bytes", 3, 2, func(w http.ResponseWriter, _ string) { part(w, "bytes 3-5/10", "345") }, "(transient)"},
 		{"more bytes", 3, 2, func(w http.ResponseWriter, _ string) { part(w, "bytes 1-6/10", "123456") }, "234"},
@@ -231,6 +231,11 @@ func TestHalfRead(t *testing.T) {
 			var tries atomic.Int32
 			var got []byte
 			s := at(t, func(w http.ResponseWriter, r *http.Request) {
+				if r.Method == http.MethodGet { // to see whether the put is there
+					w.WriteHeader(http.StatusNotFound)
+					io.WriteString(w, errorBody("NoSuchKey"))
+					return
+				}
 				if tries.Add(1) < 3 {
 					io.CopyN(io.Discard, r.Body, int64(len(data)/2))
 					fail(w)
@@ -283,6 +288,51 @@ func TestCancelUpload(t *testing.T) {
 	}
 	if open := b.Open(); open != 0 {
 		t.Errorf("%d readers are open after Put returned", open)
+	}
+}
+
+// TestRefusedUnread: a store that refuses a conditional put before it has read
+// the body may reset the connection so soon that its answer is lost. The
+// refusal is found out all the same, and a broken connection alone is none.
+func TestRefusedUnread(t *testing.T) {
+	for _, c := range []struct {
+		name, there string // the version that is there
+		cond        objproxy.Condition
+		want        string
+	}{
+		{"if absent, there", `"a"`, objproxy.IfAbsent(), "exists"},
+		{"if absent, not there", "", objproxy.IfAbsent(), "transient"},
+		{"if version, another", `"a"`, objproxy.IfVersion(`"b"`), "exists"},
+		{"if version, the same", `"a"`, objproxy.IfVersion(`"a"`), "transient"},
+		{"if version, not there", "", objproxy.IfVersion(`"a"`), "exists"},
+		{"no condition", `"a"`, objproxy.Condition{}, "transient"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			s := at(t, func(w http.ResponseWriter, r *http.Request) {
+				switch {
+				case r.Method == http.MethodPut:
+					conn, _, err := w.(http.Hijacker).Hijack()
+					if err != nil {
+						t.Error(err)
+						return
+					}
+					if err := conn.(*net.TCPConn).SetLinger(0); err != nil {
+						t.Error(err)
+					}
+					conn.Close()
+				case c.there == "":
+					w.WriteHeader(http.StatusNotFound)
+					io.WriteString(w, errorBody("NoSuchKey"))
+				default:
+					w.Header().Set("ETag", c.there)
+					io.WriteString(w, "bytes")
+				}
+			})
+			_, err := s.Put(t.Context(), "volume", objproxy.Body{Data: make([]byte, 8<<20)}, c.cond)
+			if meaning(err) != c.want {
+				t.Errorf("want %s, got %v", c.want, err)
+			}
+		})
 	}
 }
 
@@ -353,15 +403,24 @@ func TestConnections(t *testing.T) {
 		gate.Add(workers)
 		for i := range workers {
 			wg.Go(func() {
+				var err error
+				var want string
 				switch i % 4 {
 				case 0:
-					s.Get(t.Context(), "missing", make([]byte, 10), 0)
+					_, _, err = s.Get(t.Context(), "missing", make([]byte, 10), 0)
+					want = "notfound"
 				case 1:
-					s.Put(t.Context(), "taken", objproxy.Body{Data: []byte("x")}, objproxy.IfAbsent())
+					_, err = s.Put(t.Context(), "taken", objproxy.Body{Data: []byte("x")}, objproxy.IfAbsent())
+					want = "exists"
 				case 2:
-					s.Get(t.Context(), "there", make([]byte, 10), 0)
+					_, _, err = s.Get(t.Context(), "there", make([]byte, 10), 0)
+					want = "ok"
 				case 3:
-					s.Get(t.Context(), "short", make([]byte, 20), 0)
+					_, _, err = s.Get(t.Context(), "short", make([]byte, 20), 0)
+					want = "range"
+				}
+				if meaning(err) != want {
+					t.Errorf("want %s, got %v", want, err)
 				}
 			})
 		}

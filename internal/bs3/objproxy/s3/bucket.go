@@ -21,9 +21,9 @@ func (s *Store) EnsureBucket(ctx context.Context) error {
 	case http.StatusNotFound:
 		return s.createBucket(ctx)
 	case http.StatusForbidden:
-		return fmt.Errorf("%s: the credentials are wrong, or have no permission to list it (s3:ListBucket): %v", what, err)
+		return requestError(ctx, what+": the credentials are wrong, or have no permission to list it (s3:ListBucket)", err)
 	case http.StatusMovedPermanently, http.StatusBadRequest:
-		return fmt.Errorf("%s: refused; is region %q right? %v", what, s.region, err)
+		return requestError(ctx, fmt.Sprintf("%s: refused; is region %q right?", what, s.region), err)
 	}
 	return requestError(ctx, what, err)
 }
@@ -57,9 +57,9 @@ func (s *Store) createBucket(ctx context.Context) error {
 		if s.headBucket(ctx) == nil { // some stores do not say whose it is
 			return nil
 		}
-		return fmt.Errorf("%s: somebody else has a bucket of that name: %v", what, err)
+		return fmt.Errorf("%s: somebody else has a bucket of that name: %s", what, err.Error())
 	case status == http.StatusForbidden:
-		return fmt.Errorf("%s: no permission (s3:CreateBucket); make it by other means: %v", what, err)
+		return requestError(ctx, what+": no permission (s3:CreateBucket); make it by other means", err)
 	}
 	return requestError(ctx, what, err)
 }

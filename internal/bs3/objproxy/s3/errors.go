@@ -13,12 +13,8 @@ import (
 	"bs3/internal/bs3/objproxy"
 )
 
-var (
-	// errNoETag: a store without ETags has no conditions either.
-	errNoETag = errors.New("the store gave no ETag")
-	// errRange: the store has no such range of the object.
-	errRange = errors.New("the range reaches past the end")
-)
+// errNoETag: a store without ETags has no conditions either.
+var errNoETag = errors.New("the store gave no ETag")
 
 // transientCodes are refusals of one attempt, not of the request, whose
 // status does not say so.
@@ -48,9 +44,9 @@ func requestError(ctx context.Context, what string, err error) error {
 		return fmt.Errorf("%s: %w", what, e)
 	}
 	if transient(err) {
-		return fmt.Errorf("%s: %w: %v", what, objproxy.ErrTransient, err)
+		return fmt.Errorf("%s: %w: %s", what, objproxy.ErrTransient, err.Error())
 	}
-	return fmt.Errorf("%s: %v", what, err)
+	return fmt.Errorf("%s: %s", what, err.Error())
 }
 
 func transient(err error) bool {
@@ -79,7 +75,7 @@ func getError(ctx context.Context, what string, err error) error {
 	case status == http.StatusNotFound && code == "NoSuchKey":
 		return fmt.Errorf("%s: %w", what, objproxy.ErrNotFound)
 	case status == http.StatusRequestedRangeNotSatisfiable:
-		return fmt.Errorf("%s: %w: %v", what, errRange, err)
+		return fmt.Errorf("%s: %w: %s", what, objproxy.ErrRange, err.Error())
 	}
 	return requestError(ctx, what, err)
 }
@@ -89,11 +85,12 @@ func bodyError(ctx context.Context, what string, err error) error {
 	if e := ctx.Err(); e != nil {
 		return fmt.Errorf("%s: %w", what, e)
 	}
-	return fmt.Errorf("%s: %w: the answer broke off: %v", what, objproxy.ErrTransient, err)
+	return fmt.Errorf("%s: %w: the answer broke off: %s", what, objproxy.ErrTransient, err.Error())
 }
 
-func putError(ctx context.Context, what string, err error, conditional bool) error {
-	if !conditional {
+func (s *Store) putError(ctx context.Context, what, name string, err error, cond objproxy.Condition) error {
+	version, isVersion := cond.Version()
+	if !cond.Absent() && !isVersion {
 		return requestError(ctx, what, err)
 	}
 	switch status, code := answer(err); {
@@ -102,7 +99,16 @@ func putError(ctx context.Context, what string, err error, conditional bool) err
 		status == http.StatusNotFound && code == "NoSuchKey":
 		return fmt.Errorf("%s: %w", what, objproxy.ErrExists)
 	case status == http.StatusNotImplemented:
-		return fmt.Errorf("%s: conditional puts: %w: %v", what, errors.ErrUnsupported, err)
+		return fmt.Errorf("%s: conditional puts: %w: %s", what, errors.ErrUnsupported, err.Error())
+	case status == 0 && ctx.Err() == nil:
+		// A store may refuse before it has read the body and hang up at once;
+		// then we see a broken connection instead of the refusal, and would
+		// again at the next try. Whether the condition holds can be seen
+		// without sending the body.
+		_, there, e := s.Get(ctx, name, nil, 0)
+		if e == nil && (cond.Absent() || there.Version != version) || isVersion && errors.Is(e, objproxy.ErrNotFound) {
+			return fmt.Errorf("%s: %w: seen after %s", what, objproxy.ErrExists, err.Error())
+		}
 	}
 	return requestError(ctx, what, err)
 }

@@ -32,7 +32,7 @@ func (s *Store) Get(ctx context.Context, name string, p []byte, off int64) (int,
 }
 
 func pastTheEnd(what string, n int, off, size int64) error {
-	return fmt.Errorf("%s: %d bytes at %d reach past the end at %d", what, n, off, size)
+	return fmt.Errorf("%s: %w: %d bytes at %d of %d", what, objproxy.ErrRange, n, off, size)
 }
 
 func (s *Store) get(ctx context.Context, what, name string, p []byte, off int64) (int, objproxy.Info, error) {
@@ -41,7 +41,7 @@ func (s *Store) get(ctx context.Context, what, name string, p []byte, off int64)
 		httpRange = fmt.Sprintf("bytes=-%d", len(p))
 	}
 	n, info, err := s.getOnce(ctx, what, name, p, off, &httpRange)
-	if off < 0 && errors.Is(err, errRange) {
+	if off < 0 && errors.Is(err, objproxy.ErrRange) {
 		// Some stores refuse a suffix that is longer than the object, or any
 		// of an empty one.
 		return s.getOnce(ctx, what, name, p, off, nil)
@@ -77,7 +77,7 @@ func (s *Store) getOnce(ctx context.Context, what, name string, p []byte, off in
 	}
 	last := off + int64(len(p))
 	if last > size {
-		drain(out.Body)
+		_ = drain(out.Body) // for the connection's sake
 		return fail(pastTheEnd(what, len(p), off, size))
 	}
 	if start > off || end < last {
@@ -107,7 +107,7 @@ func (s *Store) getOnce(ctx context.Context, what, name string, p []byte, off in
 func drain(r io.Reader) error {
 	const little = 64 << 10
 	_, err := io.CopyN(io.Discard, r, little)
-	if err == io.EOF {
+	if errors.Is(err, io.EOF) {
 		return nil
 	}
 	return err

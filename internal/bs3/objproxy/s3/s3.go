@@ -204,7 +204,7 @@ func (s *Store) Put(ctx context.Context, name string, body objproxy.Body, cond o
 	defer cancel()
 	out, err := s.client.PutObject(reqCtx, in)
 	if err != nil {
-		return "", putError(ctx, what, err, cond.Absent() || isVersion)
+		return "", s.putError(ctx, what, name, err, cond)
 	}
 	if aws.ToString(out.ETag) == "" {
 		return "", fmt.Errorf("%s: %w: %w", what, objproxy.ErrTransient, errNoETag)

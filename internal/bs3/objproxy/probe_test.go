@@ -1,0 +1,110 @@
+package objproxy_test
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"testing"
+	"testing/synctest"
+
+	"bs3/internal/bs3/objproxy"
+	"bs3/internal/bs3/objproxy/objtest"
+)
+
+// careless changes the conditions that a store is asked for, or its answers.
+type careless struct {
+	*objtest.Memory
+	put func(m *objtest.Memory, ctx context.Context, name string, body objproxy.Body, cond objproxy.Condition) (objproxy.Version, error)
+}
+
+func (c careless) Put(ctx context.Context, name string, body objproxy.Body, cond objproxy.Condition) (objproxy.Version, error) {
+	return c.put(c.Memory, ctx, name, body, cond)
+}
+
+// TestProbe: a store that does not honour conditions, in whatever way, is
+// found out, and the probe leaves nothing behind.
+func TestProbe(t *testing.T) {
+	type m = *objtest.Memory
+	type c = context.Context
+	type b = objproxy.Body
+	type cond = objproxy.Condition
+	type v = objproxy.Version
+	for _, tc := range []struct {
+		name string
+		put  func(m m, ctx c, name string, body b, cond cond) (v, error)
+		says string
+	}{
+		{"honours", m.Put, ""},
+		{"ignores all", func(m m, ctx c, name string, body b, _ cond) (v, error) {
+			return m.Put(ctx, name, body, cond{})
+		}, "If-None-Match was accepted over an object"},
+		{"ignores If-Match", func(m m, ctx c, name string, body b, co cond) (v, error) {
+			if !co.Absent() {
+				co = cond{}
+			}
+			return m.Put(ctx, name, body, co)
+		}, "If-Match of an old version was accepted"},
+		{"refuses but stores", func(m m, ctx c, name string, body b, co cond) (v, error) {
+			ver, err := m.Put(ctx, name, body, co)
+			if errors.Is(err, objproxy.ErrExists) {
+				_, _ = m.Put(ctx, name, body, cond{})
+			}
+			return ver, err
+		}, "refused but changed"},
+		{"refuses every If-Match", func(m m, ctx c, name string, body b, co cond) (v, error) {
+			if _, is := co.Version(); is {
+				return "", objproxy.ErrExists
+			}
+			return m.Put(ctx, name, body, co)
+		}, "did not replace"},
+		{"accepts and drops", func(m m, ctx c, name string, body b, co cond) (v, error) {
+			return "x", nil
+		}, "is not there"},
+		{"does not know conditions", func(m m, ctx c, name string, body b, co cond) (v, error) {
+			return "", errors.ErrUnsupported
+		}, "unsupported"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			store := careless{objtest.NewMemory(), tc.put}
+			err := objproxy.Probe(t.Context(), store, "nonce")
+			switch {
+			case tc.says == "" && err != nil:
+				t.Error(err)
+			case tc.says != "" && (!errors.Is(err, objproxy.ErrNoConditionalPut) || !strings.Contains(err.Error(), tc.says)):
+				t.Errorf("want ErrNoConditionalPut, %q; got %v", tc.says, err)
+			}
+			if infos, err := store.List(t.Context(), "", "", 9); err != nil || len(infos) != 0 {
+				t.Errorf("left behind: %v, %v", infos, err)
+			}
+		})
+	}
+}
+
+// TestProbeFaults: whichever call fails, before or after it was done, the
+// probe does not call a good store bad; and with retries it succeeds.
+func TestProbeFaults(t *testing.T) {
+	for _, applied := range []bool{false, true} {
+		for n := 1; ; n++ {
+			f := objtest.NewFailNth(objtest.NewMemory(), n, errFlaky, applied)
+			err := objproxy.Probe(t.Context(), f, "nonce")
+			if !f.Fired() {
+				if err != nil {
+					t.Error(err)
+				}
+				if n < 9 {
+					t.Errorf("the probe made %d calls", n-1)
+				}
+				break
+			}
+			if !errors.Is(err, objproxy.ErrTransient) || errors.Is(err, objproxy.ErrNoConditionalPut) {
+				t.Errorf("call %d fails, applied %v: %v", n, applied, err)
+			}
+			synctest.Test(t, func(t *testing.T) {
+				f := objtest.NewFailNth(objtest.NewMemory(), n, errFlaky, applied)
+				if err := objproxy.Probe(t.Context(), objproxy.NewRetry(f, objproxy.RetryOptions{}), "nonce"); err != nil {
+					t.Errorf("call %d fails once, applied %v: %v", n, applied, err)
+				}
+			})
+		}
+	}
+}

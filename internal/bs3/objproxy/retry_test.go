@@ -1,0 +1,337 @@
+package objproxy_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/rs/zerolog"
+
+	"bs3/internal/bs3/objproxy"
+	"bs3/internal/bs3/objproxy/objtest"
+)
+
+var (
+	errFlaky = fmt.Errorf("store said 503: %w", objproxy.ErrTransient)
+	errFull  = errors.New("no space left")
+)
+
+// failing gives a store whose calls fail with what next gives, until that is
+// nil, and a list of the (virtual) times of its calls since now.
+func failing(next func(call int) error) (objproxy.Store, func() []time.Duration) {
+	var mu sync.Mutex
+	var times []time.Duration
+	start := time.Now()
+	s := &objtest.Hooks{Inner: objtest.NewMemory(), Before: func(context.Context, objtest.Op) error {
+		mu.Lock()
+		defer mu.Unlock()
+		times = append(times, time.Since(start))
+		return next(len(times))
+	}}
+	return s, func() []time.Duration {
+		mu.Lock()
+		defer mu.Unlock()
+		return slices.Clone(times)
+	}
+}
+
+// times makes next fail so many calls.
+func times(n int, err error) func(int) error {
+	return func(call int) error {
+		if call <= n {
+			return err
+		}
+		return nil
+	}
+}
+
+// options are without jitter: the wait is three quarters of the full one.
+func options(log *strings.Builder) objproxy.RetryOptions {
+	o := objproxy.RetryOptions{Random: func() float64 { return 0.5 }}
+	if log != nil {
+		o.Log = zerolog.New(zerolog.SyncWriter(log))
+	}
+	return o
+}
+
+func TestRetryContract(t *testing.T) {
+	objtest.Suite(t, func(*testing.T) objproxy.Store {
+		return objproxy.NewRetry(objtest.NewMemory(), objproxy.RetryOptions{})
+	})
+}
+
+// TestRetryBackoff: waits double up to the longest; a permanent error waits
+// the longest at once.
+func TestRetryBackoff(t *testing.T) {
+	ms := time.Millisecond
+	for _, c := range []struct {
+		name string
+		err  error
+		want []time.Duration // between the calls, before the factor of 3/4
+	}{
+		{"transient", errFlaky, []time.Duration{50 * ms, 100 * ms, 200 * ms, 400 * ms, 800 * ms, 1600 * ms, 3200 * ms, 5000 * ms, 5000 * ms}},
+		{"permanent", errFull, []time.Duration{5000 * ms, 5000 * ms, 5000 * ms}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s, calls := failing(times(len(c.want), c.err))
+				r := objproxy.NewRetry(s, options(nil))
+				if _, err := r.Put(t.Context(), "volume", objproxy.Body{}, objproxy.IfAbsent()); err != nil {
+					t.Fatal(err)
+				}
+				got := calls()
+				if len(got) != len(c.want)+1 || got[0] != 0 {
+					t.Fatalf("calls at %v", got)
+				}
+				for i, want := range c.want {
+					if wait := got[i+1] - got[i]; wait != want*3/4 {
+						t.Errorf("wait %d is %v, want %v", i, wait, want*3/4)
+					}
+				}
+			})
+		})
+	}
+}
+
+// TestRetryJitter: a wait lies between half of it and all of it.
+func TestRetryJitter(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for _, random := range []float64{0, 0.999999} {
+			s, calls := failing(times(1, errFlaky))
+			r := objproxy.NewRetry(s, objproxy.RetryOptions{First: time.Second, Max: time.Minute, Random: func() float64 { return random }})
+			if _, err := r.List(t.Context(), "", "", 1); err != nil {
+				t.Fatal(err)
+			}
+			want := time.Second / 2
+			if random > 0 {
+				want = time.Second
+			}
+			if wait := calls()[1]; wait < want-time.Millisecond || wait > want {
+				t.Errorf("random %v: waited %v, want about %v", random, wait, want)
+			}
+		}
+	})
+}
+
+// TestRetryDefinite: answers that are final are given at once.
+func TestRetryDefinite(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for _, want := range []error{objproxy.ErrNotFound, objproxy.ErrExists, objproxy.ErrRange, errors.ErrUnsupported} {
+			s, calls := failing(times(1, fmt.Errorf("wrapped: %w", want)))
+			r := objproxy.NewRetry(s, options(nil))
+			if _, _, err := r.Get(t.Context(), "volume", nil, 0); !errors.Is(err, want) {
+				t.Errorf("want %v, got %v", want, err)
+			}
+			if len(calls()) != 1 {
+				t.Errorf("%v: %d calls", want, len(calls()))
+			}
+		}
+	})
+}
+
+// TestRetryCancelled: the error is ctx's and tells what the store said last,
+// whether ctx ends during a wait or a call.
+func TestRetryCancelled(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		check := func(r *objproxy.Retry, ctx context.Context) {
+			t.Helper()
+			start := time.Now()
+			err := r.Delete(ctx, []string{"volume"})
+			if !errors.Is(err, context.DeadlineExceeded) || !errors.Is(err, errFull) {
+				t.Errorf("want the deadline and the store's error, got %v", err)
+			}
+			if took := time.Since(start); took != 12*time.Second {
+				t.Errorf("took %v", took)
+			}
+			if _, _, waiting := r.Waiting(); waiting {
+				t.Error("still waiting after giving up")
+			}
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), 12*time.Second)
+		defer cancel()
+		s, _ := failing(times(100, errFull))
+		check(objproxy.NewRetry(s, options(nil)), ctx)
+
+		ctx, cancel = context.WithTimeout(t.Context(), 12*time.Second)
+		defer cancel()
+		hangs := &objtest.Hooks{Inner: objtest.NewMemory(), Before: func() func(context.Context, objtest.Op) error {
+			calls := 0
+			return func(ctx context.Context, _ objtest.Op) error {
+				if calls++; calls == 1 {
+					return errFull
+				}
+				<-ctx.Done()
+				return ctx.Err()
+			}
+		}()}
+		check(objproxy.NewRetry(hangs, options(nil)), ctx)
+
+		s, calls := failing(times(0, nil))
+		done, cancel := context.WithCancel(t.Context())
+		cancel()
+		if _, err := objproxy.NewRetry(s, options(nil)).List(done, "", "", 1); !errors.Is(err, context.Canceled) {
+			t.Errorf("want context.Canceled, got %v", err)
+		}
+		if len(calls()) != 0 {
+			t.Error("the store was asked for one who had gone")
+		}
+	})
+}
+
+// TestRetryStoreDeadline: a deadline of the store's own is no end of ctx.
+func TestRetryStoreDeadline(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, _ := failing(times(3, context.DeadlineExceeded))
+		if _, err := objproxy.NewRetry(s, options(nil)).List(t.Context(), "", "", 1); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// TestRetryLostAnswer: a put that was stored but not answered ends as
+// ErrExists, for the caller to judge.
+func TestRetryLostAnswer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := objtest.NewMemory()
+		r := objproxy.NewRetry(objtest.NewFailNth(m, 1, errFlaky, true), options(nil))
+		_, err := r.Put(t.Context(), "volume", objproxy.Body{Data: []byte("x")}, objproxy.IfAbsent())
+		if !errors.Is(err, objproxy.ErrExists) {
+			t.Errorf("want ErrExists, got %v", err)
+		}
+		p := make([]byte, 1)
+		if _, _, err := r.Get(t.Context(), "volume", p, 0); err != nil || string(p) != "x" {
+			t.Errorf("the object is %q, %v", p, err)
+		}
+	})
+}
+
+// TestRetryDelete: only the names that failed are tried again.
+func TestRetryDelete(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var asked [][]string
+		s := &objtest.Hooks{Inner: objtest.NewMemory(), Before: func(_ context.Context, op objtest.Op) error {
+			asked = append(asked, op.Names)
+			switch len(asked) {
+			case 1:
+				return objproxy.JoinDelete([]*objproxy.DeleteError{{Name: "b", Err: errFlaky}, {Name: "c", Err: errFull}})
+			case 2:
+				return errFlaky // about no name: about all
+			}
+			return nil
+		}}
+		if err := objproxy.NewRetry(s, options(nil)).Delete(t.Context(), []string{"a", "b", "c"}); err != nil {
+			t.Fatal(err)
+		}
+		if got := fmt.Sprint(asked); got != "[[a b c] [b c] [b c]]" {
+			t.Errorf("asked for %s", got)
+		}
+		if err := objproxy.NewRetry(s, options(nil)).Delete(t.Context(), nil); err != nil || len(asked) != 3 {
+			t.Errorf("delete of nothing: %v, %d calls", err, len(asked))
+		}
+	})
+}
+
+// TestRetryStatus: Waiting and the log tell of trouble at once, then once a
+// minute, and once when it is over.
+func TestRetryStatus(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const outage = 150 * time.Second
+		start := time.Now()
+		s, _ := failing(func(int) error {
+			if time.Since(start) < outage {
+				return errFlaky
+			}
+			return nil
+		})
+		var log strings.Builder
+		r := objproxy.NewRetry(s, options(&log))
+		if _, _, waiting := r.Waiting(); waiting {
+			t.Error("waiting before there was trouble")
+		}
+		var wg sync.WaitGroup
+		for i := range 8 {
+			wg.Go(func() {
+				if _, err := r.Put(t.Context(), fmt.Sprint(i), objproxy.Body{}, objproxy.IfAbsent()); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		synctest.Wait()
+		if n := strings.Count(log.String(), "\n"); n != 1 || !strings.Contains(log.String(), "503") {
+			t.Errorf("log after the first failures:\n%s", &log)
+		}
+		wg.Go(func() {
+			time.Sleep(20 * time.Second)
+			if _, _, err := r.Get(t.Context(), "0", nil, 0); err != nil {
+				t.Error(err)
+			}
+		})
+		time.Sleep(30 * time.Second)
+		synctest.Wait()
+		since, lastErr, waiting := r.Waiting()
+		if !waiting || !since.Equal(start) || !errors.Is(lastErr, objproxy.ErrTransient) {
+			t.Errorf("Waiting gives %v, %v, %v", since, lastErr, waiting)
+		}
+		wg.Wait()
+		if _, _, waiting := r.Waiting(); waiting {
+			t.Error("waiting after the store works again")
+		}
+		lines := strings.Split(strings.TrimSpace(log.String()), "\n")
+		count := func(parts ...string) int {
+			n := 0
+			for _, line := range lines {
+				all := true
+				for _, part := range parts {
+					all = all && strings.Contains(line, part)
+				}
+				if all {
+					n++
+				}
+			}
+			return n
+		}
+		for _, c := range []struct {
+			kind, message string
+			want          int
+		}{
+			{"put", "does not answer", 3}, {"put", "answers again", 1},
+			{"get", "does not answer", 3}, {"get", "answers again", 1},
+		} {
+			if got := count(`"request":"`+c.kind+`"`, c.message); got != c.want {
+				t.Errorf("%s: %d lines say %q, want %d:\n%s", c.kind, got, c.message, c.want, &log)
+			}
+		}
+		if len(lines) != 8 {
+			t.Errorf("%d lines:\n%s", len(lines), &log)
+		}
+	})
+}
+
+// TestRetryFlapping: a store that fails every other call does not fill the log.
+func TestRetryFlapping(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, calls := failing(func(call int) error {
+			if call%2 == 1 {
+				return errFlaky
+			}
+			return nil
+		})
+		var log strings.Builder
+		r := objproxy.NewRetry(s, options(&log))
+		start := time.Now()
+		for time.Since(start) < 2*time.Minute+time.Second {
+			if _, err := r.List(t.Context(), "", "", 1); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if n := strings.Count(log.String(), "\n"); n != 6 {
+			t.Errorf("%d lines about %d calls in two minutes, want 3 failures and 3 ends:\n%s", n, len(calls()), &log)
+		}
+	})
+}
