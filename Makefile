@@ -21,7 +21,7 @@ COVERED     := ./internal/bs3/layout ./internal/bs3/mapproxy/sectormap ./interna
 unit cover fuzz e2e: export BS3_REQUIRE_TOOLS := 1
 unit cover fuzz e2e: export BS3_VERSITYGW     := $(TOOLS)/versitygw
 
-.PHONY: build run test deps apt-deps fmt vet lint unit cover fuzz e2e clean
+.PHONY: build run test deps apt-deps fmt vet lint unit cover fuzz sim e2e clean
 
 # The binary is a static one. -race, in the tests, does need cgo.
 build:
@@ -50,6 +50,11 @@ fuzz:
 	  name=$${func#func }; echo "fuzz $$name in $$(dirname $$file)"; \
 	  $(GO) test -run '^$$' -fuzz "^$$name\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 10x "./$$(dirname $$file)" </dev/null || exit 1; \
 	done
+
+# The engine in simulated worlds, one for each seed.
+SEEDS ?= 20000
+sim:
+	$(GO) test ./internal/bs3 -count=1 -timeout 24h -v -run 'TestSim$$' -sim.seeds=$(SEEDS)
 
 # The real daemon with clients that are not ours.
 e2e: build

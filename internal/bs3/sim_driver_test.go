@@ -1,0 +1,431 @@
+package bs3
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// simOp is one operation of a run. What it does depends on its numbers and on
+// the world as it is then, but on no other operation: any may be left out.
+type simOp struct {
+	what string
+	gap  time.Duration // since the one before
+	bits [4]uint64
+}
+
+// simRun is what a seed stands for.
+type simRun struct {
+	seed  uint64
+	cfg   simConfig
+	net   simNetwork
+	hosts []bool // whether it has a state directory
+	most  int    // daemons alive at a time
+	solo  bool   // nearly everything happens on one host
+	ops   []simOp
+}
+
+// simKinds are the operations and how often each comes, by the kind of run:
+// several writers at a time, one that crashes again and again, or both.
+var simKinds = []struct {
+	what                string
+	zombie, crash, both int
+	do                  func(*simRun, *simWorld, simOp)
+}{
+	{"write", 40, 50, 45, (*simRun).write},
+	{"discard", 7, 7, 7, (*simRun).discard},
+	{"read", 15, 10, 12, (*simRun).read},
+	{"flush", 14, 8, 10, (*simRun).flush},
+	{"checkpoint", 6, 4, 6, (*simRun).checkpoint},
+	{"gc", 6, 4, 6, (*simRun).gc},
+	{"start", 12, 8, 10, (*simRun).start},
+	{"pause", 5, 1, 3, (*simRun).pause},
+	{"outage", 1, 2, 2, (*simRun).outage},
+	{"kill", 1, 7, 4, (*simRun).kill},
+	{"crash", 1, 2, 2, (*simRun).crash},
+	{"writeback", 0, 3, 1, (*simRun).writeback},
+	{"close", 1, 2, 2, (*simRun).closeOne},
+}
+
+// newSimRun makes the run of a seed.
+func newSimRun(seed uint64) *simRun {
+	r := rand.New(rand.NewPCG(seed, 0x5eed))
+	ms := func(choices ...float64) time.Duration {
+		return time.Duration(choices[r.IntN(len(choices))] * float64(time.Millisecond))
+	}
+	share := func(choices ...float64) float64 { return choices[r.IntN(len(choices))] }
+	run := &simRun{seed: seed, most: 1 + r.IntN(3)}
+	gc := GCOptions{
+		Wait: ms(0, 23.7, 91.9), Step: 1 + r.IntN(8), IdleTimeout: ms(0, 3.1),
+		LiveData: share(0.3, 0.7, 1), MaxGarbage: share(0, 0.3, 0.6),
+	}
+	run.cfg = simConfig{
+		gc:          gc,
+		chunkBlocks: 2 + r.IntN(3), durable: r.IntN(4) > 0,
+		linger: ms(0, 0, 2.3, 17.1), checkpoints: ms(0, 0, 41.3, 160.7),
+	}
+	rough := share(0, 0.3, 1)
+	run.net = simNetwork{
+		latency: ms(0.2, 2, 10), upload: ms(1, 30, 30, 300), lateBy: ms(20, 300, 3000),
+		fail: 0.03 * rough, refuse: 0.005 * rough, lost: 0.06 * rough, late: 0.06 * rough, slow: 0.03 * rough, half: 0.2 * rough,
+		outlive: share(0, 0.6, 0.6),
+	}
+	profile := r.IntN(3)
+	run.solo = profile == 1 && r.IntN(3) > 0
+	for range 3 {
+		run.hosts = append(run.hosts, true)
+	}
+	run.hosts = append(run.hosts, false)
+	total := 0
+	weight := func(i int) int {
+		k := simKinds[i]
+		return []int{k.zombie, k.crash, k.both}[profile]
+	}
+	for i := range simKinds {
+		total += weight(i)
+	}
+	gap := ms(0.3, 1, 4)
+	for range 60 + r.IntN(120) {
+		at := r.IntN(total)
+		i := 0
+		for ; at >= weight(i); i++ {
+			at -= weight(i)
+		}
+		op := simOp{what: simKinds[i].what, gap: 1 + time.Duration(r.ExpFloat64()*float64(gap))}
+		if r.IntN(12) == 0 {
+			op.gap += time.Duration(r.IntN(int(150 * time.Millisecond)))
+		}
+		for j := range op.bits {
+			op.bits[j] = r.Uint64()
+		}
+		run.ops = append(run.ops, op)
+	}
+	return run
+}
+
+// simResult is how a run went.
+type simResult struct {
+	broken error
+	trace  []simEvent
+	count  map[string]int
+}
+
+// do runs it in a bubble of its own, with its state directories below root.
+func (run *simRun) do(t *testing.T, root string) simResult {
+	var w *simWorld
+	synctest.Test(t, func(*testing.T) {
+		w = newSimWorld(run.seed, root, run.net)
+		run.drive(w)
+	})
+	if err := simUnmap(root); err != nil {
+		t.Fatal(err)
+	}
+	return simResult{w.broken, w.trace(), w.count}
+}
+
+func (run *simRun) drive(w *simWorld) {
+	for i, state := range run.hosts {
+		w.newHost(i, state)
+	}
+	run.launch(w, w.hosts[0], 0)
+	for i, op := range run.ops {
+		w.pass(op.gap)
+		if !w.ok() {
+			break
+		}
+		for _, k := range simKinds {
+			if k.what == op.what {
+				w.log("#%d %s", i, op.what)
+				k.do(run, w, op)
+			}
+		}
+	}
+	for _, d := range run.alive(w) {
+		d.kill()
+	}
+	if w.ok() {
+		run.finish(w)
+	}
+	for _, d := range run.alive(w) {
+		d.kill()
+	}
+	close(w.over)
+	w.late.Wait()
+}
+
+// alive gives the daemons that have not ended.
+func (run *simRun) alive(w *simWorld) []*simDaemon {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	var list []*simDaemon
+	for _, d := range w.daemons {
+		if !d.died {
+			list = append(list, d)
+		}
+	}
+	return list
+}
+
+// pick gives one of the daemons alive, mostly the newest; nil if there is none.
+func (run *simRun) pick(w *simWorld, op simOp) *simDaemon {
+	list := run.alive(w)
+	if len(list) == 0 {
+		return nil
+	}
+	if op.bits[3]%4 > 0 {
+		return list[len(list)-1]
+	}
+	return list[op.bits[3]/4%uint64(len(list))]
+}
+
+// limit is after how long a client gives up; 0 = never.
+func (op simOp) limit() time.Duration {
+	if op.bits[2]%10 > 0 {
+		return 0
+	}
+	return time.Duration(1 + op.bits[2]/10%uint64(40*time.Millisecond))
+}
+
+// place gives blocks of a region.
+func (op simOp) place() (block uint64, n uint32) {
+	r := simRegions[op.bits[0]%uint64(len(simRegions))]
+	from := uint32(op.bits[0] >> 8 % uint64(r.n))
+	n = 1
+	if op.bits[0]>>16%3 == 0 {
+		n = 1 + uint32(op.bits[0]>>24%uint64(r.n-from))
+	}
+	return r.from + uint64(from), n
+}
+
+func (run *simRun) write(w *simWorld, op simOp) {
+	if d := run.pick(w, op); d != nil {
+		block, n := op.place()
+		d.write(block, n, false, op.bits[1]%2 == 0, op.limit())
+	}
+}
+
+func (run *simRun) discard(w *simWorld, op simOp) {
+	if d := run.pick(w, op); d != nil {
+		block, n := op.place()
+		switch op.bits[1] >> 8 % 8 {
+		case 0: // a whole leaf, which leaves the map at once
+			block, n = 4096, 4096
+		case 1:
+			block, n = 0, simBlocks
+		}
+		d.write(block, n, true, op.bits[1]%2 == 0, op.limit())
+	}
+}
+
+func (run *simRun) read(w *simWorld, op simOp) {
+	if d := run.pick(w, op); d != nil {
+		block, n := op.place()
+		d.read(block, n, op.limit())
+	}
+}
+
+func (run *simRun) flush(w *simWorld, op simOp) {
+	if d := run.pick(w, op); d != nil {
+		d.flush(op.limit())
+	}
+}
+
+func (run *simRun) checkpoint(w *simWorld, op simOp) {
+	if d := run.pick(w, op); d != nil {
+		d.checkpoint()
+	}
+}
+
+func (run *simRun) gc(w *simWorld, op simOp) {
+	if d := run.pick(w, op); d != nil {
+		d.gc()
+	}
+}
+
+// start starts a daemon, mostly where the newest writer was.
+func (run *simRun) start(w *simWorld, op simOp) {
+	if len(run.alive(w)) >= run.most {
+		return
+	}
+	run.launch(w, run.where(w, op), op.bits[1])
+}
+
+func (run *simRun) where(w *simWorld, op simOp) *simHost {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	last := w.hosts[0]
+	if len(w.claims) > 0 {
+		last = w.claims[len(w.claims)-1].host
+	}
+	same := uint64(6)
+	if run.solo {
+		same = 30
+	}
+	if op.bits[0]%same > 0 && (last.holder == nil || last.path == "") {
+		return last
+	}
+	return w.hosts[op.bits[0]/same%uint64(len(w.hosts))]
+}
+
+func (run *simRun) launch(w *simWorld, h *simHost, bits uint64) {
+	w.startDaemon(h, run.cfg, 3+int(bits%3), 2+int(bits>>8%2), bits>>16%16 > 0)
+}
+
+func (run *simRun) pause(w *simWorld, op simOp) {
+	if d := run.pick(w, op); d != nil {
+		lengths := [...]time.Duration{5 * time.Millisecond, 40 * time.Millisecond, 200 * time.Millisecond, time.Second}
+		long := lengths[op.bits[0]%4]
+		w.log("%s is paused for %v", d.name, long)
+		d.wire.pause(long)
+	}
+}
+
+func (run *simRun) outage(w *simWorld, op simOp) {
+	if d := run.pick(w, op); d != nil {
+		d.wire.breakFor(time.Duration(10+op.bits[0]%400) * time.Millisecond)
+	}
+}
+
+// kill ends a process, and mostly starts the next one there.
+func (run *simRun) kill(w *simWorld, op simOp) {
+	if d := run.pick(w, op); d != nil {
+		d.kill()
+		if op.bits[0]%4 > 0 {
+			w.pass(time.Duration(op.bits[0] / 4 % uint64(5*time.Millisecond)))
+			run.launch(w, d.host, op.bits[1])
+		}
+	}
+}
+
+// crash is the end of all processes of a host, and of its chunk memory, or of
+// some pages of it.
+func (run *simRun) crash(w *simWorld, op simOp) {
+	d := run.pick(w, op)
+	if d == nil {
+		return
+	}
+	for _, x := range run.alive(w) {
+		if x.host == d.host {
+			x.kill()
+		}
+	}
+	r := w.random("crash", op.bits[0])
+	err := d.host.wiped
+	if r.IntN(2) == 0 {
+		err = func() error { return d.host.torn(r.IntN) }
+		w.add("torn", 1)
+	} else {
+		w.add("wiped", 1)
+	}
+	w.log("%v goes down", d.host)
+	if e := err(); e != nil {
+		w.fail("sim: state directory of %v: %v", d.host, e)
+	}
+	if op.bits[1]%2 == 0 {
+		w.pass(time.Duration(op.bits[1] / 2 % uint64(5*time.Millisecond)))
+		run.launch(w, d.host, op.bits[2])
+	}
+}
+
+func (run *simRun) writeback(w *simWorld, op simOp) {
+	if d := run.pick(w, op); d != nil {
+		synctest.Wait()
+		if err := d.host.writeback(); err != nil {
+			w.fail("sim: state directory of %v: %v", d.host, err)
+		}
+	}
+}
+
+func (run *simRun) closeOne(w *simWorld, op simOp) {
+	if d := run.pick(w, op); d != nil {
+		d.close()
+	}
+}
+
+// finish opens the volume on a store that works, twice, and looks at all of it.
+func (run *simRun) finish(w *simWorld) {
+	r := w.random("finish", 0)
+	w.pass(time.Duration(r.Int64N(int64(100 * time.Millisecond))))
+	w.mu.Lock()
+	w.calm = true
+	w.mu.Unlock()
+	for i := range 2 {
+		h := run.where(w, simOp{bits: [4]uint64{r.Uint64()}})
+		d := w.startDaemon(h, run.cfg, 4, 2, true)
+		if !d.await(d.opened, "open") || d.e == nil {
+			w.fail("FINAL: %s can not open: %v", d.name, d.openErr)
+			return
+		}
+		run.settle(w, d)
+		if i == 0 && r.IntN(2) == 0 {
+			d.kill()
+			continue
+		}
+		d.close()
+		d.await(d.ended, "close")
+		d.exit()
+	}
+}
+
+// settle looks at all of a volume that is at rest.
+func (run *simRun) settle(w *simWorld, d *simDaemon) {
+	w.pass(20 * time.Millisecond) // the reads that follow an open
+	for range 2 {
+		if err := d.e.Checkpoint(context.Background()); err != nil {
+			w.fail("FINAL: checkpoint of e%d: %v", d.epoch, err)
+			return
+		}
+	}
+	w.checkBases(d.e)
+	for range 6 {
+		report, err := d.e.GC(context.Background())
+		if err != nil {
+			w.fail("FINAL: gc of e%d: %v", d.epoch, err)
+			return
+		}
+		if report == (GCReport{}) {
+			w.silent(d)
+			break
+		}
+		w.log("gc of %s: %+v", d.name, report)
+	}
+	w.checkBases(d.e)
+	for _, r := range simRegions {
+		d.read(r.from, r.n, 0)
+	}
+	w.pass(200 * time.Millisecond)
+}
+
+// silent makes sure that a volume at rest sends no requests.
+func (w *simWorld) silent(d *simDaemon) {
+	const idle = 5 * time.Second
+	w.pass(watchEvery) // a last look at the record belongs to the writes before
+	w.mu.Lock()
+	before := w.requests
+	w.mu.Unlock()
+	w.pass(idle)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if n := w.requests - before; n > 0 {
+		w.failLocked("IDLE: e%d sent %d requests in %v with nothing to do", d.epoch, n, idle)
+	}
+	w.count["silent"]++
+}
+
+// await waits for c, for as long as it may take at most.
+func (d *simDaemon) await(c <-chan struct{}, what string) bool {
+	t := time.NewTimer(simPatience)
+	defer t.Stop()
+	select {
+	case <-c:
+		return true
+	case <-t.C:
+		d.w.hangs("%s: %s", d.name, what)
+		return false
+	}
+}
+
+func (op simOp) String() string { return fmt.Sprintf("%s after %v %x", op.what, op.gap, op.bits) }

@@ -1,0 +1,191 @@
+package bs3
+
+import (
+	"bufio"
+	"bytes"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// simHost is a machine with one state directory; a host without one keeps
+// chunk memory on the heap, and any number of daemons may run there.
+type simHost struct {
+	id     int
+	path   string     // state directory; empty = none
+	boots  int        // the machine went down so often
+	holder *simDaemon // that has the lock, if it lives; under the world's mutex
+	stale  []byte     // what a disk below the state directory has written back of the chunk memory
+	inode  uint64     // of the file that stale is of
+	dead   int        // state directories that dead processes may still have open
+}
+
+const simPage = 4096
+
+func (w *simWorld) newHost(id int, withState bool) *simHost {
+	h := &simHost{id: id}
+	if withState {
+		h.path = filepath.Join(w.root, fmt.Sprintf("h%d", id))
+	}
+	w.hosts = append(w.hosts, h)
+	return h
+}
+
+func (h *simHost) String() string { return fmt.Sprintf("h%d", h.id) }
+
+func (h *simHost) host() Host {
+	return Host{ID: fmt.Sprintf("machine-%d", h.id), Name: h.String(), Boot: [16]byte{byte(h.id + 1), byte(h.boots), byte(h.boots >> 8)}}
+}
+
+func (h *simHost) memory() string { return filepath.Join(h.path, "memory") }
+
+// processDied leaves the state directory as it is at this instant, out of the
+// reach of the dead process, whose engine has yet to end.
+func (h *simHost) processDied() error {
+	if h.path == "" {
+		return nil
+	}
+	old, err := h.bury()
+	if err != nil || old == "" {
+		return err
+	}
+	if err := os.Mkdir(h.path, 0o700); err != nil {
+		return err
+	}
+	files, err := os.ReadDir(old)
+	if err != nil {
+		return err
+	}
+	for _, f := range files {
+		b, err := os.ReadFile(filepath.Join(old, f.Name()))
+		if err != nil {
+			return err
+		}
+		if err := os.WriteFile(filepath.Join(h.path, f.Name()), b, 0o600); err != nil {
+			return err
+		}
+		if f.Name() == "memory" && h.stale != nil && h.inode == simInode(filepath.Join(old, "memory")) {
+			h.inode = simInode(h.memory())
+		}
+	}
+	return nil
+}
+
+// bury renames the state directory; "" if there is none.
+func (h *simHost) bury() (string, error) {
+	h.dead++
+	old := fmt.Sprintf("%s.dead%d", h.path, h.dead)
+	err := os.Rename(h.path, old)
+	if errors.Is(err, fs.ErrNotExist) {
+		return "", nil
+	}
+	return old, err
+}
+
+// wiped is a reboot with the state directory on a tmpfs.
+func (h *simHost) wiped() error {
+	h.boots++
+	h.stale = nil
+	if h.path == "" {
+		return nil
+	}
+	_, err := h.bury()
+	return err
+}
+
+// torn is a reboot with the state directory on a disk: what was not synced is
+// there, or as it was before, or zeros, page by page.
+func (h *simHost) torn(random func(n int) int) error {
+	h.boots++
+	if h.path == "" {
+		return nil
+	}
+	b, err := os.ReadFile(h.memory())
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	keep := 2 + random(20)                                // of one in so many pages something is lost
+	for page := simPage; page < len(b); page += simPage { // the first one was synced
+		if random(keep) > 0 {
+			continue
+		}
+		p := b[page : page+simPage]
+		if h.stale != nil && h.inode == simInode(h.memory()) && random(2) == 0 {
+			copy(p, h.stale[page:])
+		} else {
+			clear(p)
+		}
+	}
+	return os.WriteFile(h.memory(), b, 0o600)
+}
+
+// writeback notes what a disk would have now.
+func (h *simHost) writeback() error {
+	if h.path == "" {
+		return nil
+	}
+	b, err := os.ReadFile(h.memory())
+	if errors.Is(err, fs.ErrNotExist) {
+		h.stale = nil
+		return nil
+	}
+	h.stale, h.inode = b, simInode(h.memory())
+	return err
+}
+
+func simInode(path string) uint64 {
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err != nil {
+		return 0
+	}
+	return st.Ino
+}
+
+// simRoot makes a directory for the state directories of a run, in memory
+// where that can be had: the chunk memory is a real mapping of a real file.
+func simRoot(tb testing.TB) string {
+	tb.Helper()
+	base := "/dev/shm"
+	if st, err := os.Stat(base); err != nil || !st.IsDir() {
+		base = tb.TempDir()
+	}
+	root, err := os.MkdirTemp(base, "bs3-sim-")
+	if err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(func() { _ = os.RemoveAll(root) })
+	return root
+}
+
+// simUnmap takes away the mappings of files below root. An engine that died
+// leaves its chunk memory mapped, as its process would have ended with it.
+func simUnmap(root string) error {
+	maps, err := os.ReadFile("/proc/self/maps")
+	if err != nil {
+		return err
+	}
+	lines := bufio.NewScanner(bytes.NewReader(maps))
+	for lines.Scan() {
+		at := strings.Index(lines.Text(), root+"/")
+		if at < 0 {
+			continue
+		}
+		var from, to uintptr
+		if _, err := fmt.Sscanf(lines.Text(), "%x-%x", &from, &to); err != nil {
+			return err
+		}
+		if _, _, errno := unix.Syscall(unix.SYS_MUNMAP, from, to-from, 0); errno != 0 {
+			return errno
+		}
+	}
+	return lines.Err()
+}

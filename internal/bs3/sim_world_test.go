@@ -1,0 +1,526 @@
+package bs3
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"hash/fnv"
+	"io"
+	"math/rand/v2"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"bs3/internal/bs3/key"
+	"bs3/internal/bs3/layout"
+	"bs3/internal/bs3/objproxy"
+	"bs3/internal/bs3/objproxy/objtest"
+)
+
+// simWorld is all that one run of the simulation shares: the store, the
+// network to it, the hosts, and what the checker knows. One seed is one world.
+//
+// A run is deterministic because at each fake instant one thing happens: every
+// request, answer and operation has a nanosecond of its own (due), and what
+// becomes of a request depends on the seed and on what it asks for, never on
+// the order in which goroutines happen to run.
+type simWorld struct {
+	seed  uint64
+	start time.Time
+	net   simNetwork
+	store *objtest.Memory
+	root  string        // directory of the hosts' state directories
+	over  chan struct{} // closed at the end: what is still on its way is dropped
+	late  sync.WaitGroup
+
+	mu       sync.Mutex
+	busy     map[int64]struct{} // nanoseconds that are taken
+	calm     bool               // nothing goes wrong any more
+	events   []simEvent
+	broken   error                 // the first broken promise
+	stored   map[key.Key]simStored // by the key, also of what was deleted since
+	deleted  map[key.Key]bool
+	claims   []simClaim
+	sessions []*simSession
+	flushed  []simFlush
+	daemons  []*simDaemon
+	hosts    []*simHost
+	writes   uint64 // stamps given out
+	requests int    // that reached the store
+	count    map[string]int
+}
+
+// simNetwork says how bad the network of a run is.
+type simNetwork struct {
+	latency                time.Duration // longest usual way there, or back
+	upload                 time.Duration // longest extra way of an object of the log, for one in four
+	lateBy                 time.Duration
+	fail, refuse           float64 // shares: not done, ErrTransient; not done, a permanent error
+	lost, late, slow, half float64 // done, not answered; answered, then done; answered late; a batch of deletes half done
+	outlive                float64 // share of the requests under way that survive their process
+}
+
+// simEvent is one line of the trace. Lines of the same instant have no order.
+type simEvent struct {
+	at    time.Duration
+	text  string
+	noise bool // not the same in each run of a seed: log lines
+}
+
+func (e simEvent) String() string { return fmt.Sprintf("%14.6fms %s", float64(e.at)/1e6, e.text) }
+
+func newSimWorld(seed uint64, root string, net simNetwork) *simWorld {
+	return &simWorld{
+		seed: seed, start: time.Now(), net: net, root: root,
+		store: objtest.NewMemory(), over: make(chan struct{}),
+		busy: make(map[int64]struct{}), stored: make(map[key.Key]simStored), deleted: make(map[key.Key]bool), count: make(map[string]int),
+	}
+}
+
+// random gives numbers that depend on the seed and on what they are for.
+func (w *simWorld) random(what string, nth uint64) *rand.Rand {
+	h := fnv.New64a()
+	_, _ = io.WriteString(h, what)
+	return rand.New(rand.NewPCG(w.seed, h.Sum64()+nth*0x9e3779b97f4a7c15))
+}
+
+// due gives a timer for about d from now, at a nanosecond of its own.
+func (w *simWorld) due(d time.Duration) *time.Timer {
+	at := time.Now().Add(max(d, 1)).UnixNano()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for {
+		if _, taken := w.busy[at]; !taken {
+			break
+		}
+		at++
+	}
+	w.busy[at] = struct{}{}
+	return time.NewTimer(time.Duration(at - time.Now().UnixNano()))
+}
+
+// pass lets about d go by.
+func (w *simWorld) pass(d time.Duration) { <-w.due(d).C }
+
+func (w *simWorld) log(format string, args ...any) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.logLocked(format, args...)
+}
+
+func (w *simWorld) logLocked(format string, args ...any) {
+	w.events = append(w.events, simEvent{at: time.Since(w.start), text: fmt.Sprintf(format, args...)})
+}
+
+// Write implements io.Writer, for the logs of the engines.
+func (w *simWorld) Write(p []byte) (int, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.events = append(w.events, simEvent{at: time.Since(w.start), text: strings.TrimSpace(string(p)), noise: true})
+	return len(p), nil
+}
+
+// fail notes a broken promise. The run goes on to its end; the first counts.
+func (w *simWorld) fail(format string, args ...any) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.failLocked(format, args...)
+}
+
+func (w *simWorld) failLocked(format string, args ...any) {
+	w.logLocked("BROKEN "+format, args...)
+	if w.broken == nil {
+		w.broken = fmt.Errorf(format, args...)
+	}
+}
+
+// hangs is the end of a run whose goroutines will never end: the bubble, and
+// with it the test binary, dies of them, so what is known is told now.
+func (w *simWorld) hangs(format string, args ...any) {
+	w.fail("HANGS: "+format, args...)
+	for _, e := range w.trace() {
+		fmt.Fprintln(os.Stderr, e)
+	}
+	fmt.Fprintf(os.Stderr, "seed %d: %v\n", w.seed, w.broken)
+}
+
+func (w *simWorld) ok() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.broken == nil
+}
+
+func (w *simWorld) add(what string, n int) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.count[what] += n
+}
+
+// trace gives the events of the run, in order. Of what happened in the same
+// instant the order says nothing, so it is by text.
+func (w *simWorld) trace() []simEvent {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	slices.SortStableFunc(w.events, func(a, b simEvent) int {
+		if c := cmp.Compare(a.at, b.at); c != 0 {
+			return c
+		}
+		switch {
+		case a.noise && b.noise:
+			return 0
+		case a.noise:
+			return 1
+		case b.noise:
+			return -1
+		}
+		return cmp.Compare(a.text, b.text)
+	})
+	return w.events
+}
+
+var (
+	errSimTransient = fmt.Errorf("sim: no answer: %w", objproxy.ErrTransient)
+	errSimRefused   = errors.New("sim: 403")
+)
+
+// simWire is one process's way to the store. It implements objproxy.Store.
+type simWire struct {
+	w    *simWorld
+	name string
+	dead chan struct{} // closed when the process dies: it hears no more answers
+
+	mu     sync.Mutex
+	nth    map[string]uint64 // calls so far, by what they ask for
+	paused time.Time         // until then the process does nothing
+	outage time.Time         // until then the store answers 503
+}
+
+func (w *simWorld) newWire(name string) *simWire {
+	return &simWire{w: w, name: name, dead: make(chan struct{}), nth: make(map[string]uint64)}
+}
+
+func (c *simWire) pause(d time.Duration) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.paused = time.Now().Add(d)
+}
+
+func (c *simWire) pausedUntil() time.Time {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.paused
+}
+
+func (c *simWire) breakFor(d time.Duration) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.outage = time.Now().Add(d)
+}
+
+// simFate is what becomes of one request.
+type simFate struct {
+	there, back, lateBy, spread            time.Duration
+	fail, refuse, lost, late, half, outage bool
+	outlive, bodyStaysOpen                 bool
+	r                                      *rand.Rand
+}
+
+func (c *simWire) draw(op objtest.Op) simFate {
+	what := string(op.Kind) + " " + simName(op.Name)
+	c.mu.Lock()
+	c.nth[what]++
+	nth := c.nth[what]
+	outage := time.Now().Before(c.outage)
+	c.mu.Unlock()
+	c.w.mu.Lock()
+	net, calm := c.w.net, c.w.calm
+	c.w.mu.Unlock()
+
+	r := c.w.random(c.name+" "+what, nth)
+	upTo := func(d time.Duration) time.Duration { return 1 + time.Duration(r.Int64N(int64(d)+1)) }
+	f := simFate{there: upTo(net.latency), back: upTo(net.latency), lateBy: upTo(net.lateBy), spread: upTo(time.Millisecond), outage: outage, r: r}
+	if _, err := key.Parse(op.Name); err == nil && op.Kind == objtest.Put && r.IntN(4) == 0 {
+		f.there += upTo(net.upload)
+	}
+	if calm {
+		return f
+	}
+	dice := r.Float64()
+	hit := func(share float64) bool {
+		dice -= share
+		return dice < 0 && dice >= -share
+	}
+	f.fail, f.refuse, f.lost = hit(net.fail), hit(net.refuse), hit(net.lost)
+	f.late = hit(net.late) && op.Changes()
+	f.half = hit(net.half) && len(op.Names) > 1
+	if hit(net.slow) {
+		f.back = f.lateBy
+	}
+	f.outlive = op.Changes() && r.Float64() < net.outlive
+	f.bodyStaysOpen = r.IntN(2) == 0
+	return f
+}
+
+// travel waits for about d; an error if the process died or gave up before.
+func (c *simWire) travel(ctx context.Context, d time.Duration) error {
+	t := c.w.due(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-c.dead:
+		return c.death(ctx)
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// death is the answer to a dead process: none, until it ends itself.
+func (c *simWire) death(ctx context.Context) error {
+	<-ctx.Done()
+	return ctx.Err()
+}
+
+// resume waits until the process is not paused. Those that waited go on one
+// after the other.
+func (c *simWire) resume(ctx context.Context, spread time.Duration) error {
+	for until := c.pausedUntil(); time.Now().Before(until); until = c.pausedUntil() {
+		if err := c.travel(ctx, time.Until(until)+spread); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// call lets apply happen to the store, or not, or later. later prepares a late
+// request at once and gives what is to happen when it arrives, or is dropped.
+func (c *simWire) call(ctx context.Context, op objtest.Op, apply func(f simFate) error, later func(open bool) func(arrives bool)) error {
+	if err := ctx.Err(); err != nil {
+		return fmt.Errorf("%s: %w", op, err)
+	}
+	select {
+	case <-c.dead:
+		return c.death(ctx)
+	default:
+	}
+	f := c.draw(op)
+	postpone := func() { c.w.arriveLater(f.lateBy, later(f.bodyStaysOpen)) }
+	if err := c.resume(ctx, f.spread); err != nil {
+		return fmt.Errorf("%s: %w", op, err) // it was never sent
+	}
+	t := c.w.due(f.there)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-c.dead:
+		if f.outlive {
+			postpone()
+		}
+		return c.death(ctx)
+	case <-ctx.Done():
+		if f.outlive {
+			postpone()
+		}
+		return fmt.Errorf("%s: %w", op, ctx.Err())
+	}
+	var err error
+	switch {
+	case f.fail || f.outage:
+		err = errSimTransient
+	case f.refuse:
+		err = errSimRefused
+	case f.late:
+		postpone()
+		err = errSimTransient
+	default:
+		if err = apply(f); f.lost {
+			err = errSimTransient
+		}
+	}
+	if err == nil || !errors.Is(err, errSimTransient) && !errors.Is(err, errSimRefused) {
+		c.w.add("answers", 1)
+	} else {
+		c.w.add("no answer", 1)
+	}
+	if e := c.travel(ctx, f.back); e != nil {
+		return fmt.Errorf("%s: %w", op, e)
+	}
+	if e := c.resume(ctx, f.spread); e != nil {
+		return fmt.Errorf("%s: %w", op, e)
+	}
+	if err != nil {
+		return fmt.Errorf("%s: %w", op, err)
+	}
+	return nil
+}
+
+// arriveLater lets a request arrive that nobody waits for any more.
+func (w *simWorld) arriveLater(after time.Duration, arrive func(arrives bool)) {
+	w.late.Go(func() {
+		t := w.due(after)
+		defer t.Stop()
+		select {
+		case <-t.C:
+			arrive(true)
+		case <-w.over:
+			arrive(false)
+		}
+	})
+}
+
+// Put implements objproxy.Store.
+func (c *simWire) Put(ctx context.Context, name string, body objproxy.Body, cond objproxy.Condition) (objproxy.Version, error) {
+	var v objproxy.Version
+	err := c.call(ctx, objtest.Op{Kind: objtest.Put, Name: name, Bytes: body.Size(), Cond: cond}, func(simFate) (err error) {
+		r := body.Open()
+		data, err := io.ReadAll(r)
+		_ = r.Close()
+		if err != nil {
+			return err
+		}
+		v, err = c.put(name, data, cond, "")
+		return err
+	}, func(open bool) func(bool) {
+		// net/http may go on reading the body for a while, or have sent it long ago.
+		r := body.Open()
+		var data []byte
+		if !open {
+			data, _ = io.ReadAll(r)
+			_ = r.Close()
+		}
+		return func(arrives bool) {
+			if open {
+				data, _ = io.ReadAll(r)
+				_ = r.Close()
+			}
+			if arrives {
+				c.w.add("late puts", 1)
+				_, _ = c.put(name, data, cond, " LATE") // nobody hears how it ended
+			}
+		}
+	})
+	if err != nil {
+		return "", err
+	}
+	return v, nil
+}
+
+// put is the moment when a put happens.
+func (c *simWire) put(name string, data []byte, cond objproxy.Condition, late string) (objproxy.Version, error) {
+	c.w.mu.Lock()
+	defer c.w.mu.Unlock()
+	c.w.requests++
+	v, err := c.w.store.Put(context.Background(), name, objproxy.Body{Data: data}, cond)
+	how := ""
+	if cond.Absent() {
+		how = " if absent"
+	} else if _, ok := cond.Version(); ok {
+		how = " if version"
+	}
+	outcome := "ok"
+	if err != nil {
+		outcome = "EXISTS"
+	}
+	c.w.logLocked("%s put %s%s: %s%s", c.name, simName(name), how, outcome, late)
+	if err == nil {
+		c.w.observePut(c.name, name, data)
+	}
+	return v, err
+}
+
+// Get implements objproxy.Store.
+func (c *simWire) Get(ctx context.Context, name string, p []byte, off int64) (int, objproxy.Info, error) {
+	var n int
+	var info objproxy.Info
+	answer := make([]byte, len(p)) // p is the caller's until there is an answer
+	err := c.call(ctx, objtest.Op{Kind: objtest.Get, Name: name, Bytes: int64(len(p)), Off: off}, func(simFate) (err error) {
+		c.w.mu.Lock()
+		defer c.w.mu.Unlock()
+		c.w.requests++
+		n, info, err = c.w.store.Get(context.Background(), name, answer, off)
+		return err
+	}, nil)
+	if err != nil {
+		return 0, objproxy.Info{}, err
+	}
+	copy(p, answer[:n])
+	return n, info, nil
+}
+
+// List implements objproxy.Store.
+func (c *simWire) List(ctx context.Context, prefix, after string, limit int) ([]objproxy.Info, error) {
+	var infos []objproxy.Info
+	err := c.call(ctx, objtest.Op{Kind: objtest.List, Name: prefix}, func(simFate) (err error) {
+		c.w.mu.Lock()
+		defer c.w.mu.Unlock()
+		c.w.requests++
+		infos, err = c.w.store.List(context.Background(), prefix, after, limit)
+		return err
+	}, nil)
+	if err != nil {
+		return nil, err
+	}
+	return infos, nil
+}
+
+// Delete implements objproxy.Store.
+func (c *simWire) Delete(ctx context.Context, names []string) error {
+	op := objtest.Op{Kind: objtest.Delete, Names: names}
+	if len(names) > 0 {
+		op.Name = names[0]
+	}
+	return c.call(ctx, op, func(f simFate) error {
+		var failed []*objproxy.DeleteError
+		for _, n := range names {
+			if f.half && f.r.IntN(2) == 0 {
+				failed = append(failed, &objproxy.DeleteError{Name: n, Err: errSimTransient})
+				continue
+			}
+			c.remove(n, "")
+		}
+		return objproxy.JoinDelete(failed)
+	}, func(bool) func(bool) {
+		names := slices.Clone(names)
+		return func(arrives bool) {
+			for _, n := range names {
+				if arrives {
+					c.w.add("late deletes", 1)
+					c.remove(n, " LATE")
+				}
+			}
+		}
+	})
+}
+
+func (c *simWire) remove(name, late string) {
+	c.w.mu.Lock()
+	defer c.w.mu.Unlock()
+	c.w.requests++
+	_ = c.w.store.Delete(context.Background(), []string{name}) // it never fails
+	c.w.logLocked("%s delete %s%s", c.name, simName(name), late)
+	c.w.count["deletes"]++
+	if k, err := key.Parse(name); err == nil {
+		c.w.deleted[k] = true
+		c.w.count["objects deleted"]++
+	}
+}
+
+// simName makes the name of an object readable.
+func simName(name string) string {
+	if k, err := key.Parse(name); err == nil {
+		return fmt.Sprintf("object %d", k)
+	}
+	if k, epoch, counter, err := layout.ParseCheckpointName(name); err == nil {
+		return fmt.Sprintf("checkpoint %d-e%d-%d", k, epoch, counter)
+	}
+	if epoch, counter, err := layout.ParsePackName(name); err == nil {
+		return fmt.Sprintf("pack e%d-%d", epoch, counter)
+	}
+	if strings.HasPrefix(name, layout.ProbePrefix) {
+		return layout.ProbePrefix // a nonce follows
+	}
+	return name
+}
