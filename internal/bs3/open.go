@@ -53,18 +53,35 @@ func Open(ctx context.Context, opts Options) (*Engine, error) {
 	return e, nil
 }
 
-func (e *Engine) open(ctx context.Context) (err error) {
+func (e *Engine) open(ctx context.Context) error {
 	if err := e.openState(); err != nil {
 		return err
 	}
+	if err := e.takeOver(ctx); err != nil {
+		return err
+	}
+	for range e.opts.Uploaders {
+		e.wg.Go(e.uploader)
+	}
+	if err := e.replay(ctx); err != nil {
+		return err
+	}
+	if err := e.readyState(); err != nil {
+		return err
+	}
+	e.wg.Go(e.checkpointer)
+	e.wg.Go(e.collector)
+	e.wg.Go(e.watch)
+	return nil
+}
+
+// takeOver claims the volume and reads its log, up to and with our fence. If
+// no chunk memory waits for it, it gives up on a store that does not answer.
+func (e *Engine) takeOver(ctx context.Context) (err error) {
 	if !e.holdsRecords() {
-		limit := openFor
-		if e.opts.OpenFor > 0 {
-			limit = e.opts.OpenFor
-		}
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeoutCause(ctx, limit, fmt.Errorf("%w: no proper answer for %v", ErrStore, limit))
-		defer cancel()
+		var end func()
+		ctx, end = e.limitPatience(ctx)
+		defer end()
 		defer func() {
 			if cause := context.Cause(ctx); err != nil && errors.Is(cause, ErrStore) && !errors.Is(err, ErrStore) {
 				err = fmt.Errorf("%w: %w", cause, err)
@@ -87,18 +104,6 @@ func (e *Engine) open(ctx context.Context) (err error) {
 	e.maps.AddObject(layout.ObjectInfo{Key: fence, Epoch: e.epoch, Fence: true})
 	e.durable = fence
 	e.keys = key.NewAllocator(fence + 1)
-	for range e.opts.Uploaders {
-		e.wg.Go(e.uploader)
-	}
-	if err := e.replay(ctx); err != nil {
-		return err
-	}
-	if err := e.readyState(); err != nil {
-		return err
-	}
-	e.wg.Go(e.checkpointer)
-	e.wg.Go(e.collector)
-	e.wg.Go(e.watch)
 	return nil
 }
 
