@@ -60,10 +60,10 @@ func (e *Engine) checkpointer() {
 			if !cheap {
 				continue
 			}
-		case <-e.ctx.Done():
+		case <-e.idle.Done():
 			return
 		}
-		e.background("checkpoint", e.checkpointIfLonger(objproxy.Background(e.ctx)))
+		e.background("checkpoint", e.checkpointIfLonger(objproxy.Background(e.idle)))
 	}
 }
 
@@ -71,7 +71,7 @@ func (e *Engine) checkpointer() {
 // volume, anything else leaves what was there before in charge.
 func (e *Engine) background(what string, err error) {
 	switch {
-	case err == nil || e.ctx.Err() != nil:
+	case err == nil || e.idle.Err() != nil:
 	case errors.Is(err, ErrFenced):
 		e.fail(err)
 	default:
@@ -226,24 +226,13 @@ func epochOf(name string) (epoch uint64, ok bool) {
 
 // list calls f with all names that begin with prefix, a page at a time.
 func (e *Engine) list(ctx context.Context, prefix string, f func(names []string) error) error {
-	const page = 1000
-	for after := ""; ; {
-		list, err := e.store.List(ctx, prefix, after, page)
-		if err != nil {
-			return fmt.Errorf("list %q: %w", prefix, err)
-		}
-		names := make([]string, len(list))
-		for i, o := range list {
+	return listAll(ctx, e.store, prefix, func(page []objproxy.Info) error {
+		names := make([]string, len(page))
+		for i, o := range page {
 			names[i] = o.Name
 		}
-		if err := f(names); err != nil {
-			return err
-		}
-		if len(list) < page {
-			return nil
-		}
-		after = names[len(names)-1]
-	}
+		return f(names)
+	})
 }
 
 // putOnce stores b under a name that was never used. Where the name is taken

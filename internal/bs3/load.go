@@ -119,32 +119,49 @@ const loaders = 8
 
 // loadPack fills the leaves that lie in one pack.
 func loadPack(ctx context.Context, store objproxy.Store, uuid layout.UUID, p layout.PackRef, leaves []layout.LeafRef, maps *mapproxy.Proxy) error {
-	if p.Size > maxRead {
-		return fmt.Errorf("pack %s: %w: %d bytes", p.Name, layout.ErrDamaged, p.Size)
-	}
-	b := make([]byte, p.Size)
-	n, info, err := store.Get(ctx, p.Name, b, -1)
+	b, err := readPack(ctx, store, uuid, p)
 	if err != nil {
-		return fmt.Errorf("read %s: %w", p.Name, err)
-	}
-	if n != len(b) || info.Size != int64(n) {
-		return fmt.Errorf("pack %s: %w: %d bytes, not %d", p.Name, layout.ErrDamaged, info.Size, p.Size)
-	}
-	if err := layout.CheckPackHeader(b, uuid); err != nil {
-		return fmt.Errorf("pack %s: %w", p.Name, err)
+		return err
 	}
 	entries := make([]layout.Location, layout.LeafBlocks)
 	for _, l := range leaves {
-		encoded := b[l.Offset : l.Offset+uint64(l.Length)]
-		if layout.CRC(encoded) != l.CRC {
-			return fmt.Errorf("pack %s, leaf %d: %w: checksum", p.Name, l.Leaf, layout.ErrDamaged)
-		}
-		if err := layout.DecodeLeaf(encoded, entries); err != nil {
-			return fmt.Errorf("pack %s, leaf %d: %w", p.Name, l.Leaf, err)
+		if err := decodeLeaf(b, l, entries); err != nil {
+			return fmt.Errorf("pack %s: %w", p.Name, err)
 		}
 		if err := maps.LoadLeaf(int(l.Leaf), entries); err != nil {
 			return fmt.Errorf("pack %s: %w: %w", p.Name, layout.ErrDamaged, err)
 		}
+	}
+	return nil
+}
+
+// readPack reads one pack, which has the size that p says.
+func readPack(ctx context.Context, store objproxy.Store, uuid layout.UUID, p layout.PackRef) ([]byte, error) {
+	if p.Size > maxRead {
+		return nil, fmt.Errorf("pack %s: %w: %d bytes", p.Name, layout.ErrDamaged, p.Size)
+	}
+	b := make([]byte, p.Size)
+	n, info, err := store.Get(ctx, p.Name, b, -1)
+	if err != nil {
+		return nil, fmt.Errorf("read %s: %w", p.Name, err)
+	}
+	if n != len(b) || info.Size != int64(n) {
+		return nil, fmt.Errorf("pack %s: %w: %d bytes, not %d", p.Name, layout.ErrDamaged, info.Size, p.Size)
+	}
+	if err := layout.CheckPackHeader(b, uuid); err != nil {
+		return nil, fmt.Errorf("pack %s: %w", p.Name, err)
+	}
+	return b, nil
+}
+
+// decodeLeaf reads the leaf that lies in pack b at l.
+func decodeLeaf(b []byte, l layout.LeafRef, entries []layout.Location) error {
+	encoded := b[l.Offset : l.Offset+uint64(l.Length)]
+	if err := l.Verify(encoded); err != nil {
+		return err
+	}
+	if err := layout.DecodeLeaf(encoded, entries); err != nil {
+		return fmt.Errorf("leaf %d: %w", l.Leaf, err)
 	}
 	return nil
 }

@@ -93,3 +93,22 @@ func readAll(ctx context.Context, store objproxy.Store, name string) ([]byte, ob
 		b = make([]byte, info.Size) // all of it next time, unless it is replaced by a larger one
 	}
 }
+
+// listAll calls f with all objects whose names begin with prefix, a page at a
+// time.
+func listAll(ctx context.Context, store objproxy.Store, prefix string, f func(page []objproxy.Info) error) error {
+	const most = 1000
+	for after := ""; ; {
+		page, err := store.List(ctx, prefix, after, most)
+		if err != nil {
+			return fmt.Errorf("list %q: %w", prefix, err)
+		}
+		if err := f(page); err != nil {
+			return err
+		}
+		if len(page) < most {
+			return nil
+		}
+		after = page[len(page)-1].Name
+	}
+}
