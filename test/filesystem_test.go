@@ -39,7 +39,7 @@ func (f fileSystem) check(b *blockDevice) {
 // The Go source tree survives in a file system when only the store does, and
 // what is deleted from it gives its space back.
 func TestFileSystems(t *testing.T) {
-	source := filepath.Join(strings.TrimSpace(command(t, time.Minute, "go", "env", "GOROOT")), "src")
+	source := filepath.Join(goRoot(t), "src")
 	for _, store := range []string{onDir, onVersitygw} {
 		for _, f := range fileSystems() {
 			t.Run(f.name+"/"+store, func(t *testing.T) {

@@ -1,0 +1,61 @@
+package test
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"bs3/internal/bs3/objproxy"
+	"bs3/internal/bs3/objproxy/s3"
+)
+
+// bucket is the store of a volume, past the daemon.
+type bucket struct{ store *s3.Store }
+
+func (v *volume) bucket() bucket {
+	v.t.Helper()
+	store, err := s3.New(context.Background(), s3.Options{
+		Bucket: "bs3-e2e", Endpoint: v.config["s3.remote"].(string), Region: "us-east-1", Workers: 1,
+		AccessKey: v.config["s3.access_key"].(string), SecretKey: v.config["s3.secret_key"].(string),
+	})
+	if err != nil {
+		v.t.Fatal(err)
+	}
+	return bucket{store}
+}
+
+// objects lists all there are.
+func (b bucket) objects(t testing.TB) map[string]objproxy.Info {
+	t.Helper()
+	const most = 1000
+	list, err := b.store.List(context.Background(), "", "", most)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(list) == most {
+		t.Fatal("the test has made too many objects to list")
+	}
+	found := map[string]objproxy.Info{}
+	for _, info := range list {
+		info.Modified = time.Time{}
+		found[info.Name] = info
+	}
+	return found
+}
+
+func (b bucket) get(t testing.TB, name string) []byte {
+	t.Helper()
+	p := make([]byte, 4*mib) // more than any object of the tests
+	n, info, err := b.store.Get(context.Background(), name, p, -1)
+	if err != nil || info.Size != int64(n) {
+		t.Fatalf("get %d bytes of %s: %v", n, name, err)
+	}
+	return p[:n]
+}
+
+func (b bucket) put(t testing.TB, name string, data []byte) {
+	t.Helper()
+	if _, err := b.store.Put(context.Background(), name, objproxy.Body{Data: data}, objproxy.Condition{}); err != nil {
+		t.Fatalf("put %s: %v", name, err)
+	}
+}

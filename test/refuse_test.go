@@ -1,0 +1,222 @@
+package test
+
+import (
+	"bytes"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"bs3/internal/bs3/key"
+)
+
+const (
+	exitOther   = 1
+	exitRefused = 78
+)
+
+// A broken configuration is refused with everything that is wrong in it, and
+// nothing is touched.
+func TestBrokenConfiguration(t *testing.T) {
+	v := newVolume(t, onDir)
+	v.with("size", 0).with("block_size", 1000).with("colour", "red").with("write.memory", 1).
+		with("transport", "ublk").with("s3.uploaders", "many").with("nbd.listen", "nowhere")
+	code, _, errs := run(t, startLimit, v.command())
+	if code != exitRefused {
+		t.Errorf("exit code %d", code)
+	}
+	for _, want := range []string{"size = 0", "block_size = 1000", "colour", "write.memory = 1", `transport = "ublk"`, "s3.uploaders", `nbd.listen = "nowhere"`} {
+		if !strings.Contains(errs, want) {
+			t.Errorf("it does not complain about %s:\n%s", want, errs)
+		}
+	}
+	for _, name := range []string{"state", "store"} {
+		if _, err := os.Stat(filepath.Join(v.dir, name)); err == nil {
+			t.Errorf("it made its %s", name)
+		}
+	}
+}
+
+// A volume that is not what the configuration says is refused by name, and
+// stays as it is.
+func TestOtherVolume(t *testing.T) {
+	v := newVolume(t, onDir)
+	d := v.start()
+	c := dial(t, v.socket)
+	data := randomBytes(mib)
+	c.write(0, data)
+	d.stop()
+	before := v.info()
+	for key, value := range map[string]any{"size": 2, "block_size": 512, "write.chunk_size": 2} {
+		t.Run(key, func(t *testing.T) {
+			usual, set := v.config[key]
+			v.with(key, value)
+			code, _, errs := run(t, startLimit, v.command())
+			if code != exitRefused || !strings.Contains(errs, "("+key+")") {
+				t.Errorf("exit code %d, and it says: %s", code, errs)
+			}
+			v.with(key, usual)
+			if !set {
+				delete(v.config, key)
+			}
+			if now := v.info(); now != before {
+				t.Errorf("the volume was %+v, is %+v", before, now)
+			}
+		})
+	}
+	d = v.start()
+	if !bytes.Equal(dial(t, v.socket).read(0, len(data)), data) {
+		t.Error("other data than written")
+	}
+	d.stop()
+}
+
+// What is damaged in the store is named and left alone, and nothing is served.
+func TestDamagedStore(t *testing.T) {
+	for _, test := range []struct {
+		name   string
+		kill   bool   // no checkpoint: the log is read from its beginning
+		object string // all below the prefix are damaged
+		says   string
+	}{
+		{"record", false, "vol/volume", "volume record"},
+		{"log", true, "vol/" + key.Key(1).Name(), "object 1"},
+		{"checkpoint", false, "vol/checkpoint/", "checkpoint"},
+		{"map", false, "vol/map/", "map/"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			v := newVolume(t, onVersitygw)
+			d := v.start()
+			c := dial(t, v.socket)
+			c.write(0, randomBytes(mib))
+			c.flush()
+			if test.kill {
+				d.kill()
+				v.wipeState()
+			} else {
+				d.stop()
+			}
+			bucket := v.bucket()
+			for damage, spoil := range map[string]func([]byte) []byte{
+				"empty":   func([]byte) []byte { return nil },
+				"cut":     func(p []byte) []byte { return p[:len(p)/2] },
+				"garbage": func(p []byte) []byte { return bytes.Repeat([]byte{0xa5}, len(p)) },
+				"one bit": func(p []byte) []byte {
+					p = bytes.Clone(p)
+					p[len(p)-20] ^= 1
+					return p
+				},
+			} {
+				t.Run(damage, func(t *testing.T) {
+					whole, damaged := map[string][]byte{}, map[string][]byte{}
+					for name := range bucket.objects(t) {
+						if strings.HasPrefix(name, test.object) {
+							whole[name] = bucket.get(t, name)
+							damaged[name] = spoil(whole[name])
+							bucket.put(t, name, damaged[name])
+						}
+					}
+					if len(whole) == 0 {
+						t.Fatal("there is nothing to damage")
+					}
+					code, _, errs := run(t, startLimit, v.command())
+					if code != exitRefused || !strings.Contains(errs, test.says) {
+						t.Errorf("exit code %d, and it says: %s", code, errs)
+					}
+					for name, p := range damaged {
+						if now := bucket.get(t, name); !bytes.Equal(now, p) {
+							t.Errorf("%s was changed", name)
+						}
+						bucket.put(t, name, whole[name])
+					}
+				})
+			}
+			v.start().stop() // nothing else was harmed
+		})
+	}
+}
+
+// A store that cannot be reached is named while the daemon waits for it, and
+// the daemon can be stopped.
+func TestUnreachableStore(t *testing.T) {
+	free, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	address := free.Addr().String()
+	free.Close() // nobody listens there now
+	v := emptyVolume(t).with("store", "s3").with("s3.remote", "http://"+address).with("s3.access_key", "a").with("s3.secret_key", "b")
+	d := v.launch()
+	line := d.expect("trying again", startLimit)
+	if !strings.Contains(line, address) || !strings.Contains(line, "bucket bs3") {
+		t.Errorf("it does not say what it cannot reach: %s", line)
+	}
+	d.stop()
+}
+
+// Two signals end a daemon that cannot stop cleanly; the next one has what it
+// acknowledged.
+func TestSecondSignal(t *testing.T) {
+	v, p := newProxiedVolume(t)
+	d := v.start()
+	c := dial(t, v.socket)
+	data := randomBytes(mib)
+	p.spoil(always(answer(503, "SlowDown")))
+	c.write(0, data)
+	d.signal(syscall.SIGINT)
+	d.expect("a second signal exits at once", startLimit)
+	d.expect("trying again", startLimit)
+	select {
+	case <-d.ended:
+		t.Fatal("it has stopped without its store")
+	case <-time.After(time.Second):
+	}
+	d.signal(syscall.SIGINT)
+	if code := d.wait(5 * time.Second); code != exitOther {
+		t.Errorf("exit code %d", code)
+	}
+	p.heal()
+	d = v.start()
+	if !bytes.Equal(dial(t, v.socket).read(0, len(data)), data) {
+		t.Error("other data than written")
+	}
+	d.stop()
+}
+
+// Nobody gets a volume, or a state directory, that a living daemon has.
+func TestTwoDaemons(t *testing.T) {
+	v := newVolume(t, onDir)
+	d := v.start()
+	c := dial(t, v.socket)
+	data := randomBytes(mib)
+	c.write(0, data)
+
+	second := &volume{t: t, dir: t.TempDir(), config: map[string]any{}}
+	try := func(what string, want int, says, state, store string) {
+		t.Helper()
+		for key, value := range v.config {
+			second.config[key] = value
+		}
+		second.with("nbd.listen", "unix:"+filepath.Join(second.dir, "nbd.sock")).with("state.path", state).with("dir.path", store)
+		code, _, errs := run(t, startLimit, second.command())
+		if code != want || !strings.Contains(errs, says) {
+			t.Errorf("%s: exit code %d, and it says: %s", what, code, errs)
+		}
+	}
+	state, store := v.config["state.path"].(string), v.config["dir.path"].(string)
+	try("same state, same store", exitOther, "in use", state, store)
+	try("same state, other store", exitOther, "in use", state, filepath.Join(second.dir, "store"))
+	try("other state, same store", exitRefused, "was not released", filepath.Join(second.dir, "state"), store)
+
+	c.flush()
+	if got := c.read(0, len(data)); !bytes.Equal(got, data) {
+		t.Error("the first daemon has other data than written")
+	}
+	if epoch := v.info().Epoch; epoch != 1 {
+		t.Errorf("the first daemon's epoch was 1, is %d", epoch)
+	}
+	d.stop()
+}
