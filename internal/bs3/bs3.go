@@ -130,6 +130,12 @@ type Engine struct {
 	cancel context.CancelCauseFunc
 	failed chan struct{} // closed when the engine failed or stopped
 	wg     sync.WaitGroup
+
+	// The background work (checkpointer, collector, watch) ends first: what it
+	// still began while the volume is released would never be stored.
+	idle     context.Context // ends with ctx, or when the volume is being closed
+	stopIdle context.CancelFunc
+	idleWG   sync.WaitGroup
 }
 
 // logLength is how much log roll-forward has to read.
@@ -191,7 +197,7 @@ func (e *Engine) watch() {
 	for {
 		select {
 		case <-t.C:
-		case <-e.ctx.Done():
+		case <-e.idle.Done():
 			return
 		}
 		e.mu.Lock()
@@ -201,7 +207,7 @@ func (e *Engine) watch() {
 			continue
 		}
 		last = seq
-		_, _, err := e.ownVolume(e.ctx)
+		_, _, err := e.ownVolume(e.idle)
 		e.background("reading the volume record", err)
 	}
 }
@@ -226,6 +232,8 @@ func (e *Engine) whileServing(ctx context.Context) (context.Context, context.Can
 // waits for the store for as long as ctx allows; what it could not store stays
 // in chunk memory for the next open. On a failed volume it only cleans up.
 func (e *Engine) Close(ctx context.Context) error {
+	e.stopIdle()
+	e.idleWG.Wait()
 	err := e.stopped()
 	if err == nil {
 		err = e.release(ctx)

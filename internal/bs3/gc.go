@@ -71,7 +71,7 @@ func (e *Engine) collector() {
 		defer t.Stop()
 		tick = t.C
 	}
-	ctx := objproxy.Background(e.ctx)
+	ctx := objproxy.Background(e.idle)
 	for {
 		select {
 		case answer := <-e.gcRequests:
@@ -81,7 +81,7 @@ func (e *Engine) collector() {
 		case <-tick:
 			_, err := e.collectByTime(ctx)
 			e.background("garbage collection", err)
-		case <-e.ctx.Done():
+		case <-e.idle.Done():
 			return
 		}
 	}

@@ -44,6 +44,7 @@ func Open(ctx context.Context, opts Options) (*Engine, error) {
 	e.maps = mapproxy.New(uint64(opts.Size) / uint64(opts.BlockSize))
 	e.ring = newRing(e.slots() + heapChunks)
 	e.ctx, e.cancel = context.WithCancelCause(context.WithoutCancel(ctx))
+	e.idle, e.stopIdle = context.WithCancel(e.ctx)
 	if err := e.open(ctx); err != nil {
 		e.cancel(err)
 		e.uploads.close()
@@ -69,9 +70,9 @@ func (e *Engine) open(ctx context.Context) error {
 	if err := e.readyState(); err != nil {
 		return err
 	}
-	e.wg.Go(e.checkpointer)
-	e.wg.Go(e.collector)
-	e.wg.Go(e.watch)
+	e.idleWG.Go(e.checkpointer)
+	e.idleWG.Go(e.collector)
+	e.idleWG.Go(e.watch)
 	return nil
 }
 
