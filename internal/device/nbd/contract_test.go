@@ -1,7 +1,6 @@
 package nbd
 
 import (
-	"net"
 	"testing"
 
 	"bs3/internal/device"
@@ -54,7 +53,7 @@ func TestConnectionsShareTheVolume(t *testing.T) {
 	if got := string(b.mustRead(100, 25)); got != "written on one connection" {
 		t.Errorf("the other connection reads %q", got)
 	}
-	a.nc.(*net.UnixConn).CloseWrite()
+	a.halfClose()
 	a.awaitEnd()
 	if got := string(b.mustRead(108, 2)); got != "on" {
 		t.Errorf("after the first has ended the other reads %q", got)

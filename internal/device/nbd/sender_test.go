@@ -182,6 +182,51 @@ func TestRepliesThatAreReadyTogetherGoOutTogether(t *testing.T) {
 	}
 }
 
+// More replies than fit together go out in order, none twice or torn.
+func TestFullBatchIsSentFirst(t *testing.T) {
+	c, _, client := pipelined(t, New(devtest.NewMemory(testGeometry()), Options{Log: zerolog.Nop()}))
+	var b []byte
+	const n = 2000
+	large := uint32(batchSize - chunkSize - offsetSize - 10)
+	b = append(b, requestBytes(0, cmdRead, 0, 0, large)...) // fills it up to 10 bytes
+	b = append(b, requestBytes(0, cmdWrite, 1, 0, 0)...)
+	for i := uint64(2); i < n; i++ {
+		b = append(b, requestBytes(0, 99, i, 0, 0)...)
+	}
+	go func() {
+		if _, err := client.Write(b); err != nil {
+			t.Error(err)
+		}
+	}()
+	done := make(chan error, 1)
+	go func() {
+		for range n {
+			if err := c.next(); err != nil {
+				done <- err
+				return
+			}
+		}
+		c.flush(nil)
+		done <- nil
+	}()
+	r := bufio.NewReader(client)
+	for i := range uint64(n) {
+		h := make([]byte, chunkSize)
+		if _, err := io.ReadFull(r, h); err != nil {
+			t.Fatal(err)
+		}
+		if m := binary.BigEndian.Uint32(h); m != magicStructured || binary.BigEndian.Uint64(h[8:]) != i {
+			t.Fatalf("reply %d begins with %x", i, h)
+		}
+		if _, err := r.Discard(int(binary.BigEndian.Uint32(h[16:]))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
+
 // The way of a hit allocates nothing: not for the request, not for its reply.
 func TestHitsDoNotAllocate(t *testing.T) {
 	c, _, client := pipelined(t, New(null.New(testGeometry()), Options{Log: zerolog.Nop()}))
