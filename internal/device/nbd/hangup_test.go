@@ -112,19 +112,44 @@ func TestRequestOfAClientThatVanishedIsNeverServed(t *testing.T) {
 // The client may send its requests again elsewhere when it has hung up. What
 // the server then still reads from the old socket is not served.
 func TestRequestsReadAfterTheHangUpAreDropped(t *testing.T) {
+	for name, leave := range map[string]func(*client){"close": (*client).vanish, "half-close": (*client).halfClose} {
+		t.Run(name, func(t *testing.T) {
+			vol := newStalling(testGeometry())
+			s := startServer(t, vol, Options{})
+			old, other := dial(t, s, clientOptions{}), dial(t, s, clientOptions{})
+			old.startWrite(7<<12, block(1)) // the server stalls in this one
+			<-vol.entered
+			old.startWrite(0, block(1))
+			old.startWrite(4096+1, block(1)[:10])
+			old.start(0, cmdTrim, 2<<12, 4096, nil)
+			leave(old)
+			other.mustWrite(0, bytes.Repeat([]byte{2}, 3<<12))
+			close(vol.leave)
+			waitFor(t, "the old connection to end", func() bool { return len(s.connections()) == 1 })
+			mustHold(t, vol, 2, 2, 2, 0, 0, 0, 0, 1)
+		})
+	}
+}
+
+// The same for what was read together with the end of the handshake.
+func TestRequestsReadWithTheHandshakeAreDropped(t *testing.T) {
 	vol := newStalling(testGeometry())
 	s := startServer(t, vol, Options{})
-	old, other := dial(t, s, clientOptions{}), dial(t, s, clientOptions{})
-	old.startWrite(7<<12, block(1)) // the server stalls in this one
+	first, other := dial(t, s, clientOptions{}), dial(t, s, clientOptions{})
+	first.startWrite(7<<12, block(1))
 	<-vol.entered
-	old.startWrite(0, block(1))
-	old.startWrite(4096+1, block(1)[:10])
-	old.start(0, cmdTrim, 2<<12, 4096, nil)
-	old.vanish()
-	other.mustWrite(0, bytes.Repeat([]byte{2}, 3<<12))
-	vol.leave <- struct{}{}
-	waitFor(t, "the old connection to end", func() bool { return len(s.connections()) == 1 })
-	mustHold(t, vol, 2, 2, 2, 0, 0, 0, 0, 1)
+	first.vanish() // holds up the next one's handshake, see settle
+	hasty := dialRaw(t, s)
+	hasty.send(be32(flagFixedNewstyle), be64(magicOption), be32(optExportName), be32(0),
+		requestBytes(0, cmdWrite, 1, 0, 4096), block(1))
+	waitFor(t, "the hasty client to be read", func() bool { return len(s.connections()) == 3 })
+	if err := hasty.nc.Close(); err != nil {
+		t.Fatal(err)
+	}
+	other.mustWrite(0, block(2))
+	close(vol.leave)
+	waitFor(t, "the old connections to end", func() bool { return len(s.connections()) == 1 })
+	mustHold(t, vol, 2)
 }
 
 // stalling holds the first write through Fast until the test lets it go, as a
