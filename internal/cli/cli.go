@@ -28,9 +28,10 @@ func Main(version string, args []string) int {
 
 // app is what the commands share.
 type app struct {
-	version string
-	path    string // of the configuration file
-	local   bool   // use the built-in configuration for trying
+	version  string
+	path     string // of the configuration file
+	local    bool   // use the built-in configuration for trying
+	takeover bool   // as if the configuration said takeover = "auto"
 }
 
 func newRoot(a *app) *cobra.Command {
@@ -49,9 +50,17 @@ func newRoot(a *app) *cobra.Command {
 	root.PersistentFlags().BoolVar(&a.local, "local", false,
 		"try it: a volume of 8 GB in the directory .bs3; run prints what to do with it")
 	root.MarkFlagsMutuallyExclusive("config", "local")
+	run := &cobra.Command{Use: "run", Short: "Run the daemon until SIGINT or SIGTERM", Args: cobra.NoArgs, RunE: a.run}
+	for _, daemon := range []*cobra.Command{root, run} {
+		daemon.Flags().BoolVar(&a.takeover, "takeover", false,
+			"open the volume even if another host did not release it, and fence that host off")
+	}
 	root.AddCommand(
-		&cobra.Command{Use: "run", Short: "Run the daemon until SIGINT or SIGTERM", Args: cobra.NoArgs, RunE: a.run},
+		run,
 		newInfo(a),
+		newStatus(a),
+		newGC(a),
+		newCheckpoint(a),
 		&cobra.Command{Use: "version", Short: "Print the version", Args: cobra.NoArgs, RunE: a.printVersion},
 	)
 	addHelp(root)

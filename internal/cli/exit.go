@@ -5,16 +5,18 @@ import (
 
 	"bs3/internal/bs3"
 	"bs3/internal/config"
+	"bs3/internal/control"
 )
 
 // Exit codes, after sysexits.h where it has one. A panic of Go is 2, so 2 is
 // none of ours.
 const (
-	exitOK      = 0
-	exitOther   = 1
-	exitStore   = 69
-	exitFenced  = 76
-	exitRefused = 78
+	exitOK       = 0
+	exitOther    = 1
+	exitStore    = 69
+	exitNoDaemon = 75
+	exitFenced   = 76
+	exitRefused  = 78
 )
 
 // errStore marks what went wrong with the store before the engine had it.
@@ -28,6 +30,7 @@ func exits() []exit {
 		{exitFenced, "another writer has taken the volume over", func(err error) bool { return errors.Is(err, bs3.ErrFenced) }},
 		{exitRefused, "the configuration, or the volume as it is configured, is refused; nothing was changed", isRefused},
 		{exitStore, "the store can not be used", func(err error) bool { return errors.Is(err, bs3.ErrStore) || errors.Is(err, errStore) }},
+		{exitNoDaemon, "no daemon answers on the control socket", func(err error) bool { return errors.Is(err, control.ErrNotRunning) }},
 		{exitOther, "any other error", func(error) bool { return true }},
 	}
 }

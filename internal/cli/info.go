@@ -2,7 +2,6 @@ package cli
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -34,14 +33,12 @@ func newInfo(a *app) *cobra.Command {
 				return err
 			}
 			if asJSON {
-				enc := json.NewEncoder(cmd.OutOrStdout())
-				enc.SetIndent("", "  ")
-				return enc.Encode(info)
+				return printJSON(cmd.OutOrStdout(), info)
 			}
 			return printInfo(cmd.OutOrStdout(), info)
 		},
 	}
-	cmd.Flags().BoolVar(&asJSON, "json", false, "for programs; sizes are bytes")
+	addJSON(cmd, &asJSON)
 	return cmd
 }
 
@@ -59,7 +56,7 @@ func (a *app) info(cmd *cobra.Command) (_ *bs3.VolumeInfo, err error) {
 			return nil, fmt.Errorf("%w: %w", bs3.ErrNoVolume, err)
 		}
 	}
-	ctx, stop := watchSignals(cmd.Context(), zerolog.Nop(), func() { os.Exit(exitOther) }) //nolint:forbidigo // the user will not wait
+	ctx, stop := watchSignals(cmd.Context(), zerolog.Nop(), nil, func() { os.Exit(exitOther) }) //nolint:forbidigo // the user will not wait
 	defer stop()
 	s, err := openStore(ctx, c, toAsk, zerolog.Nop())
 	if err != nil {
@@ -75,7 +72,7 @@ func (a *app) info(cmd *cobra.Command) (_ *bs3.VolumeInfo, err error) {
 // ends. How long a good answer takes depends on the length of the log.
 func readInfo(ctx, trying context.Context, s *store) (info *bs3.VolumeInfo, err error) {
 	var final error
-	err = keepTrying(trying, s.where, zerolog.Nop(), func() error {
+	err = keepTrying(trying, func() error {
 		info, final = bs3.Info(ctx, s)
 		if errors.Is(final, objproxy.ErrTransient) {
 			return final
@@ -95,9 +92,7 @@ func readInfo(ctx, trying context.Context, s *store) (info *bs3.VolumeInfo, err 
 
 func printInfo(out io.Writer, v *bs3.VolumeInfo) error {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	row := func(name, format string, args ...any) {
-		fmt.Fprintf(w, name+"\t"+format+"\n", args...)
-	}
+	row := rows(w)
 	row("volume", "%v", v.UUID)
 	row("size", "%s", size(v.Size))
 	row("block size", "%d B", v.BlockSize)
@@ -120,15 +115,32 @@ func printInfo(out io.Writer, v *bs3.VolumeInfo) error {
 	return w.Flush()
 }
 
-// size is n bytes for people.
-func size(n int64) string {
-	switch {
-	case n >= config.GB && n%config.GB == 0:
-		return fmt.Sprintf("%d GB", n/config.GB)
-	case n >= config.GB:
-		return fmt.Sprintf("%.2f GB", float64(n)/config.GB)
-	case n >= config.MB:
-		return fmt.Sprintf("%.4g MB", float64(n)/config.MB)
+const (
+	// Between two tries: from the first to the second, doubling.
+	firstWait, lastWait = 100 * time.Millisecond, 5 * time.Second
+)
+
+// keepTrying calls try until it succeeds or ctx ends, waiting longer and
+// longer in between. The error wraps the ctx's cause and the last one of try.
+func keepTrying(ctx context.Context, try func() error) error {
+	wait := firstWait
+	for {
+		err := try()
+		if err == nil {
+			return nil
+		}
+		timer := time.NewTimer(wait)
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return fmt.Errorf("%w: %w", context.Cause(ctx), err)
+		case <-timer.C:
+		}
+		wait = min(2*wait, lastWait)
 	}
-	return fmt.Sprintf("%d B", n)
+}
+
+// withLimit bounds ctx by limit; its cause is errStore then.
+func withLimit(ctx context.Context, limit time.Duration) (context.Context, context.CancelFunc) {
+	return context.WithTimeoutCause(ctx, limit, fmt.Errorf("%w: no proper answer for %v", errStore, limit))
 }

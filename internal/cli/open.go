@@ -10,6 +10,7 @@ import (
 
 	"bs3/internal/bs3"
 	"bs3/internal/config"
+	"bs3/internal/control"
 	"bs3/internal/device"
 	"bs3/internal/null"
 )
@@ -18,6 +19,8 @@ import (
 type volume struct {
 	device.Volume
 	failed   <-chan struct{}                           // closed when it serves no more; nil if it always does
+	calls    control.Calls                             // what it answers on the control socket; nil = it has none
+	collect  func(context.Context)                     // collects garbage, and logs how it went
 	close    func(context.Context) error               // also tells why it failed
 	announce func(event *zerolog.Event) *zerolog.Event // adds what is served to the log line that says so
 }
@@ -25,7 +28,7 @@ type volume struct {
 // openVolume opens what c describes. It is here that concrete types meet.
 func openVolume(ctx context.Context, c config.Config, log zerolog.Logger) (*volume, error) {
 	if c.Null {
-		return openNull(c), nil
+		return openNull(c, log), nil
 	}
 	// The record of the volume names the state directory: by its whole name.
 	state, err := filepath.Abs(c.State.Path)
@@ -36,9 +39,7 @@ func openVolume(ctx context.Context, c config.Config, log zerolog.Logger) (*volu
 	if err != nil {
 		return nil, err
 	}
-	reaching, cancel := withLimit(ctx, openFor)
-	defer cancel()
-	store, err := openStore(reaching, c, toServe, log)
+	store, err := openStore(ctx, c, toServe, log)
 	if err != nil {
 		return nil, err
 	}
@@ -61,34 +62,50 @@ func openVolume(ctx context.Context, c config.Config, log zerolog.Logger) (*volu
 
 		CheckpointInterval: c.Checkpoint.IntervalTime(),
 		SkipCheckpoint:     c.SkipCheckpoint,
+		GC:                 gcOptions(c),
+
+		Takeover:        c.Takeover == config.TakeoverAuto,
+		UnsafeNoFencing: c.S3.UnsafeNoFencing,
 	})
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("open the volume in %s: %w", store.where, err), store.close())
 	}
-	mode := "barrier"
-	if c.Write.Durable {
-		mode = "durable"
-	}
+	d := &controls{engine: engine, store: store, noCheckpoints: c.SkipCheckpoint, log: log}
 	return &volume{
-		Volume: engine,
-		failed: engine.Done(),
+		Volume:  engine,
+		failed:  engine.Done(),
+		calls:   d.calls(),
+		collect: d.collect,
 		close: func(ctx context.Context) error {
 			err := engine.Close(ctx)
 			return errors.Join(err, store.close())
 		},
 		announce: func(event *zerolog.Event) *zerolog.Event {
 			return event.Str("store", store.where).Stringer("volume", engine.UUID()).Uint64("epoch", engine.Epoch()).
-				Str("mode", mode).Int64("gb", c.Size)
+				Str("mode", engine.Mode()).Int64("gb", c.Size)
 		},
 	}, nil
 }
 
-func openNull(c config.Config) *volume {
+func gcOptions(c config.Config) bs3.GCOptions {
+	o := bs3.GCOptions{
+		Wait: c.GC.WaitTime(), Step: c.GC.Step, IdleTimeout: c.GC.IdleTime(),
+		LiveData: c.GC.LiveData, MaxGarbage: c.GC.MaxGarbage,
+	}
+	if c.SkipCheckpoint {
+		// Only checkpoints make objects deletable: moving blocks would add garbage.
+		o.MaxGarbage = 0
+	}
+	return o
+}
+
+func openNull(c config.Config, log zerolog.Logger) *volume {
 	return &volume{
 		Volume: null.New(device.Geometry{
 			Size: c.Size * config.GB, BlockSize: c.BlockSize, IOMin: c.IOMin, IOOpt: c.IOOpt,
 		}),
-		close: func(context.Context) error { return nil },
+		collect: func(context.Context) { log.Warn().Msg("null = true: there is no garbage to collect") },
+		close:   func(context.Context) error { return nil },
 		announce: func(event *zerolog.Event) *zerolog.Event {
 			return event.Str("store", "none: writes are dropped").Int64("gb", c.Size)
 		},

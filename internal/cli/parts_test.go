@@ -24,37 +24,30 @@ import (
 
 func TestKeepTrying(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var said bytes.Buffer
-		log := zerolog.New(&said)
 		start := time.Now()
-		ctx, cancel := withLimit(t.Context(), openFor)
+		ctx, cancel := withLimit(t.Context(), infoFor)
 		defer cancel()
 		down := errors.New("no route to the store")
 		tries := 0
-		err := keepTrying(ctx, "bucket b", log, func() error { tries++; return down })
+		err := keepTrying(ctx, func() error { tries++; return down })
 		if !errors.Is(err, errStore) || !errors.Is(err, down) || exitCode(err) != exitStore {
 			t.Errorf("the error is %v", err)
 		}
-		if took := time.Since(start); took != openFor {
+		if took := time.Since(start); took != infoFor {
 			t.Errorf("it took %v", took)
 		}
-		if tries < 50 || tries > 100 {
+		if tries < 8 || tries > 12 {
 			t.Errorf("%d tries", tries)
 		}
-		if got := strings.Count(said.String(), "no route to the store"); got != 5 {
-			t.Errorf("it says so %d times in five minutes: %s", got, said.String())
-		}
-
-		said.Reset()
 		tries = 0
-		err = keepTrying(t.Context(), "bucket b", log, func() error {
+		err = keepTrying(t.Context(), func() error {
 			if tries++; tries < 4 {
 				return down
 			}
 			return nil
 		})
-		if err != nil || tries != 4 || !strings.Contains(said.String(), "answers") {
-			t.Errorf("%v after %d tries: %s", err, tries, said.String())
+		if err != nil || tries != 4 {
+			t.Errorf("%v after %d tries", err, tries)
 		}
 	})
 }
@@ -125,8 +118,8 @@ func (b *syncBuffer) String() string {
 
 func TestWatchSignals(t *testing.T) {
 	var said syncBuffer
-	exits := make(chan struct{}, 8)
-	ctx, stop := watchSignals(t.Context(), zerolog.New(&said), func() { exits <- struct{}{} })
+	exits, collect := make(chan struct{}, 8), make(chan struct{}, 1)
+	ctx, stop := watchSignals(t.Context(), zerolog.New(&said), collect, func() { exits <- struct{}{} })
 	defer stop()
 	raise := func(s syscall.Signal) {
 		t.Helper()
@@ -135,6 +128,11 @@ func TestWatchSignals(t *testing.T) {
 		}
 	}
 	raise(syscall.SIGUSR1)
+	select {
+	case <-collect:
+	case <-time.After(time.Minute):
+		t.Fatal("SIGUSR1 does not ask for a collection")
+	}
 	raise(syscall.SIGTERM)
 	select {
 	case <-ctx.Done():
@@ -151,9 +149,6 @@ func TestWatchSignals(t *testing.T) {
 	case <-exits:
 	case <-time.After(time.Minute):
 		t.Fatal("the second signal does not exit")
-	}
-	if !strings.Contains(said.String(), "SIGUSR1") {
-		t.Errorf("SIGUSR1 goes unmentioned: %s", said.String())
 	}
 }
 

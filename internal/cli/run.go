@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"bs3/internal/config"
+	"bs3/internal/control"
 	"bs3/internal/device/nbd"
 )
 
@@ -23,11 +24,15 @@ func (a *app) run(cmd *cobra.Command, _ []string) error {
 	if err != nil {
 		return err
 	}
+	if a.takeover {
+		c.Takeover = config.TakeoverAuto
+	}
 	log := newLogger(os.Stderr, c.Log, isTerminal(os.Stderr))
 	for _, name := range config.UnknownVariables(os.Environ()) { //nolint:forbidigo // only their names, to warn of misspelt ones
 		log.Warn().Str("variable", name).Msg("this variable sets nothing")
 	}
-	ctx, stop := watchSignals(cmd.Context(), log, func() {
+	collect := make(chan struct{}, 1)
+	ctx, stop := watchSignals(cmd.Context(), log, collect, func() {
 		log.Warn().Str("state", c.State.Path).
 			Msg("second signal: exit now; writes that are not in the store stay in the chunk memory for the next start")
 		os.Exit(exitOther) //nolint:forbidigo // the user will not wait
@@ -44,7 +49,7 @@ func (a *app) run(cmd *cobra.Command, _ []string) error {
 	if a.local {
 		hints = cmd.OutOrStdout()
 	}
-	err = serve(ctx, c, log, hints)
+	err = serve(ctx, c, log, collect, hints)
 	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
 		// Stopped before there was anything to serve.
 		log.Info().Msg("stopped while opening the volume")
@@ -53,10 +58,13 @@ func (a *app) run(cmd *cobra.Command, _ []string) error {
 	return err
 }
 
-// serve opens the volume and serves it until ctx ends or the volume fails.
-// What to try is written to hints, unless it is nil, as soon as clients can
-// connect.
-func serve(ctx context.Context, c config.Config, log zerolog.Logger, hints io.Writer) error {
+// errStopping is what calls under way hear when the daemon stops.
+var errStopping = errors.New("the daemon is stopping")
+
+// serve opens the volume and serves it until ctx ends or the volume fails. It
+// collects garbage when collect says so. What to try is written to hints,
+// unless it is nil, as soon as clients can connect.
+func serve(ctx context.Context, c config.Config, log zerolog.Logger, collect <-chan struct{}, hints io.Writer) error {
 	network, address, err := c.NBD.Address()
 	if err != nil {
 		return fmt.Errorf("nbd.listen: %w", err)
@@ -71,9 +79,7 @@ func serve(ctx context.Context, c config.Config, log zerolog.Logger, hints io.Wr
 	if err != nil {
 		return err
 	}
-	serving, cancel := context.WithCancel(ctx)
-	defer cancel()
-	server := nbd.New(v.Volume, nbd.Options{
+	err = serveVolume(ctx, v, c, log, collect, nbd.Options{
 		Network: network, Address: address, ExportName: c.Name, Log: log,
 		Listening: func(addr net.Addr) {
 			v.announce(log.Info()).Str("nbd", uri(addr)).Msg("serving")
@@ -82,18 +88,6 @@ func serve(ctx context.Context, c config.Config, log zerolog.Logger, hints io.Wr
 			}
 		},
 	})
-	var watch sync.WaitGroup
-	watch.Go(func() {
-		select {
-		case <-v.failed:
-			cancel()
-		case <-serving.Done():
-		}
-	})
-	// In this order: what clients have sent is finished before the volume closes.
-	err = server.Run(serving)
-	cancel()
-	watch.Wait()
 	log.Info().Msg("closing the volume")
 	// The clean stop has no time limit: who is in a hurry signals again.
 	err = errors.Join(err, v.close(context.WithoutCancel(ctx)))
@@ -101,6 +95,48 @@ func serve(ctx context.Context, c config.Config, log zerolog.Logger, hints io.Wr
 		log.Info().Msg("stopped")
 	}
 	return err
+}
+
+// serveVolume serves v until ctx ends or v fails. When it returns, everything
+// that uses v has ended; what clients have sent is finished.
+func serveVolume(ctx context.Context, v *volume, c config.Config, log zerolog.Logger, collect <-chan struct{}, o nbd.Options) error {
+	serving, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
+	defer context.AfterFunc(ctx, func() { cancel(errStopping) })()
+	var beside sync.WaitGroup
+	defer beside.Wait()
+	defer cancel(errStopping)
+	if v.calls != nil {
+		if err := os.MkdirAll(filepath.Dir(c.Control.Socket), 0o700); err != nil {
+			return fmt.Errorf("directory of the control socket: %w", err)
+		}
+		server, err := control.Listen(ctx, c.Control.Socket, v.calls, log)
+		if err != nil {
+			return err
+		}
+		beside.Go(func() {
+			if err := server.Run(serving); err != nil {
+				log.Error().Err(err).Msg("the daemon can not be spoken to any more; the device is served on")
+			}
+		})
+	}
+	beside.Go(func() {
+		select {
+		case <-v.failed:
+			cancel(errStopping)
+		case <-serving.Done():
+		}
+	})
+	beside.Go(func() {
+		for {
+			select {
+			case <-collect:
+				v.collect(serving)
+			case <-serving.Done():
+				return
+			}
+		}
+	})
+	return nbd.New(v.Volume, o).Run(serving)
 }
 
 // isTerminal says whether f is a character device, which is near enough to

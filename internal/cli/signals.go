@@ -12,8 +12,9 @@ import (
 
 // watchSignals gives a ctx that the first SIGINT or SIGTERM cancels. The
 // second one calls exit at once: a clean stop waits for the store, and whoever
-// signals twice does not want to. stop ends the watch and must be called.
-func watchSignals(parent context.Context, log zerolog.Logger, exit func()) (ctx context.Context, stop func()) {
+// signals twice does not want to. SIGUSR1 leaves a wish in collect, unless
+// there is no room for one. stop ends the watch and must be called.
+func watchSignals(parent context.Context, log zerolog.Logger, collect chan<- struct{}, exit func()) (ctx context.Context, stop func()) {
 	ctx, cancel := context.WithCancel(parent)
 	signals := make(chan os.Signal, 4)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM, syscall.SIGUSR1)
@@ -28,8 +29,12 @@ func watchSignals(parent context.Context, log zerolog.Logger, exit func()) (ctx 
 			case s := <-signals:
 				switch {
 				case s == syscall.SIGUSR1:
-					// It has always meant this; unhandled, it would kill the daemon.
-					log.Warn().Msg("SIGUSR1 asks for a garbage collection, which this version does not have yet")
+					select {
+					case collect <- struct{}{}:
+						log.Info().Msg("SIGUSR1: a garbage collection is asked for")
+					default:
+						log.Info().Msg("SIGUSR1: a garbage collection is waiting already")
+					}
 				case stopping:
 					exit()
 				default:

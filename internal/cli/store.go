@@ -13,22 +13,13 @@ import (
 	"bs3/internal/config"
 )
 
-const (
-	// openFor is how long the daemon tries to reach its store at the start
-	// before it gives up; the engine has the same limit for reading the volume.
-	openFor = 5 * time.Minute
-	// Between two tries: from the first to the second, doubling.
-	firstWait, lastWait = 100 * time.Millisecond, 5 * time.Second
-	// sayEvery is how often a store that stays away is reported.
-	sayEvery = time.Minute
-)
-
 // purpose is what a store is opened for.
 type purpose int
 
 const (
-	// toServe makes a directory or bucket that is missing, and gives the store
-	// its manners: two priorities, over trying again for ever.
+	// toServe makes a directory or bucket that is missing, with the first
+	// request, and gives the store its manners: two priorities, over trying again
+	// for ever.
 	toServe purpose = iota
 	// toAsk takes the store as it is.
 	toAsk
@@ -39,33 +30,19 @@ type store struct {
 	objproxy.Store
 	where string // for people
 	close func() error
+	// waiting is as of objproxy.Retry; nil unless the store is there to serve.
+	waiting func() (since time.Time, lastErr error, waiting bool)
 }
 
-// openStore opens the store that c describes, trying for as long as ctx allows.
+// openStore opens the store that c describes. To serve it sends no request: how
+// long a store that does not answer is waited for is for the volume to say.
 func openStore(ctx context.Context, c config.Config, why purpose, log zerolog.Logger) (*store, error) {
-	s := &store{close: func() error { return nil }}
-	attempt := func(try func() error) error {
-		if why == toServe {
-			return keepTrying(ctx, s.where, log, try)
-		}
-		if err := try(); err != nil {
-			return fmt.Errorf("%w: %w", errStore, err)
-		}
-		return nil
-	}
+	s := &store{}
+	var open func(context.Context) (objproxy.Store, error)
 	switch c.Store {
 	case config.StoreDir:
 		s.where = "directory " + c.Dir.Path
-		err := attempt(func() error {
-			d, err := dir.Open(ctx, c.Dir.Path)
-			if err == nil {
-				s.Store, s.close = d, d.Close
-			}
-			return err
-		})
-		if err != nil {
-			return nil, err
-		}
+		open = func(ctx context.Context) (objproxy.Store, error) { return dir.Open(ctx, c.Dir.Path) }
 	case config.StoreS3:
 		s.where = bucketName(c.S3)
 		b, err := s3.New(ctx, s3.Options{
@@ -83,19 +60,26 @@ func openStore(ctx context.Context, c config.Config, why purpose, log zerolog.Lo
 		if err != nil {
 			return nil, fmt.Errorf("%w: %w", errStore, err)
 		}
-		if why == toServe {
-			if err := attempt(func() error { return b.EnsureBucket(ctx) }); err != nil {
-				return nil, err
+		open = func(ctx context.Context) (objproxy.Store, error) {
+			if why == toServe {
+				return b, b.EnsureBucket(ctx)
 			}
+			return b, nil
 		}
-		s.Store = b
 	default:
 		return nil, fmt.Errorf("store = %q", c.Store) // config.Validate lets nothing else through
 	}
-	if why == toServe {
-		retry := objproxy.NewRetry(s.Store, objproxy.RetryOptions{Log: log})
-		s.Store = objproxy.NewPriority(retry, c.S3.Uploaders, c.S3.Downloaders)
+	if why == toAsk {
+		asked, err := open(ctx)
+		if err != nil {
+			return nil, fmt.Errorf("%w: %w", errStore, err)
+		}
+		s.Store, s.close = asked, func() error { return closeStore(asked) }
+		return s, nil
 	}
+	late := newLateStore(open)
+	retry := objproxy.NewRetry(late, objproxy.RetryOptions{Log: log})
+	s.Store, s.close, s.waiting = objproxy.NewPriority(retry, c.S3.Uploaders, c.S3.Downloaders), late.close, retry.Waiting
 	return s, nil
 }
 
@@ -109,38 +93,4 @@ func bucketName(c config.S3) string {
 		where += " at " + c.Remote
 	}
 	return where
-}
-
-// keepTrying calls try until it succeeds or ctx ends, waiting longer and
-// longer in between. It says why it waits. The error wraps the ctx's cause and
-// the last one of try.
-func keepTrying(ctx context.Context, what string, log zerolog.Logger, try func() error) error {
-	wait := firstWait
-	var said time.Time
-	for {
-		err := try()
-		if err == nil {
-			if !said.IsZero() {
-				log.Info().Str("store", what).Msg("the store answers")
-			}
-			return nil
-		}
-		if ctx.Err() == nil && time.Since(said) >= sayEvery {
-			log.Warn().Str("store", what).Err(err).Msg("can not use the store; trying again")
-			said = time.Now()
-		}
-		timer := time.NewTimer(wait)
-		select {
-		case <-ctx.Done():
-			timer.Stop()
-			return fmt.Errorf("%w: %w", context.Cause(ctx), err)
-		case <-timer.C:
-		}
-		wait = min(2*wait, lastWait)
-	}
-}
-
-// withLimit bounds ctx by limit; its cause is errStore then.
-func withLimit(ctx context.Context, limit time.Duration) (context.Context, context.CancelFunc) {
-	return context.WithTimeoutCause(ctx, limit, fmt.Errorf("%w: no proper answer for %v", errStore, limit))
 }

@@ -54,7 +54,7 @@ type Config struct {
 	Null        bool   `toml:"null" env:"BS3_NULL" env-description:"Serve a device that drops writes and reads zeros, to measure the transport"`
 	Store       string `toml:"store" env:"BS3_STORE" env-description:"Where the objects live: s3 or dir"`
 	Transport   string `toml:"transport" env:"BS3_TRANSPORT" env-description:"How the device is shown: auto or nbd (buse and ublk: not yet)"`
-	Takeover    string `toml:"takeover" env:"BS3_TAKEOVER" env-description:"What to do with a volume that another host did not release: refuse (auto: not yet)"`
+	Takeover    string `toml:"takeover" env:"BS3_TAKEOVER" env-description:"What to do with a volume that another host did not release: refuse or auto (also --takeover)"`
 	Major       int    `toml:"major" env:"BS3_MAJOR" env-description:"Number N of /dev/buseN" later:"the BUSE transport"`
 	Threads     int    `toml:"threads" env:"BS3_THREADS" env-description:"Threads and queues of the device; 0 = one per CPU" later:"the BUSE and ublk transports"`
 	CPUsPerNode int    `toml:"cpus_per_node" env:"BS3_CPUS_PER_NODE" env-description:"CPUs of one NUMA node; 0 = ask the kernel" later:"the BUSE transport"`
@@ -96,7 +96,7 @@ type S3 struct {
 	Checksums       string `toml:"checksums" env:"BS3_S3_CHECKSUMS" env-description:"Checksums of requests: when_required or when_supported"`
 	HTTP2           bool   `toml:"http2" env:"BS3_S3_HTTP2" env-description:"Speak HTTP/2 where the server does"`
 	StorageClass    string `toml:"storage_class" env:"BS3_S3_STORAGECLASS" env-description:"Storage class of new objects; empty = the bucket's own"`
-	UnsafeNoFencing bool   `toml:"unsafe_no_fencing" env:"BS3_S3_UNSAFENOFENCING" env-description:"Serve from a store without conditional puts, where nothing keeps two writers apart" later:"running without fencing"`
+	UnsafeNoFencing bool   `toml:"unsafe_no_fencing" env:"BS3_S3_UNSAFENOFENCING" env-description:"Serve from a store without conditional puts, where nothing keeps two writers apart"`
 }
 
 // Dir is the object store in a directory.
@@ -153,16 +153,16 @@ type Checkpoint struct {
 
 // GC is the garbage collection.
 type GC struct {
-	Step        int64   `toml:"step" env:"BS3_GC_STEP" env-description:"Blocks of the map that one step scans" later:"garbage collection"`
-	LiveData    float64 `toml:"live_data" env:"BS3_GC_LIVEDATA" env-description:"Collect objects whose live share is below this" later:"garbage collection"`
-	IdleTimeout int64   `toml:"idle_timeout" env:"BS3_GC_IDLETIMEOUT" env-description:"Wait for this long without other work before a step, in ms" later:"garbage collection"`
-	Wait        int64   `toml:"wait" env:"BS3_GC_WAIT" env-description:"Time between two looks for dead objects, in s" later:"garbage collection"`
-	MaxGarbage  float64 `toml:"max_garbage" env:"BS3_GC_MAXGARBAGE" env-description:"Collect by itself when more than this share of the stored bytes is garbage; 0 = never" later:"garbage collection"`
+	Step        int     `toml:"step" env:"BS3_GC_STEP" env-description:"Blocks looked at or moved before the device gets its turn"`
+	LiveData    float64 `toml:"live_data" env:"BS3_GC_LIVEDATA" env-description:"Move the live blocks out of objects whose live share is below this"`
+	IdleTimeout int     `toml:"idle_timeout" env:"BS3_GC_IDLETIMEOUT" env-description:"How long a step gives way while the device is busy, in ms"`
+	Wait        int     `toml:"wait" env:"BS3_GC_WAIT" env-description:"Time between two collections by themselves, in s; 0 = none"`
+	MaxGarbage  float64 `toml:"max_garbage" env:"BS3_GC_MAXGARBAGE" env-description:"Move live blocks without being asked when more than this share of the stored bytes is garbage; 0 = never"`
 }
 
 // Control is how a running daemon is spoken to.
 type Control struct {
-	Socket string `toml:"socket" env:"BS3_CONTROL_SOCKET" env-description:"Unix socket of the running daemon's commands" later:"the control socket"`
+	Socket string `toml:"socket" env:"BS3_CONTROL_SOCKET" env-description:"Unix socket on which a running daemon is spoken to; empty = STATE/control.sock, STATE being state.path"`
 	Listen string `toml:"listen" env:"BS3_CONTROL_LISTEN" env-description:"HOST:PORT of metrics and status page; empty = off" later:"metrics and the status page"`
 }
 
@@ -172,8 +172,8 @@ type Log struct {
 	Pretty bool `toml:"pretty" env:"BS3_LOG_PRETTY" env-description:"Lines for people instead of JSON"`
 }
 
-// Default is the configuration of someone who set nothing. State.Path and
-// NBD.Listen are empty in it; Load and Parse fill them in.
+// Default is the configuration of someone who set nothing. State.Path,
+// NBD.Listen and Control.Socket are empty in it; Load and Parse fill them in.
 func Default() Config {
 	return Config{
 		Store:      StoreS3,
@@ -200,7 +200,7 @@ func Default() Config {
 		},
 		Read:         Read{BufSize: 32},
 		Checkpoint:   Checkpoint{Interval: 60},
-		GC:           GC{Step: 1024, LiveData: 0.3, IdleTimeout: 200, Wait: 600},
+		GC:           GC{Step: 1024, LiveData: 0.3, IdleTimeout: 200, Wait: 600, MaxGarbage: 0.5},
 		Log:          Log{Level: 1, Pretty: true},
 		ProfilerPort: 6060,
 	}
@@ -214,6 +214,9 @@ func (c *Config) fill(name string) {
 	}
 	if c.NBD.Listen == "" {
 		c.NBD.Listen = "unix:" + filepath.Join(c.State.Path, "nbd.sock")
+	}
+	if c.Control.Socket == "" {
+		c.Control.Socket = filepath.Join(c.State.Path, "control.sock")
 	}
 }
 
@@ -234,15 +237,20 @@ func (s Secret) GoString() string { return strconv.Quote(s.String()) }
 // MarshalText hides the secret from encoders.
 func (s Secret) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
 
+// maxSocketPath is the longest path of a unix socket: 108 bytes in Linux, one
+// of them the final 0.
+const maxSocketPath = 107
+
+func socketPath(s string) bool { return s != "" && len(s) <= maxSocketPath }
+
 // Address splits Listen into the network ("unix" or "tcp") and the address of
 // package net.
 func (n NBD) Address() (network, address string, err error) {
 	network, address, _ = strings.Cut(n.Listen, ":")
 	switch network {
 	case "unix":
-		// A path for a socket has 108 bytes in Linux, one of them the final 0.
-		if address == "" || len(address) > 107 {
-			return "", "", fmt.Errorf("unix:PATH needs a path of 1 to 107 bytes, this one has %d", len(address))
+		if !socketPath(address) {
+			return "", "", fmt.Errorf("unix:PATH needs a path of 1 to %d bytes, this one has %d", maxSocketPath, len(address))
 		}
 	case "tcp":
 		host, port, err := net.SplitHostPort(address)
@@ -260,6 +268,12 @@ func (n NBD) Address() (network, address string, err error) {
 
 // LingerTime is Linger as a duration.
 func (w Write) LingerTime() time.Duration { return time.Duration(w.Linger) * time.Millisecond }
+
+// WaitTime is Wait as a duration.
+func (g GC) WaitTime() time.Duration { return time.Duration(g.Wait) * time.Second }
+
+// IdleTime is IdleTimeout as a duration.
+func (g GC) IdleTime() time.Duration { return time.Duration(g.IdleTimeout) * time.Millisecond }
 
 // IntervalTime is Interval as a duration.
 func (c Checkpoint) IntervalTime() time.Duration { return time.Duration(c.Interval) * time.Second }

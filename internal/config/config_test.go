@@ -3,9 +3,11 @@ package config
 import (
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -134,8 +136,9 @@ func TestLoadPaths(t *testing.T) {
 	if err != nil {
 		t.Fatalf("a default file that is missing: %v", err)
 	}
-	if c.Name != "vm7" || c.State.Path != "/run/bs3/vm7" || c.NBD.Listen != "unix:/run/bs3/vm7/nbd.sock" {
-		t.Errorf("name, state and socket are %q, %q, %q", c.Name, c.State.Path, c.NBD.Listen)
+	if c.Name != "vm7" || c.State.Path != "/run/bs3/vm7" || c.NBD.Listen != "unix:/run/bs3/vm7/nbd.sock" ||
+		c.Control.Socket != "/run/bs3/vm7/control.sock" {
+		t.Errorf("name, state and sockets are %q, %q, %q, %q", c.Name, c.State.Path, c.NBD.Listen, c.Control.Socket)
 	}
 	_, err = Load(missing, true)
 	if got := problems(t, err); len(got) != 1 || !strings.Contains(got[0], missing) {
@@ -197,7 +200,7 @@ ublk = 4
 chunk_size = 4.0
 memory = 8
 [gc]
-live_data = 1
+live_data = 1.5
 wait = true
 [nbd]
 listen = "nonsense"
@@ -222,8 +225,8 @@ red = 1
 		`s3.uploaders = 0 (variable BS3_S3_UPLOADERS): must be from 1 to 4096`,
 		`store = "tape" (/etc/bs3/x.toml): must be one of s3, dir`,
 		`write.memory = 8 (/etc/bs3/x.toml): must hold at least 4 chunks of write.chunk_size, that is 16 MB, and at most 1048576 MB`,
+		`gc.live_data = 1.5 (/etc/bs3/x.toml): must be from 0 to 1`,
 		`major = 3 (/etc/bs3/x.toml): not yet: this version is without the BUSE transport; leave it at 0`,
-		`gc.live_data = 1 (/etc/bs3/x.toml): not yet: this version is without garbage collection; leave it at 0.3`,
 	}
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
@@ -254,9 +257,8 @@ func TestNotYet(t *testing.T) {
 	noEnvironment(t)
 	for _, key := range []string{
 		"major", "threads", "cpus_per_node", "scheduler", "queue_depth", "write.shared_buffer_size",
-		"write.collision_chunk_size", "read.shared_buffer_size", "read.cache_size", "read.readahead", "gc.step",
-		"gc.live_data", "gc.idle_timeout", "gc.wait", "gc.max_garbage", "cache.path", "cache.size", "control.socket",
-		"control.listen", "nbd.device", "nbd.tls_cert", "nbd.tls_key", "nbd.tls_ca", "ublk.id", "s3.unsafe_no_fencing",
+		"write.collision_chunk_size", "read.shared_buffer_size", "read.cache_size", "read.readahead",
+		"cache.path", "cache.size", "control.listen", "nbd.device", "nbd.tls_cert", "nbd.tls_key", "nbd.tls_ca", "ublk.id",
 	} {
 		c := Default()
 		c.fill("x")
@@ -303,7 +305,7 @@ func TestRules(t *testing.T) {
 		{"transport", func(c *Config) { c.Transport = "buse" }},
 		{"transport", func(c *Config) { c.Transport = "iscsi" }},
 		{"", func(c *Config) { c.Transport = "nbd" }},
-		{"takeover", func(c *Config) { c.Takeover = "auto" }},
+		{"", func(c *Config) { c.Takeover = "auto" }},
 		{"takeover", func(c *Config) { c.Takeover = "always" }},
 		{"", func(c *Config) { c.NBD.Listen = "tcp:[::1]:10809" }},
 		{"", func(c *Config) { c.NBD.Listen = "tcp:localhost:0" }},
@@ -317,7 +319,9 @@ func TestRules(t *testing.T) {
 		{"dir.path", func(c *Config) { c.Store = "dir" }},
 		{"", func(c *Config) { c.Store = "dir"; c.Dir.Path = "/data" }},
 		{"", func(c *Config) { c.Null = true; c.Store = "dir" }},
-		{"dir.path", func(c *Config) { c.Store = "dir"; c.Dir.Path = "/run/bs3/x/"; c.NBD.Listen = "unix:/s" }},
+		{"dir.path", func(c *Config) {
+			c.Store, c.Dir.Path, c.NBD.Listen, c.Control.Socket = "dir", "/run/bs3/x/", "unix:/s", "/t"
+		}},
 		{"dir.path", func(c *Config) { c.Store = "dir"; c.Dir.Path = "/run/bs3/x/store" }},
 		{"dir.path", func(c *Config) {
 			c.Store, c.Dir.Path, c.State.Path, c.NBD.Listen = "dir", "a/b/../c", "./a/c/d", "unix:/s"
@@ -360,6 +364,21 @@ func TestRules(t *testing.T) {
 		{"write.memory", func(c *Config) { c.Write.ChunkSize = 64 }},
 		{"write.linger", func(c *Config) { c.Write.Linger = 0 }},
 		{"checkpoint.interval", func(c *Config) { c.Checkpoint.Interval = 0 }},
+		{"", func(c *Config) { c.GC = GC{Step: 1} }},
+		{"", func(c *Config) { c.GC.LiveData, c.GC.MaxGarbage = 1, 1 }},
+		{"gc.step", func(c *Config) { c.GC.Step = 0 }},
+		{"gc.live_data", func(c *Config) { c.GC.LiveData = -0.1 }},
+		{"gc.live_data", func(c *Config) { c.GC.LiveData = math.NaN() }},
+		{"gc.idle_timeout", func(c *Config) { c.GC.IdleTimeout = -1 }},
+		{"gc.wait", func(c *Config) { c.GC.Wait = -1 }},
+		{"gc.max_garbage", func(c *Config) { c.GC.MaxGarbage = 1.1 }},
+		{"gc.max_garbage", func(c *Config) { c.GC.MaxGarbage = math.NaN() }},
+		{"", func(c *Config) { c.S3.UnsafeNoFencing = true }},
+		{"", func(c *Config) { c.Control.Socket = "/" + strings.Repeat("x", 106) }},
+		{"control.socket", func(c *Config) { c.Control.Socket = "/" + strings.Repeat("x", 107) }},
+		{"control.socket", func(c *Config) { c.NBD.Listen, c.Control.Socket = "unix:/a/s", "/a/../a/s" }},
+		{"control.socket", func(c *Config) { c.Store, c.Dir.Path, c.Control.Socket = "dir", "/a", "/a/s" }},
+		{"", func(c *Config) { c.Null = true; c.Control.Socket = strings.Repeat("x", 200) }},
 		{"log.level", func(c *Config) { c.Log.Level = 6 }},
 		{"log.level", func(c *Config) { c.Log.Level = -2 }},
 		{"profiler_port", func(c *Config) { c.ProfilerPort = 70000 }},
@@ -438,8 +457,9 @@ func TestAddress(t *testing.T) {
 
 func TestDurations(t *testing.T) {
 	c := Default()
-	if c.Write.LingerTime() != time.Second || c.Checkpoint.IntervalTime() != time.Minute {
-		t.Errorf("got %v and %v", c.Write.LingerTime(), c.Checkpoint.IntervalTime())
+	got := []time.Duration{c.Write.LingerTime(), c.Checkpoint.IntervalTime(), c.GC.WaitTime(), c.GC.IdleTime()}
+	if want := []time.Duration{time.Second, time.Minute, 10 * time.Minute, 200 * time.Millisecond}; !slices.Equal(got, want) {
+		t.Errorf("got %v, want %v", got, want)
 	}
 }
 

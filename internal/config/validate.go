@@ -64,6 +64,8 @@ const (
 	maxMemory     = 1 << 20   // MB
 	maxLinger     = 600_000   // ms
 	maxInterval   = 7 * 86400 // s
+	maxStep       = 1 << 20   // blocks
+	maxIdle       = 600_000   // ms
 	maxNameLength = 512       // bytes of s3.prefix: S3 allows 1024 for all of a name
 )
 
@@ -94,13 +96,15 @@ func (k *checker) oneOf(v, key string, list ...string) {
 	k.require(slices.Contains(list, v), key, "must be one of %s", strings.Join(list, ", "))
 }
 
-// problems checks every rule. State.Path and NBD.Listen are filled in.
+// problems checks every rule. State.Path, NBD.Listen and Control.Socket are
+// filled in.
 func (c Config) problems() []Problem {
 	k := &checker{settings: settings(&c)}
 	c.checkDevice(k)
 	if !c.Null {
 		c.checkStore(k)
 		c.checkWrite(k)
+		c.GC.check(k)
 	}
 	c.checkPaths(k)
 	k.between(int64(c.Log.Level), "log.level", -1, 5, "")
@@ -144,11 +148,7 @@ func (c Config) checkDevice(k *checker) {
 }
 
 func (c Config) checkStore(k *checker) {
-	if c.Takeover == TakeoverAuto {
-		k.require(false, "takeover", "not yet: this version never takes a volume over; leave it at %q", TakeoverRefuse)
-	} else {
-		k.oneOf(c.Takeover, "takeover", TakeoverRefuse, TakeoverAuto)
-	}
+	k.oneOf(c.Takeover, "takeover", TakeoverRefuse, TakeoverAuto)
 	k.between(int64(c.S3.Uploaders), "s3.uploaders", 1, maxWorkers, "")
 	k.between(int64(c.S3.Downloaders), "s3.downloaders", 1, maxWorkers, "")
 	switch c.Store {
@@ -217,17 +217,35 @@ func (c Config) checkWrite(k *checker) {
 	k.between(int64(c.Checkpoint.Interval), "checkpoint.interval", 1, maxInterval, " s")
 }
 
-// checkPaths keeps the store's directory apart from everything else: the store
-// owns all that lies in it.
+func (g GC) check(k *checker) {
+	share := func(v float64, key string) {
+		k.require(0 <= v && v <= 1, key, "must be from 0 to 1") // and a number: NaN is neither
+	}
+	k.between(int64(g.Step), "gc.step", 1, maxStep, " blocks")
+	share(g.LiveData, "gc.live_data")
+	k.between(int64(g.IdleTimeout), "gc.idle_timeout", 0, maxIdle, " ms")
+	k.between(int64(g.Wait), "gc.wait", 0, maxInterval, " s")
+	share(g.MaxGarbage, "gc.max_garbage")
+}
+
+// checkPaths keeps the sockets apart from each other, and the store's
+// directory from everything else: the store owns all that lies in it.
 func (c Config) checkPaths(k *checker) {
-	if c.Null || c.Store != StoreDir || c.Dir.Path == "" {
+	if c.Null {
+		return
+	}
+	k.require(socketPath(c.Control.Socket), "control.socket", "must be a path of at most %d bytes, this one has %d",
+		maxSocketPath, len(c.Control.Socket))
+	network, address, err := c.NBD.Address()
+	hasSocket := err == nil && network == "unix"
+	k.require(!hasSocket || filepath.Clean(c.Control.Socket) != filepath.Clean(address), "control.socket", "must not be the socket of nbd.listen")
+	if c.Store != StoreDir || c.Dir.Path == "" {
 		return
 	}
 	k.require(apart(c.Dir.Path, c.State.Path), "dir.path",
 		"must be neither state.path (%s) nor inside it nor around it", c.State.Path)
-	if network, address, err := c.NBD.Address(); err == nil && network == "unix" {
-		k.require(!within(address, c.Dir.Path), "nbd.listen", "must not be inside dir.path (%s)", c.Dir.Path)
-	}
+	k.require(!hasSocket || !within(address, c.Dir.Path), "nbd.listen", "must not be inside dir.path (%s)", c.Dir.Path)
+	k.require(!within(c.Control.Socket, c.Dir.Path), "control.socket", "must not be inside dir.path (%s)", c.Dir.Path)
 }
 
 func apart(a, b string) bool { return !within(a, b) && !within(b, a) }

@@ -13,8 +13,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"net/http"
+	"syscall"
 	"time"
 
 	"github.com/rs/zerolog"
@@ -27,30 +29,32 @@ import (
 // server stops.
 type Calls map[string]func(ctx context.Context) (any, error)
 
-// Server serves calls on a unix socket.
+// Server serves calls on a unix socket. Make it with Listen; Run it once.
 type Server struct {
-	path  string
-	calls Calls
-	log   zerolog.Logger
+	listener net.Listener
+	release  func()
+	calls    Calls
+	log      zerolog.Logger
 }
 
-// New makes a server for the socket at path.
-func New(path string, calls Calls, log zerolog.Logger) *Server {
-	return &Server{path: path, calls: calls, log: log}
+// Listen makes a server on the socket at path: clients can connect from then
+// on, and are served by Run, which must be called.
+func Listen(ctx context.Context, path string, calls Calls, log zerolog.Logger) (*Server, error) {
+	l, release, err := listen.Listen(ctx, "unix", path)
+	if err != nil {
+		return nil, fmt.Errorf("control socket %s: %w", path, err)
+	}
+	return &Server{listener: l, release: release, calls: calls, log: log}, nil
 }
 
 type failure struct {
 	Error string `json:"error"`
 }
 
-// Run listens and serves until ctx ends; calls under way are cancelled then.
-// It returns when all are done.
+// Run serves until ctx ends; calls under way are cancelled then. It returns
+// when all are done, and has removed the socket.
 func (s *Server) Run(ctx context.Context) error {
-	l, release, err := listen.Listen(ctx, "unix", s.path)
-	if err != nil {
-		return fmt.Errorf("control socket: %w", err)
-	}
-	defer release()
+	defer s.release()
 	mux := http.NewServeMux()
 	for name, call := range s.calls {
 		mux.HandleFunc("POST /"+name, func(w http.ResponseWriter, r *http.Request) {
@@ -70,13 +74,13 @@ func (s *Server) Run(ctx context.Context) error {
 		BaseContext:       func(net.Listener) context.Context { return ctx },
 	}
 	served := make(chan error, 1)
-	go func() { served <- server.Serve(l) }()
+	go func() { served <- server.Serve(s.listener) }()
 	select {
 	case err := <-served:
 		return fmt.Errorf("control socket: %w", err)
 	case <-ctx.Done():
 	}
-	err = server.Shutdown(context.WithoutCancel(ctx)) // the calls have seen ctx end
+	err := server.Shutdown(context.WithoutCancel(ctx)) // the calls have seen ctx end
 	<-served
 	return err
 }
@@ -99,11 +103,10 @@ func Call(ctx context.Context, path, name string, result any) error {
 	}
 	answer, err := client.Do(r)
 	if err != nil {
-		var dial *net.OpError
-		if errors.As(err, &dial) && dial.Op == "dial" {
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED) {
 			return fmt.Errorf("%w on %s: %w", ErrNotRunning, path, err)
 		}
-		return fmt.Errorf("call %s: %w", name, err)
+		return fmt.Errorf("call %s on %s: %w", name, path, err)
 	}
 	defer func() { _ = answer.Body.Close() }()
 	body, err := io.ReadAll(answer.Body)

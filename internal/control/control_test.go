@@ -17,7 +17,7 @@ func TestCalls(t *testing.T) {
 	}
 	waiting := make(chan struct{})
 	cancelled := make(chan error, 1)
-	server := New(path, Calls{
+	server, err := Listen(t.Context(), path, Calls{
 		"sum":  func(context.Context) (any, error) { return map[string]int{"sum": 3}, nil },
 		"fail": func(context.Context) (any, error) { return nil, errors.New("no such luck") },
 		"wait": func(ctx context.Context) (any, error) {
@@ -27,19 +27,16 @@ func TestCalls(t *testing.T) {
 			return nil, ctx.Err()
 		},
 	}, zerolog.Nop())
+	if err != nil {
+		t.Fatal(err)
+	}
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- server.Run(ctx) }()
 
 	var got struct{ Sum int }
-	for {
-		err := Call(t.Context(), path, "sum", &got)
-		if err == nil {
-			break
-		}
-		if !errors.Is(err, ErrNotRunning) { // until it listens
-			t.Fatal(err)
-		}
+	if err := Call(t.Context(), path, "sum", &got); err != nil {
+		t.Fatal(err)
 	}
 	if got.Sum != 3 {
 		t.Fatalf("%+v", got)
@@ -61,5 +58,8 @@ func TestCalls(t *testing.T) {
 	cancel()
 	if err := <-done; err != nil {
 		t.Fatal(err)
+	}
+	if err := Call(t.Context(), path, "sum", nil); !errors.Is(err, ErrNotRunning) {
+		t.Fatalf("after the server: %v", err)
 	}
 }

@@ -1,0 +1,56 @@
+package cli
+
+import (
+	"io"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+)
+
+func newStatus(a *app) *cobra.Command {
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "status",
+		Short: "Say how the running daemon is doing; sends no request to the store",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			var s status
+			if err := a.call(cmd, callStatus, &s); err != nil {
+				return err
+			}
+			if asJSON {
+				return printJSON(cmd.OutOrStdout(), s)
+			}
+			return printStatus(cmd.OutOrStdout(), s, time.Now())
+		},
+	}
+	addJSON(cmd, &asJSON)
+	return cmd
+}
+
+func printStatus(out io.Writer, s status, now time.Time) error {
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	row := rows(w)
+	row("volume", "%s, %s in blocks of %d B", s.UUID, size(s.Size), s.BlockSize)
+	row("epoch", "%d", s.Epoch)
+	meaning := "a flush waits for the store"
+	if s.Mode != "durable" {
+		meaning = "a flush keeps the order and waits for nothing"
+	}
+	row("mode", "%s: %s", s.Mode, meaning)
+	if s.Failed != "" {
+		row("failed", "%s", s.Failed)
+	}
+	row("store", "%s", s.Store.Where)
+	if since := s.Store.WaitingSince; since != nil {
+		row("", "does not answer as it should since %s (%v): %s", since.Format(time.RFC3339), now.Sub(*since).Round(time.Second), s.Store.LastError)
+	} else {
+		row("", "nothing waits for it to answer")
+	}
+	row("stored", "%d objects, %s of data, %s of it live (%s is garbage)", s.Objects, size(s.StoredBytes), size(s.LiveBytes), share(s.StoredBytes-s.LiveBytes, s.StoredBytes))
+	row("since checkpoint", "%d objects, %s", s.LogObjects, size(s.LogBytes))
+	row("log", "next key %d, all below %d are in the store", s.NextKey, s.DurableKey+1)
+	row("memory", "%d of %d slots are free, %d objects are not in the store, %d writers wait", s.FreeSlots, s.Slots, s.ChunksInMemory, s.WritersWaiting)
+	return w.Flush()
+}
