@@ -181,6 +181,26 @@ func (run *simRun) pick(w *simWorld, op simOp) *simDaemon {
 	return list[op.bits[3]/4%uint64(len(list))]
 }
 
+// client gives a daemon for a client's request. If none serves yet, it mostly
+// waits for one, for a while.
+func (run *simRun) client(w *simWorld, op simOp) *simDaemon {
+	d := run.pick(w, op)
+	if d == nil {
+		return nil
+	}
+	if op.bits[3]>>32%8 > 0 {
+		t := w.due(300 * time.Millisecond)
+		defer t.Stop()
+		select {
+		case <-d.opened:
+		case <-d.ended:
+		case <-t.C:
+		}
+		w.pass(1) // an instant of its own
+	}
+	return d
+}
+
 // limit is after how long a client gives up; 0 = never.
 func (op simOp) limit() time.Duration {
 	if op.bits[2]%10 > 0 {
@@ -201,14 +221,14 @@ func (op simOp) place() (block uint64, n uint32) {
 }
 
 func (run *simRun) write(w *simWorld, op simOp) {
-	if d := run.pick(w, op); d != nil {
+	if d := run.client(w, op); d != nil {
 		block, n := op.place()
 		d.write(block, n, false, op.bits[1]%2 == 0, op.limit())
 	}
 }
 
 func (run *simRun) discard(w *simWorld, op simOp) {
-	if d := run.pick(w, op); d != nil {
+	if d := run.client(w, op); d != nil {
 		block, n := op.place()
 		switch op.bits[1] >> 8 % 8 {
 		case 0: // a whole leaf, which leaves the map at once
@@ -221,26 +241,26 @@ func (run *simRun) discard(w *simWorld, op simOp) {
 }
 
 func (run *simRun) read(w *simWorld, op simOp) {
-	if d := run.pick(w, op); d != nil {
+	if d := run.client(w, op); d != nil {
 		block, n := op.place()
 		d.read(block, n, op.limit())
 	}
 }
 
 func (run *simRun) flush(w *simWorld, op simOp) {
-	if d := run.pick(w, op); d != nil {
+	if d := run.client(w, op); d != nil {
 		d.flush(op.limit())
 	}
 }
 
 func (run *simRun) checkpoint(w *simWorld, op simOp) {
-	if d := run.pick(w, op); d != nil {
+	if d := run.client(w, op); d != nil {
 		d.checkpoint()
 	}
 }
 
 func (run *simRun) gc(w *simWorld, op simOp) {
-	if d := run.pick(w, op); d != nil {
+	if d := run.client(w, op); d != nil {
 		d.gc()
 	}
 }
@@ -380,7 +400,11 @@ func (run *simRun) settle(w *simWorld, d *simDaemon) {
 		}
 	}
 	w.checkBases(d.e)
-	for range 6 {
+	for tries := 0; ; tries++ {
+		if tries == 8 {
+			w.fail("FINAL: collecting the garbage of e%d at rest does not come to an end", d.epoch)
+			return
+		}
 		report, err := d.e.GC(context.Background())
 		if err != nil {
 			w.fail("FINAL: gc of e%d: %v", d.epoch, err)

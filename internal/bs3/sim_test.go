@@ -19,6 +19,8 @@ var (
 	simFirst    = flag.Uint64("sim.first", 0, "simulation: the first of them")
 	simSeed     = flag.Int64("sim.seed", -1, "simulation: run this seed alone and show its trace")
 	simParallel = flag.Int("sim.parallel", runtime.GOMAXPROCS(0), "simulation: seeds that run at a time")
+	simFailures = flag.Int("sim.failures", 20, "simulation: stop after so many failing seeds")
+	simShorten  = flag.Bool("sim.shorten", true, "simulation: look for a short list of operations that fails")
 	simOut      = flag.String("sim.out", "", "simulation: where the traces of failing seeds go; empty = a temporary directory")
 )
 
@@ -51,11 +53,11 @@ func TestSim(t *testing.T) {
 					if res.broken != nil {
 						failed = append(failed, seed)
 						t.Errorf("seed %d: %v", seed, res.broken)
-						if len(failed) <= 3 {
+						if *simShorten && len(failed) <= 3 {
 							simReport(t, root, newSimRun(seed), res)
 						}
 					}
-					stop := len(failed) >= 20
+					stop := len(failed) >= *simFailures
 					mu.Unlock()
 					if stop {
 						return
