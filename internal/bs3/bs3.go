@@ -14,6 +14,7 @@ import (
 	"bs3/internal/bs3/layout"
 	"bs3/internal/bs3/mapproxy"
 	"bs3/internal/bs3/objproxy"
+	"bs3/internal/bs3/rcache"
 	"bs3/internal/bs3/wlog"
 	"bs3/internal/device"
 )
@@ -51,6 +52,8 @@ type Options struct {
 	Memory  int64         // bytes of chunk memory
 
 	Uploaders int // objects uploaded at a time
+
+	ReadCache int64 // bytes of memory for what was read or written lately; 0 = none
 
 	StatePath string // directory for the chunk memory; empty = on the heap, it dies with the process
 
@@ -96,6 +99,7 @@ type Engine struct {
 	// may still ask for is not deleted.
 	fetches eras
 	ring    ring
+	cache   *rcache.Cache // nil without one
 
 	// mu is the chunk lock; see the package comment. What follows is under it.
 	mu              sync.Mutex
@@ -277,9 +281,12 @@ func (e *Engine) release(ctx context.Context) error {
 // end then.
 func (e *Engine) closeFiles(clean bool) error {
 	var err error
-	if e.memory != nil && clean {
+	if clean {
 		e.inMemory.Wait()
 		err = e.memory.Close()
+		if e.cache != nil {
+			err = errors.Join(err, e.cache.Close())
+		}
 	}
 	if e.dir != nil {
 		err = errors.Join(err, e.dir.Close())

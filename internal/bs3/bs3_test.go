@@ -124,6 +124,7 @@ func TestWriteReadReopen(t *testing.T) {
 			store := objtest.NewMemory()
 			o := options(t, store)
 			o.Durable = durable
+			o.ReadCache = 300 * blockSize
 			rnd := rand.New(rand.NewPCG(1, 2))
 			e := open(t, o)
 			s := newShadow(e)

@@ -144,7 +144,6 @@ func (e *Engine) stored(c *chunk, took time.Duration) {
 		}
 		e.durable = k
 		covered = append(covered, next)
-		e.ring.at(k).Store(nil)
 	}
 	if len(covered) > 0 {
 		close(e.progress)
@@ -152,6 +151,10 @@ func (e *Engine) stored(c *chunk, took time.Duration) {
 	}
 	e.mu.Unlock()
 	for _, c := range covered {
+		if e.cache != nil {
+			e.cache.Put(layout.Loc(c.obj.Key, 0), c.slot.Data(0, uint32(len(c.obj.CRCs))))
+		}
+		e.ring.at(c.obj.Key).Store(nil)
 		e.unref(c)
 	}
 }

@@ -138,6 +138,7 @@ func TestIdleVolumeFallsSilent(t *testing.T) {
 func TestReadersBesideGC(t *testing.T) {
 	o := gcOptions(t, objtest.NewMemory())
 	o.StatePath = "" // on the heap the race detector sees the slots
+	o.ReadCache = 100 * blockSize
 	e := open(t, o)
 	ctx, cancel := context.WithCancel(t.Context())
 	var wg sync.WaitGroup

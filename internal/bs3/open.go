@@ -12,6 +12,7 @@ import (
 	"bs3/internal/bs3/layout"
 	"bs3/internal/bs3/mapproxy"
 	"bs3/internal/bs3/objproxy"
+	"bs3/internal/bs3/rcache"
 	"bs3/internal/bs3/wlog"
 )
 
@@ -42,6 +43,12 @@ func Open(ctx context.Context, opts Options) (*Engine, error) {
 		e.opts.GC.Step = 1024
 	}
 	e.maps = mapproxy.New(uint64(opts.Size) / uint64(opts.BlockSize))
+	if opts.ReadCache > 0 {
+		var err error
+		if e.cache, err = rcache.New(opts.ReadCache, opts.BlockSize); err != nil {
+			return nil, err
+		}
+	}
 	e.ring = newRing(e.slots() + heapChunks)
 	e.ctx, e.cancel = context.WithCancelCause(context.WithoutCancel(ctx))
 	e.idle, e.stopIdle = context.WithCancel(e.ctx)

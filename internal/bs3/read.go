@@ -5,18 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"sync"
 
-	"bs3/internal/bs3/key"
 	"bs3/internal/bs3/layout"
 	"bs3/internal/bs3/mapproxy/sectormap"
 	"bs3/internal/bs3/objproxy"
 	"bs3/internal/device"
 )
-
-// gapBytes is how far apart two runs of one object may lie to be fetched with
-// one request: at usual speeds these bytes cost less than a request's latency.
-const gapBytes = 64 << 10
 
 // miss is a run of blocks whose bytes have to come from the store.
 type miss struct {
@@ -50,11 +44,36 @@ func (e *Engine) readMemory(p []byte, off int64, runs []sectormap.Run, missed fu
 		// key covers it: not found here means that the store has it for good.
 		if c := e.ring.get(r.Loc.Key()); c != nil {
 			copy(dst, c.slot.Data(r.Loc.Index(), r.N))
-		} else if missed != nil {
-			missed(miss{r.Loc, dst})
-		} else {
+		} else if !e.readCache(dst, r.Loc, missed) {
 			return false
 		}
+	}
+	return true
+}
+
+// readCache fills dst, the blocks at loc and after it, from the read cache. It
+// hands runs that are not there to missed, or, if that is nil, gives up.
+func (e *Engine) readCache(dst []byte, loc layout.Location, missed func(miss)) bool {
+	var open miss // the run of misses that the last block belongs to
+	for i := uint32(0); len(dst) > 0; i++ {
+		block := dst[:e.blockSize]
+		switch {
+		case e.cache != nil && e.cache.Get(loc.Add(i), block):
+			if open.dst != nil {
+				missed(open)
+				open = miss{}
+			}
+		case missed == nil:
+			return false
+		case open.dst == nil:
+			open = miss{loc.Add(i), block}
+		default:
+			open.dst = open.dst[:len(open.dst)+len(block)]
+		}
+		dst = dst[e.blockSize:]
+	}
+	if open.dst != nil {
+		missed(open)
 	}
 	return true
 }
@@ -104,82 +123,6 @@ func (e *Engine) readOnce(ctx context.Context, p []byte, off int64, gone layout.
 	}
 	e.misses.Add(1)
 	return e.fetch(ctx, misses)
-}
-
-// fetch fills all misses from the store, in parallel. On an error it says
-// which location it was for.
-func (e *Engine) fetch(ctx context.Context, misses []miss) (layout.Location, error) {
-	groups := e.group(misses)
-	if len(groups) == 1 {
-		return groups[0][0].loc, e.fetchGroup(ctx, groups[0])
-	}
-	errs := make([]error, len(groups))
-	var wg sync.WaitGroup
-	for i, g := range groups {
-		wg.Go(func() { errs[i] = e.fetchGroup(ctx, g) })
-	}
-	wg.Wait()
-	for i, err := range errs {
-		if err != nil {
-			return groups[i][0].loc, err
-		}
-	}
-	return 0, nil
-}
-
-// group sorts misses so that what lies close together in one object is
-// fetched with one request.
-func (e *Engine) group(misses []miss) [][]miss {
-	slices.SortFunc(misses, func(a, b miss) int {
-		return int(min(1, max(-1, int64(a.loc)-int64(b.loc))))
-	})
-	var groups [][]miss
-	for _, m := range misses {
-		if n := len(groups) - 1; n >= 0 {
-			last := groups[n][len(groups[n])-1]
-			if gap := e.byteOffset(m.loc) - e.byteOffset(last.loc) - int64(len(last.dst)); last.loc.Key() == m.loc.Key() && gap <= gapBytes {
-				groups[n] = append(groups[n], m)
-				continue
-			}
-		}
-		groups = append(groups, []miss{m})
-	}
-	return groups
-}
-
-// byteOffset is where a location's block begins in its object.
-func (e *Engine) byteOffset(l layout.Location) int64 { return int64(l.Index()) * int64(e.blockSize) }
-
-// fetchGroup reads one range of one object and spreads it over its misses.
-func (e *Engine) fetchGroup(ctx context.Context, g []miss) error {
-	first, last := g[0], g[len(g)-1]
-	from := e.byteOffset(first.loc)
-	buf := first.dst
-	if len(g) > 1 {
-		buf = make([]byte, e.byteOffset(last.loc)+int64(len(last.dst))-from)
-	}
-	if err := e.get(ctx, first.loc.Key(), buf, from); err != nil {
-		return err
-	}
-	if len(g) > 1 {
-		for _, m := range g {
-			copy(m.dst, buf[e.byteOffset(m.loc)-from:])
-		}
-	}
-	return nil
-}
-
-// get reads data of an object the durable key covers.
-func (e *Engine) get(ctx context.Context, k key.Key, p []byte, off int64) error {
-	ctx, cancel := e.whileServing(ctx)
-	defer cancel()
-	if _, _, err := e.store.Get(ctx, k.Name(), p, off); err != nil {
-		if e.stopped() != nil {
-			return e.stopped()
-		}
-		return fmt.Errorf("object %d (%s), %d bytes at %d: %w", k, k.Name(), len(p), off, err)
-	}
-	return nil
 }
 
 // Allocation implements device.Allocator.

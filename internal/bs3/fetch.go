@@ -1,0 +1,94 @@
+package bs3
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"sync"
+
+	"bs3/internal/bs3/key"
+	"bs3/internal/bs3/layout"
+)
+
+// gapBytes is how far apart two runs of one object may lie to be fetched with
+// one request: at usual speeds these bytes cost less than a request's latency.
+const gapBytes = 64 << 10
+
+// fetch fills all misses from the store, in parallel. On an error it says
+// which location it was for.
+func (e *Engine) fetch(ctx context.Context, misses []miss) (layout.Location, error) {
+	groups := e.group(misses)
+	if len(groups) == 1 {
+		return groups[0][0].loc, e.fetchGroup(ctx, groups[0])
+	}
+	errs := make([]error, len(groups))
+	var wg sync.WaitGroup
+	for i, g := range groups {
+		wg.Go(func() { errs[i] = e.fetchGroup(ctx, g) })
+	}
+	wg.Wait()
+	for i, err := range errs {
+		if err != nil {
+			return groups[i][0].loc, err
+		}
+	}
+	return 0, nil
+}
+
+// group sorts misses so that what lies close together in one object is
+// fetched with one request.
+func (e *Engine) group(misses []miss) [][]miss {
+	slices.SortFunc(misses, func(a, b miss) int {
+		return int(min(1, max(-1, int64(a.loc)-int64(b.loc))))
+	})
+	var groups [][]miss
+	for _, m := range misses {
+		if n := len(groups) - 1; n >= 0 {
+			last := groups[n][len(groups[n])-1]
+			if gap := e.byteOffset(m.loc) - e.byteOffset(last.loc) - int64(len(last.dst)); last.loc.Key() == m.loc.Key() && gap <= gapBytes {
+				groups[n] = append(groups[n], m)
+				continue
+			}
+		}
+		groups = append(groups, []miss{m})
+	}
+	return groups
+}
+
+// byteOffset is where a location's block begins in its object.
+func (e *Engine) byteOffset(l layout.Location) int64 { return int64(l.Index()) * int64(e.blockSize) }
+
+// fetchGroup reads one range of one object and spreads it over its misses.
+func (e *Engine) fetchGroup(ctx context.Context, g []miss) error {
+	first, last := g[0], g[len(g)-1]
+	from := e.byteOffset(first.loc)
+	buf := first.dst
+	if len(g) > 1 {
+		buf = make([]byte, e.byteOffset(last.loc)+int64(len(last.dst))-from)
+	}
+	if err := e.get(ctx, first.loc.Key(), buf, from); err != nil {
+		return err
+	}
+	for _, m := range g {
+		if len(g) > 1 {
+			copy(m.dst, buf[e.byteOffset(m.loc)-from:])
+		}
+		if e.cache != nil {
+			e.cache.Put(m.loc, m.dst)
+		}
+	}
+	return nil
+}
+
+// get reads data of an object the durable key covers.
+func (e *Engine) get(ctx context.Context, k key.Key, p []byte, off int64) error {
+	ctx, cancel := e.whileServing(ctx)
+	defer cancel()
+	if _, _, err := e.store.Get(ctx, k.Name(), p, off); err != nil {
+		if e.stopped() != nil {
+			return e.stopped()
+		}
+		return fmt.Errorf("object %d (%s), %d bytes at %d: %w", k, k.Name(), len(p), off, err)
+	}
+	return nil
+}
