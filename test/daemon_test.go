@@ -57,12 +57,14 @@ func emptyVolume(t testing.TB) *volume {
 	if err != nil {
 		t.Fatal(err)
 	}
-	socket := filepath.Join(t.TempDir(), "nbd.sock") // its name must be short
+	sockets := t.TempDir() // their names must be short
+	socket := filepath.Join(sockets, "nbd.sock")
 	return &volume{t: t, dir: dir, socket: socket, config: map[string]any{
-		"size":       1,
-		"state.path": filepath.Join(dir, "state"),
-		"nbd.listen": "unix:" + socket,
-		"log.pretty": false,
+		"size":           1,
+		"state.path":     filepath.Join(dir, "state"),
+		"nbd.listen":     "unix:" + socket,
+		"control.socket": filepath.Join(sockets, "control.sock"),
+		"log.pretty":     false,
 	}}
 }
 
@@ -112,15 +114,15 @@ func bs3(dir string, args ...string) *exec.Cmd {
 type daemon struct{ *process }
 
 // launch starts a daemon that may not get as far as serving.
-func (v *volume) launch() *daemon {
+func (v *volume) launch(args ...string) *daemon {
 	v.t.Helper()
-	return &daemon{start(v.t, "bs3", v.command())}
+	return &daemon{start(v.t, "bs3", v.command(args...))}
 }
 
 // start starts a daemon and waits until it serves.
-func (v *volume) start() *daemon {
+func (v *volume) start(args ...string) *daemon {
 	v.t.Helper()
-	d := v.launch()
+	d := v.launch(args...)
 	d.expect(`"serving"`, startLimit)
 	return d
 }

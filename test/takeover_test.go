@@ -1,0 +1,138 @@
+package test
+
+import (
+	"bytes"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+const exitFenced = 76
+
+// elsewhere is the same volume as another host sees it: the store is the same,
+// nothing else is.
+func (v *volume) elsewhere() *volume {
+	v.t.Helper()
+	other := emptyVolume(v.t)
+	for key, value := range v.config {
+		if _, own := other.config[key]; !own {
+			other.config[key] = value
+		}
+	}
+	return other
+}
+
+// A host dies with a volume. Another one is refused, takes the volume over when
+// it is told to, and has everything that was flushed; the dead host's chunk
+// memory is set aside when its daemon is started again.
+func TestTakeoverFromADeadHost(t *testing.T) {
+	for _, store := range []string{onDir, onVersitygw} {
+		t.Run(store, func(t *testing.T) {
+			a := newVolume(t, store).with("write.linger", 600_000)
+			d := a.start()
+			c := dial(t, a.socket)
+			flushed := randomBytes(8 * mib)
+			c.write(0, flushed)
+			c.flush()
+			c.write(0, randomBytes(mib)) // acknowledged, and in chunk memory only
+			d.kill()
+
+			b := a.elsewhere()
+			code, _, errs := run(t, startLimit, b.command())
+			if code != exitRefused || !strings.Contains(errs, a.config["state.path"].(string)) || !strings.Contains(errs, "was not released") {
+				t.Errorf("without a word about it: exit code %d, and it says: %s", code, errs)
+			}
+			if now := a.info(); now.Epoch != 1 {
+				t.Errorf("the refusal left epoch %d", now.Epoch)
+			}
+			d = b.start("--takeover")
+			if !bytes.Equal(dial(t, b.socket).read(0, len(flushed)), flushed) {
+				t.Error("the new host does not have what was flushed")
+			}
+
+			code, _, errs = run(t, startLimit, a.command())
+			if code != exitRefused || !strings.Contains(errs, "was not released") {
+				t.Errorf("the old host, while the new one serves: exit code %d, and it says: %s", code, errs)
+			}
+			d.stop() // releases it
+			d = a.start()
+			line := d.expect("set aside", startLimit)
+			if level := field[string](t, line, "level"); level != "error" {
+				t.Errorf("the loss is logged at level %s: %s", level, line)
+			}
+			aside := field[string](t, line, "file")
+			if found, err := filepath.Glob(filepath.Join(a.dir, "state", "memory.aside-*")); err != nil || len(found) != 1 || found[0] != aside {
+				t.Errorf("set aside are %v (%v), the log says %s", found, err, aside)
+			}
+			if !bytes.Equal(dial(t, a.socket).read(0, len(flushed)), flushed) {
+				t.Error("the old host does not have what the new one had")
+			}
+			d.stop()
+		})
+	}
+}
+
+// A volume is taken over from a daemon that lives. That one is fenced with its
+// next upload: its clients get errors, it names who took over, and exits with
+// its own code. It does the new one no harm.
+func TestTakeoverFromALivingHost(t *testing.T) {
+	for _, test := range []struct {
+		name, store string
+		stopped     bool // the old daemon does not run while it is taken over
+	}{
+		{"dir", onDir, false},
+		{"versitygw", onVersitygw, false},
+		{"versitygw/stopped", onVersitygw, true},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			a := newVolume(t, test.store)
+			old := a.start()
+			c := dial(t, a.socket)
+			before := randomBytes(4 * mib)
+			c.write(0, before)
+			c.flush()
+			if test.stopped {
+				old.signal(syscall.SIGSTOP)
+			}
+
+			b := a.elsewhere().with("takeover", "auto")
+			d := b.start()
+			fresh := dial(t, b.socket)
+			after := randomBytes(4 * mib)
+			fresh.write(4*mib, after)
+			fresh.flush()
+			if test.stopped {
+				old.signal(syscall.SIGCONT)
+			}
+
+			late := c.send(nbdWrite, 0, int(mib), randomBytes(mib)) // may be acknowledged: it is in memory
+			flush := c.send(nbdFlush, 0, 0, nil)
+			if _, err := flush.wait(requestLimit); err == nil {
+				t.Error("a flush was acknowledged by a daemon that does not own the volume")
+			}
+			if _, err := late.wait(requestLimit); err == errHangs {
+				t.Error("a write of the fenced daemon is not answered")
+			}
+			line := old.expect("the volume has failed", 15*time.Second)
+			if why := field[string](t, line, "error"); !strings.Contains(why, "fenced") || !strings.Contains(why, "epoch 2") {
+				t.Errorf("it does not say why: %s", line)
+			}
+			if code := old.wait(15 * time.Second); code != exitFenced {
+				t.Errorf("the fenced daemon's exit code is %d", code)
+			}
+			if !bytes.Equal(fresh.read(0, len(before)), before) || !bytes.Equal(fresh.read(4*mib, len(after)), after) {
+				t.Error("the new host has other data than was written")
+			}
+			d.stop()
+			b.wipeState()
+			d = b.start()
+			fresh = dial(t, b.socket)
+			if !bytes.Equal(fresh.read(0, len(before)), before) || !bytes.Equal(fresh.read(4*mib, len(after)), after) {
+				t.Error("the store has other data than was written")
+			}
+			d.stop()
+		})
+	}
+}
