@@ -24,8 +24,8 @@ func TestKillUnderLiveClient(t *testing.T) {
 		{"kept/versitygw", onVersitygw, true, false, false, 10},
 		{"kept/dir/barrier", onDir, false, false, false, 5},
 		{"kept/dir/killed again", onDir, true, false, true, 10},
-		{"wiped/dir", onDir, true, true, false, 10},
-		{"wiped/versitygw", onVersitygw, true, true, false, 10},
+		{"wiped/dir", onDir, true, true, false, 20},
+		{"wiped/versitygw", onVersitygw, true, true, false, 20},
 		{"wiped/dir/barrier", onDir, false, true, false, 5},
 	} {
 		t.Run(test.name, func(t *testing.T) {

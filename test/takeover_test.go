@@ -2,6 +2,7 @@ package test
 
 import (
 	"bytes"
+	"os"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -115,8 +116,12 @@ func TestTakeoverFromALivingHost(t *testing.T) {
 			if _, err := late.wait(requestLimit); err == errHangs {
 				t.Error("a write of the fenced daemon is not answered")
 			}
+			host, err := os.Hostname()
+			if err != nil {
+				t.Fatal(err)
+			}
 			line := old.expect("the volume has failed", 15*time.Second)
-			if why := field[string](t, line, "error"); !strings.Contains(why, "fenced") || !strings.Contains(why, "epoch 2") {
+			if why := field[string](t, line, "error"); !strings.Contains(why, "fenced") || !strings.Contains(why, "epoch 2") || !strings.Contains(why, host) {
 				t.Errorf("it does not say why: %s", line)
 			}
 			if code := old.wait(15 * time.Second); code != exitFenced {

@@ -108,6 +108,10 @@ def main():
         handles.append(handle)
     model = bytearray(AREA)
     for _ in range(rounds):
+        if rng.random() < 0.7:
+            # Reads have to go to the store now: that of a read-modify-write, too,
+            # which leaves others the time to come between it and its write.
+            handles[0].flush()
         one_round(rng, handles, model)
     handles[0].flush()
     print(hashlib.sha256(model).hexdigest())
