@@ -1,0 +1,180 @@
+package ublk
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// deathWait bounds how long a dying server may take to let go of its device.
+	deathWait = 30 * time.Second
+	// holdWait bounds how long the users of a removed device may take for that.
+	holdWait = 5 * time.Second
+	// pollEvery is the time between two looks at a device, which says nothing
+	// by itself.
+	pollEvery = 20 * time.Millisecond
+)
+
+// errHeld: a device was removed, but somebody has it open. Its number is not
+// free until it is closed.
+var errHeld = errors.New("somebody still has the device open, perhaps by a mounted file system")
+
+// manager gives control commands.
+type manager struct {
+	driver   driver
+	ctl      control
+	features uint64 // of the driver; 0 = it cannot say
+	legacy   bool   // it does not know encoded commands, or few of them
+	// claimed has the devices that were so when they were stopped.
+	claimed map[uint32]bool
+}
+
+func newManager(d driver, ctl control) *manager {
+	m := &manager{driver: d, ctl: ctl, claimed: make(map[uint32]bool)}
+	// Drivers before Linux 6.5 do not know the question and answer all sorts of
+	// errors. They know the old numbers, which newer ones may not.
+	err := m.command(cmdGetFeatures, anyID, bytesOf(&m.features))
+	m.legacy = err != nil
+	return m
+}
+
+// bytesOf is the memory of a struct of the ABI.
+func bytesOf[T any](v *T) []byte {
+	return unsafe.Slice((*byte)(unsafe.Pointer(v)), unsafe.Sizeof(*v))
+}
+
+func (m *manager) command(nr, id uint32, data []byte) error {
+	return m.commandWithin(0, nr, id, data, 0)
+}
+
+func (m *manager) commandWithin(limit time.Duration, nr, id uint32, data []byte, value uint64) error {
+	op := encode(nr)
+	if m.legacy {
+		op = nr
+	}
+	return m.ctl.command(op, ctrlCmd{devID: id, queueID: noQueue, data: [2]uint64{value}}, data, limit)
+}
+
+// info describes a device. Errors: ENODEV if there is none.
+func (m *manager) info(id uint32) (info devInfo, err error) {
+	err = m.command(cmdGetDevInfo, id, bytesOf(&info))
+	return info, err
+}
+
+// add makes a device and gives it its parameters. want.id may be anyID.
+func (m *manager) add(want devInfo, p params) (devInfo, error) {
+	info := want
+	info.flags = flagUserRecovery | flagUserRecoveryReissue
+	if m.features&flagUserCopy != 0 {
+		info.flags |= flagUserCopy
+	} else {
+		info.flags |= flagNeedGetData
+	}
+	if err := m.command(cmdAddDev, want.id, bytesOf(&info)); err != nil {
+		return info, err
+	}
+	// The flags are now those that the driver knows.
+	err := m.command(cmdSetParams, info.id, bytesOf(&p))
+	if err == nil && info.flags&(flagUserCopy|flagNeedGetData) == 0 {
+		err = errors.New("the driver knows no way to copy data that is known here")
+	}
+	if err != nil {
+		return info, errors.Join(fmt.Errorf("set up device %d: %w", info.id, err), m.command(cmdDelDev, info.id, nil))
+	}
+	return info, nil
+}
+
+// params gives those of a device.
+func (m *manager) params(id uint32) (params, error) {
+	p := params{len: uint32(unsafe.Sizeof(params{}))}
+	err := m.command(cmdGetParams, id, bytesOf(&p))
+	return p, err
+}
+
+// start shows the block device. It waits for the reads that look for
+// partitions.
+func (m *manager) start(id uint32, pid int) error {
+	return m.commandWithin(0, cmdStartDev, id, nil, uint64(pid))
+}
+
+// startRecovery makes a device whose server died ready for another one.
+func (m *manager) startRecovery(id uint32) error { return m.command(cmdStartUserRecovery, id, nil) }
+
+// endRecovery lets the requests go on that have waited.
+func (m *manager) endRecovery(id uint32, pid int) error {
+	return m.commandWithin(0, cmdEndUserRecovery, id, nil, uint64(pid))
+}
+
+// stop takes the block device away, after the requests under way. Those that
+// wait for a new server fail.
+func (m *manager) stop(id uint32) error {
+	m.claimed[id] = m.driver.claimed(int(id))
+	return m.command(cmdStopDev, id, nil)
+}
+
+// remove removes a stopped device; one that is gone already is no error.
+// Errors: errHeld.
+func (m *manager) remove(ctx context.Context, id uint32) error {
+	err := m.tryRemove(ctx, id)
+	if errors.Is(err, unix.ENODEV) {
+		return nil
+	}
+	return err
+}
+
+func (m *manager) tryRemove(ctx context.Context, id uint32) error {
+	if m.legacy && m.claimed[id] {
+		// There the command keeps all others waiting until the device is closed.
+		return errHeld
+	}
+	if !m.legacy {
+		err := m.command(cmdDelDevAsync, id, nil)
+		if err == nil {
+			var gone bool
+			gone, err = await(ctx, holdWait, func() (bool, error) {
+				_, err := m.info(id)
+				if errors.Is(err, unix.ENODEV) {
+					return true, nil
+				}
+				return false, err
+			})
+			if err == nil && !gone {
+				err = errHeld
+			}
+		}
+		if !errors.Is(err, unix.EOPNOTSUPP) { // Linux 6.5 to 6.8
+			return err
+		}
+	}
+	err := m.commandWithin(holdWait, cmdDelDev, id, nil, 0)
+	if errors.Is(err, errLimit) {
+		err = errHeld
+	}
+	return err
+}
+
+// await looks every pollEvery until it is done, for limit at most. Errors:
+// those of look, and of ctx.
+func await(ctx context.Context, limit time.Duration, look func() (done bool, err error)) (bool, error) {
+	end := time.NewTimer(limit)
+	defer end.Stop()
+	tick := time.NewTicker(pollEvery)
+	defer tick.Stop()
+	for {
+		if done, err := look(); done || err != nil {
+			return done, err
+		}
+		select {
+		case <-tick.C:
+		case <-end.C:
+			return false, nil
+		case <-ctx.Done():
+			return false, ctx.Err()
+		}
+	}
+}

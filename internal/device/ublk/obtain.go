@@ -1,0 +1,139 @@
+package ublk
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"golang.org/x/sys/unix"
+)
+
+// obtain gives a device to serve: the one that a dead server of this volume
+// left, if it may go on (taken), or a new one. What a dead server left and may
+// not go on is removed.
+func (s *Server) obtain(ctx context.Context, m *manager) (info devInfo, taken bool, err error) {
+	ids, err := s.driver.devices()
+	if err != nil {
+		return info, false, fmt.Errorf("list the devices: %w", err)
+	}
+	for _, id := range ids {
+		info, err := m.info(uint32(id))
+		switch {
+		case errors.Is(err, unix.ENODEV): // it has just gone
+		case err != nil:
+			return info, false, fmt.Errorf("ask for device %d: %w", id, err)
+		case s.opts.Identity == 0 || info.serverFlags != s.opts.Identity:
+			if id == s.opts.ID {
+				return info, false, fmt.Errorf("%w: %s is not of this volume (server process %d, %s)",
+					ErrInUse, blockPath(id), info.pid, stateName(info.state))
+			}
+		default:
+			taken, err := s.takeOver(ctx, m, info)
+			if taken || err != nil {
+				return info, taken, err
+			}
+		}
+	}
+	want := devInfo{
+		queues: uint16(s.opts.Queues), depth: uint16(s.opts.QueueDepth), maxIOBytes: maxIOBytes,
+		id: anyID, serverFlags: s.opts.Identity,
+	}
+	if s.opts.ID >= 0 {
+		want.id = uint32(s.opts.ID)
+	}
+	info, err = m.add(want, newParams(s.vol.Geometry()))
+	if errors.Is(err, unix.EEXIST) {
+		err = fmt.Errorf("%w: %s: %w", ErrInUse, blockPath(s.opts.ID), err)
+	} else if err != nil {
+		err = fmt.Errorf("add a device: %w", err)
+	}
+	return info, false, err
+}
+
+// takeOver takes a device of this volume over from its dead server, or removes
+// it (false).
+func (s *Server) takeOver(ctx context.Context, m *manager, info devInfo) (taken bool, err error) {
+	id, path := info.id, blockPath(int(info.id))
+	log := s.opts.Log.With().Str("device", path).Int32("dead_server", info.pid).Logger()
+	// The kernel needs a moment to see that a server is dead.
+	left, err := await(ctx, deathWait, func() (bool, error) {
+		info, err = m.info(id)
+		return info.state != stateLive, err
+	})
+	if errors.Is(err, unix.ENODEV) {
+		return false, nil // it has removed itself
+	}
+	if err != nil {
+		return false, fmt.Errorf("wait for the last server of %s to end: %w", path, err)
+	}
+	if !left {
+		return false, fmt.Errorf("%w: %s is served by process %d", ErrInUse, path, info.pid)
+	}
+	p, err := m.params(id)
+	if err != nil {
+		return false, fmt.Errorf("ask for the parameters of %s: %w", path, err)
+	}
+	switch {
+	case info.state != stateQuiesced || info.flags&flagUserRecoveryReissue == 0:
+		log.Info().Msg("removing a stopped block device of this volume")
+	case !s.opts.Recover:
+		log.Warn().Msg("removing the block device: not everything that its server had acknowledged is here; its users get I/O errors")
+	case !p.fits(s.vol.Geometry()):
+		log.Warn().Msg("removing the block device: the volume has another shape now; its users get I/O errors")
+	case s.opts.ID >= 0 && id != uint32(s.opts.ID):
+		return false, fmt.Errorf("%w: %s of this volume waits for a server, but this one is to serve %s",
+			ErrInUse, path, blockPath(s.opts.ID))
+	default:
+		log.Info().Msg("taking the block device over")
+		return true, s.resume(ctx, m, id)
+	}
+	if err := m.stop(id); err != nil && !errors.Is(err, unix.ENODEV) {
+		return false, fmt.Errorf("stop %s: %w", path, err)
+	}
+	err = m.remove(ctx, id)
+	if errors.Is(err, errHeld) && id != uint32(s.opts.ID) {
+		log.Warn().Err(err).Msg("the block device takes its number along")
+		err = nil
+	}
+	if err != nil {
+		err = fmt.Errorf("remove %s: %w", path, err)
+	}
+	return false, err
+}
+
+// resume makes the device of a dead server ready for this one.
+func (s *Server) resume(ctx context.Context, m *manager, id uint32) error {
+	ready, err := await(ctx, deathWait, func() (bool, error) {
+		err := m.startRecovery(id)
+		switch {
+		case errors.Is(err, unix.EBUSY): // the dead one still has it open
+			return false, nil
+		case errors.Is(err, unix.EINVAL):
+			// It was begun by a server that died before it had all queues. The
+			// commands of the queues will tell.
+			return true, nil
+		}
+		return err == nil, err
+	})
+	if err == nil && !ready {
+		err = fmt.Errorf("%w: its last server does not close it", ErrInUse)
+	}
+	if err != nil {
+		return fmt.Errorf("take over %s: %w", blockPath(int(id)), err)
+	}
+	return nil
+}
+
+// stateName is for people.
+func stateName(state uint16) string {
+	switch state {
+	case stateDead:
+		return "stopped"
+	case stateLive:
+		return "live"
+	case stateQuiesced:
+		return "waiting for a server"
+	default:
+		return fmt.Sprintf("state %d", state)
+	}
+}

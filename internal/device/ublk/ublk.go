@@ -1,0 +1,276 @@
+// Package ublk serves a device.Volume as a Linux block device, /dev/ublkbN, by
+// the userspace block driver ublk_drv (Documentation/block/ublk.rst and
+// linux/ublk_cmd.h of Linux; 6.0 or later, CAP_SYS_ADMIN).
+//
+// The driver hands requests to its server as completions of io_uring commands
+// on /dev/ublkcN, and takes their results by further commands. Each hardware
+// queue has a thread that alone does so. Reads and writes that device.Fast can
+// serve at once are served right there; whatever may wait runs on a goroutine.
+// Data is copied between kernel and server by pread and pwrite on /dev/ublkcN
+// (UBLK_F_USER_COPY), before Linux 6.5 by the kernel into buffers that it asks
+// for (UBLK_F_NEED_GET_DATA).
+//
+// A device outlives a server that was killed (UBLK_F_USER_RECOVERY): its
+// requests wait, those that the server had taken among them, until the next
+// server takes the device over. That must be one that has everything the dead
+// one acknowledged, see Options.Recover. A clean stop removes the device.
+//
+// # Memory pressure
+//
+// The kernel frees memory by writing pages to this device, so serving a write
+// must not wait for memory to be freed. The process that runs a Server should
+// have PR_SET_IO_FLUSHER set before it starts threads, and lock its memory
+// (mlockall); its own files must not lie on the device, nor its swap space. In
+// this package the data of requests is in mapped buffers that are reused, at
+// most queues * depth of them; the kernel's part preallocates requests.
+package ublk
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"runtime"
+	"time"
+
+	"github.com/rs/zerolog"
+	"golang.org/x/sync/errgroup"
+
+	"bs3/internal/device"
+)
+
+// Options of a Server.
+type Options struct {
+	// ID is the N of /dev/ublkbN; a negative one lets the kernel choose, or
+	// takes the one that the volume's device has that waits for a new server.
+	ID int
+
+	// Identity tells the devices of this volume from others. The kernel keeps
+	// it with the device. 0 is no identity: no device is then taken over or
+	// removed that was there before.
+	Identity uint64
+
+	// Recover takes over the device that a killed server of this volume has
+	// left. It must be set only if the volume holds everything that server
+	// acknowledged; else such a device is removed, and its users get I/O errors
+	// rather than a disk that has lost something.
+	Recover bool
+
+	// Queues is the number of hardware queues, each with a thread; 0 = one for
+	// each CPU, but at most 4. The kernel makes no more than there are CPUs. A
+	// device that is taken over keeps the number it has.
+	Queues int
+
+	// QueueDepth is the number of requests that a queue has under way at most,
+	// to 4096; 0 = 128. A device that is taken over keeps the one it has.
+	QueueDepth int
+
+	Log zerolog.Logger
+
+	// Attached, if set, is called once, with the path of the block device, when
+	// that can be used.
+	Attached func(path string)
+}
+
+const (
+	defaultQueues = 4 // at most, if nothing was asked for
+	defaultDepth  = 128
+)
+
+// What Run may fail with; they come wrapped.
+var (
+	// ErrNoDriver: this kernel has no ublk, or its module is not loaded.
+	ErrNoDriver = errors.New("no ublk driver in the kernel, try modprobe ublk_drv")
+	// ErrInUse: the wanted device exists and is not ours to take.
+	ErrInUse = errors.New("ublk device is in use")
+	// ErrRemoved: somebody else stopped the device while it was served.
+	ErrRemoved = errors.New("ublk device was stopped by someone else")
+)
+
+// Server serves one volume. Make it with New; Run it once.
+type Server struct {
+	vol    device.Volume
+	opts   Options
+	driver driver
+}
+
+// New makes a server of vol.
+func New(vol device.Volume, opts Options) *Server {
+	if opts.Queues <= 0 {
+		opts.Queues = min(runtime.NumCPU(), defaultQueues)
+	}
+	if opts.QueueDepth <= 0 {
+		opts.QueueDepth = defaultDepth
+	}
+	opts.QueueDepth = min(opts.QueueDepth, maxQueueDepth)
+	return &Server{vol: vol, opts: opts, driver: linux{}}
+}
+
+// Run makes the block device and serves it until ctx is cancelled, and returns
+// nil then. It stops in this order: it has written back what file systems and
+// the kernel hold for the device, stops the device, which ends when the
+// requests under way have ended, and removes it. That has no time limit, since
+// giving up would lose what somebody has written. Who uses the device from
+// then on gets errors.
+//
+// If something fails between server and kernel, Run returns the error and
+// leaves the device to wait for the next server.
+func (s *Server) Run(ctx context.Context) error {
+	if err := s.run(ctx); err != nil {
+		return fmt.Errorf("ublk: %w", err)
+	}
+	return nil
+}
+
+func (s *Server) run(ctx context.Context) error {
+	ctl, err := s.driver.control()
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return fmt.Errorf("%w: %w", ErrNoDriver, err)
+	case err != nil:
+		return err
+	}
+	m := newManager(s.driver, ctl)
+	info, taken, err := s.obtain(ctx, m)
+	if err == nil {
+		var remove bool
+		remove, err = s.attend(ctx, m, info, taken)
+		if remove {
+			// ctx is over here as a rule.
+			err = errors.Join(err, s.discard(context.WithoutCancel(ctx), m, info.id))
+		}
+	}
+	return errors.Join(err, ctl.close())
+}
+
+// attend serves a device that was made or taken over. remove says whether it
+// is to be removed now; otherwise it waits for the next server.
+func (s *Server) attend(ctx context.Context, m *manager, info devInfo, taken bool) (remove bool, err error) {
+	path := blockPath(int(info.id))
+	log := s.opts.Log.With().Str("device", path).Logger()
+	dev, err := s.driver.open(int(info.id))
+	if err != nil {
+		return !taken, err
+	}
+	// Requests go on when ctx ends: the stop waits for them.
+	requests, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	c := s.crew(dev, info, m.legacy, cancel)
+	defer func() {
+		err = errors.Join(err, c.leave(), dev.close())
+	}()
+	if !c.start(requests) {
+		return !taken, fmt.Errorf("cannot serve %s", path)
+	}
+	if taken {
+		err = m.endRecovery(info.id, os.Getpid())
+	} else {
+		// It reads, to find partitions. Nothing is lost if that fails.
+		unwatch := context.AfterFunc(ctx, cancel)
+		err = m.start(info.id, os.Getpid())
+		unwatch()
+	}
+	if err != nil {
+		return !taken, fmt.Errorf("start %s: %w", path, err)
+	}
+	log.Info().Uint16("queues", info.queues).Uint16("depth", info.depth).Bool("taken_over", taken).
+		Bool("user_copy", c.userCopy).Bool("legacy", c.legacy).Msg("the block device is there")
+	if s.opts.Attached != nil {
+		s.opts.Attached(path)
+	}
+	select {
+	case <-c.ended:
+		if c.leave() == nil {
+			return true, fmt.Errorf("%w: %s", ErrRemoved, path)
+		}
+		return false, fmt.Errorf("cannot serve %s any longer", path)
+	case <-ctx.Done():
+	}
+	log.Info().Msg("writing back what the kernel holds for the block device")
+	if err := s.driver.writeBack(int(info.id)); err != nil {
+		log.Warn().Err(err).Msg("not everything could be written back")
+	}
+	log.Info().Msg("stopping the block device")
+	if err := m.stop(info.id); err != nil {
+		return false, fmt.Errorf("stop %s: %w", path, err)
+	}
+	return true, c.wait()
+}
+
+// discard stops a device, if it is not yet, and removes it.
+func (s *Server) discard(ctx context.Context, m *manager, id uint32) error {
+	err := m.remove(ctx, id)
+	if errors.Is(err, errHeld) {
+		s.opts.Log.Warn().Err(err).Str("device", blockPath(int(id))).Msg("the block device is stopped; its number is free when that ends")
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("remove %s: %w", blockPath(int(id)), err)
+	}
+	return nil
+}
+
+// crew is the queues of a device.
+type crew struct {
+	*shown
+	queues []*queue
+	cancel context.CancelFunc // of all requests
+	group  *errgroup.Group
+	ended  <-chan struct{} // closed when a queue has ended
+}
+
+func (s *Server) crew(dev charDevice, info devInfo, legacy bool, cancel context.CancelFunc) *crew {
+	d := &shown{
+		vol: s.vol, geometry: s.vol.Geometry(), dev: dev,
+		depth: int(info.depth), maxIO: int(info.maxIOBytes), userCopy: info.flags&flagUserCopy != 0, legacy: legacy,
+		buffers: &buffers{},
+		errLog:  s.opts.Log.Sample(&zerolog.BurstSampler{Burst: 10, Period: time.Minute}),
+	}
+	d.fast, _ = s.vol.(device.Fast)
+	c := &crew{shown: d, cancel: cancel}
+	for id := range info.queues {
+		c.queues = append(c.queues, &queue{shown: d, id: id})
+	}
+	group, ctx := errgroup.WithContext(context.Background())
+	c.group, c.ended = group, ctx.Done()
+	return c
+}
+
+// start starts the queues. It is true when all of them take requests.
+func (c *crew) start(requests context.Context) bool {
+	fetching := make(chan struct{}, len(c.queues))
+	for _, q := range c.queues {
+		c.group.Go(func() error {
+			return q.run(requests, c.cancel, func() { fetching <- struct{}{} })
+		})
+	}
+	for range c.queues {
+		select {
+		case <-fetching:
+		case <-c.ended:
+			return false
+		}
+	}
+	return true
+}
+
+// wait waits for all queues, whose device was stopped. The error is that of
+// the first that ended otherwise.
+func (c *crew) wait() error {
+	err := c.group.Wait()
+	c.buffers.release()
+	if errors.Is(err, errAborted) {
+		return nil
+	}
+	return err
+}
+
+// leave ends the queues, whether the device is stopped or not, and waits for
+// them.
+func (c *crew) leave() error {
+	c.cancel()
+	for _, q := range c.queues {
+		q.abandon()
+	}
+	return c.wait()
+}
