@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"bs3/internal/bs3/layout"
 	"bs3/internal/bs3/objproxy"
@@ -71,6 +72,23 @@ func (e *Engine) ownVolume(ctx context.Context) (*layout.Volume, objproxy.Versio
 			ErrFenced, v.Epoch, v.Writer.Hostname, v.Writer.Host, v.Writer.PID, e.epoch)
 	}
 	return v, version, nil
+}
+
+// nameWithin is how long a writer that is fenced asks who fenced it.
+const nameWithin = 5 * time.Second
+
+// nameSuccessor makes of err, if it is ErrFenced, one that says who has taken
+// over: an object tells no more than the epoch.
+func (e *Engine) nameSuccessor(err error) error {
+	if !errors.Is(err, ErrFenced) {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(e.ctx, nameWithin)
+	defer cancel()
+	if _, _, own := e.ownVolume(ctx); errors.Is(own, ErrFenced) {
+		return own
+	}
+	return err
 }
 
 // maxRead bounds what readAll takes: more than any checkpoint or pack.

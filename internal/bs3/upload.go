@@ -76,7 +76,7 @@ func (e *Engine) uploader() {
 	for c := e.uploads.next(); c != nil; c = e.uploads.next() {
 		start := time.Now()
 		if err := e.upload(c); err != nil {
-			if e.ctx.Err() == nil {
+			if err = e.nameSuccessor(err); e.ctx.Err() == nil {
 				e.fail(err)
 			}
 			return
