@@ -85,7 +85,7 @@ func (r *Retry) Waiting() (since time.Time, lastErr error, waiting bool) {
 // Put implements Store.
 func (r *Retry) Put(ctx context.Context, name string, body Body, cond Condition) (Version, error) {
 	var v Version
-	err := r.do(ctx, "put", name, func() (err error) {
+	err := r.Do(ctx, "put", name, func() (err error) {
 		v, err = r.inner.Put(ctx, name, body, cond)
 		return err
 	})
@@ -96,7 +96,7 @@ func (r *Retry) Put(ctx context.Context, name string, body Body, cond Condition)
 func (r *Retry) Get(ctx context.Context, name string, p []byte, off int64) (int, Info, error) {
 	var n int
 	var info Info
-	err := r.do(ctx, "get", name, func() (err error) {
+	err := r.Do(ctx, "get", name, func() (err error) {
 		n, info, err = r.inner.Get(ctx, name, p, off)
 		return err
 	})
@@ -106,7 +106,7 @@ func (r *Retry) Get(ctx context.Context, name string, p []byte, off int64) (int,
 // List implements Store.
 func (r *Retry) List(ctx context.Context, prefix, after string, limit int) ([]Info, error) {
 	var infos []Info
-	err := r.do(ctx, "list", prefix, func() (err error) {
+	err := r.Do(ctx, "list", prefix, func() (err error) {
 		infos, err = r.inner.List(ctx, prefix, after, limit)
 		return err
 	})
@@ -118,7 +118,7 @@ func (r *Retry) Delete(ctx context.Context, names []string) error {
 	if len(names) == 0 {
 		return nil
 	}
-	return r.do(ctx, "delete", names[0], func() error {
+	return r.Do(ctx, "delete", names[0], func() error {
 		err := r.inner.Delete(ctx, names)
 		if failed := FailedDeletes(err); failed != nil {
 			names = make([]string, len(failed))
@@ -139,7 +139,9 @@ func definite(err error) bool {
 	return err == nil
 }
 
-func (r *Retry) do(ctx context.Context, kind, name string, try func() error) error {
+// Do makes any other request to the store with the same patience. kind and
+// name are for messages; requests of one kind are reported together.
+func (r *Retry) Do(ctx context.Context, kind, name string, try func() error) error {
 	if err := ctx.Err(); err != nil {
 		return fmt.Errorf("%s %s: %w", kind, name, err)
 	}

@@ -272,6 +272,12 @@ func TestRetryStatus(t *testing.T) {
 				t.Error(err)
 			}
 		})
+		wg.Go(func() { // a later one does not hide since when
+			time.Sleep(20 * time.Second)
+			if _, err := r.Put(t.Context(), "later", objproxy.Body{}, objproxy.IfAbsent()); err != nil {
+				t.Error(err)
+			}
+		})
 		time.Sleep(30 * time.Second)
 		synctest.Wait()
 		since, lastErr, waiting := r.Waiting()

@@ -189,6 +189,53 @@ func TestSeed(t *testing.T) {
 	}
 }
 
+// TestOneAtATime: no two steps fall on one instant.
+func TestOneAtATime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := objtest.NewMemory()
+		var mu sync.Mutex
+		seen := make(map[time.Time]int)
+		note := func() {
+			mu.Lock()
+			defer mu.Unlock()
+			seen[time.Now()]++
+		}
+		f := objtest.NewFaulty(&objtest.Hooks{Inner: m, Before: func(context.Context, objtest.Op) error {
+			note()
+			return nil
+		}}, objtest.Faults{Latency: 20})
+		var wg sync.WaitGroup
+		for i := range 100 {
+			wg.Go(func() {
+				if err := put(t.Context(), f, fmt.Sprint(i), ""); err != nil {
+					t.Error(err)
+				}
+				note()
+			})
+		}
+		wg.Wait()
+		if len(seen) != 200 {
+			t.Errorf("200 steps fall on %d instants", len(seen))
+		}
+	})
+}
+
+// TestTryAgain: what happened to a call does not happen to it for ever.
+func TestTryAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := objtest.NewFaulty(objtest.NewMemory(), objtest.Faults{Fail: 0.5})
+		failed := 0
+		for range 100 {
+			if _, err := f.List(t.Context(), "", "", 1); err != nil {
+				failed++
+			}
+		}
+		if failed < 30 || failed > 70 {
+			t.Errorf("%d of 100 calls failed", failed)
+		}
+	})
+}
+
 // TestKill: a dead process gets no answers, but its requests may arrive.
 func TestKill(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -244,6 +291,13 @@ func TestClone(t *testing.T) {
 		t.Fatal(err)
 	}
 	c := m.Clone()
+	_, before, err := c.Get(t.Context(), "a", nil, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if v, err := c.Put(t.Context(), "a", objproxy.Body{}, objproxy.Condition{}); err != nil || v == before.Version {
+		t.Errorf("version %s again, %v", v, err)
+	}
 	if err := errors.Join(put(t.Context(), m, "b", "2"), m.Delete(t.Context(), []string{"a"}), put(t.Context(), c, "c", "3")); err != nil {
 		t.Fatal(err)
 	}

@@ -219,6 +219,23 @@ func TestGetAnswers(t *testing.T) {
 	}
 }
 
+// TestChecksum: a checksum that the store sends is verified, if that is asked
+// for and the answer is a whole object.
+func TestChecksum(t *testing.T) {
+	for _, c := range []struct{ sum, want string }{{"poTHxg==", "ok"}, {"AAAAAA==", "transient"}} {
+		srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("ETag", `"e"`)
+			w.Header().Set("X-Amz-Checksum-Crc32", c.sum)
+			io.WriteString(w, "0123456789")
+		}))
+		s := storeAt(t, srv.URL, s3.Options{Checksums: s3.ChecksumsWhenSupported})
+		if _, _, err := s.Get(t.Context(), "volume", make([]byte, 10), -1); meaning(err) != c.want {
+			t.Errorf("checksum %s: want %s, got %v", c.sum, c.want, err)
+		}
+		srv.Close()
+	}
+}
+
 // TestHalfRead: a server reads half of the body and fails; the next try sends
 // the whole body again.
 func TestHalfRead(t *testing.T) {

@@ -80,12 +80,12 @@ func getError(ctx context.Context, what string, err error) error {
 	return requestError(ctx, what, err)
 }
 
-// bodyError is about an answer that broke off.
+// bodyError is about an answer that broke off or does not match its checksum.
 func bodyError(ctx context.Context, what string, err error) error {
 	if e := ctx.Err(); e != nil {
 		return fmt.Errorf("%s: %w", what, e)
 	}
-	return fmt.Errorf("%s: %w: the answer broke off: %s", what, objproxy.ErrTransient, err.Error())
+	return fmt.Errorf("%s: %w: the answer is broken: %s", what, objproxy.ErrTransient, err.Error())
 }
 
 func (s *Store) putError(ctx context.Context, what, name string, err error, cond objproxy.Condition) error {
