@@ -15,7 +15,7 @@ import (
 )
 
 // open makes a store, with a new bucket, at a server.
-func open(t *testing.T, o s3.Options) *s3.Store {
+func open(t testing.TB, o s3.Options) *s3.Store {
 	t.Helper()
 	o.Region = "us-east-1"
 	if o.AccessKey == "" {
