@@ -499,6 +499,32 @@ func TestRequests(t *testing.T) {
 	}
 }
 
+// TestCredentialChain: without keys of our own the SDK finds some.
+func TestCredentialChain(t *testing.T) {
+	t.Setenv("AWS_ACCESS_KEY_ID", "key-of-the-environment")
+	t.Setenv("AWS_SECRET_ACCESS_KEY", "secret")
+	t.Setenv("AWS_CONFIG_FILE", "/dev/null")
+	t.Setenv("AWS_SHARED_CREDENTIALS_FILE", "/dev/null")
+	var authorization string
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		authorization = r.Header.Get("Authorization")
+		w.Header().Set("ETag", `"e"`)
+	}))
+	defer srv.Close()
+	s, err := s3.New(t.Context(), s3.Options{Endpoint: srv.URL, Bucket: "bucket", Region: "eu-central-1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := s.Get(t.Context(), "volume", nil, 0); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"Credential=key-of-the-environment/", "/eu-central-1/s3/"} {
+		if !strings.Contains(authorization, want) {
+			t.Errorf("the request is signed by %q", authorization)
+		}
+	}
+}
+
 // TestProtocol: HTTP/1.1 unless HTTP2 is set.
 func TestProtocol(t *testing.T) {
 	srv := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
