@@ -1,0 +1,202 @@
+// Package buse shows a device.Volume as /dev/buseN, by the kernel module BUSE
+// of asch/buse and its Go library.
+//
+// The module takes a write by copying it into a chunk of memory that it shares
+// with this process, and acknowledges it there and then: what it has is the
+// volatile cache of the device. A chunk is handed over when it is full, when
+// the device is flushed, or when one of its blocks is read; the library calls
+// BuseWrite for it, on a goroutine of its own. There is a queue for each
+// thread, each with chunks of its own, and nothing orders the chunks of one
+// queue with those of another, nor the goroutines of one queue. What orders
+// writes is the number that the module gives each; see sequence.go.
+//
+// A flush is sent down every queue behind the chunks that were filled before
+// it. The library answers it, without a call, when the chunks before it in its
+// queue are done; the module's flush is done when all queues have answered.
+// Hence BuseWrite returns only when its chunk has been taken and then flushed:
+// that makes a flush of the device one of the volume, whatever the volume's
+// mode means by that, and keeps everything that is written after a flush
+// behind what was written before it. (The library can be told to answer
+// flushes at once instead. A chunk from before the flush may then be taken
+// after one from behind it, so that is never asked for: if the volume's flush
+// only keeps the order, this costs nothing but the wait for memory.)
+//
+// There is no way to say that a request failed: when a callback returns, with
+// an error or without, the library tells the module that it was done. So a
+// callback that failed does not return. See requests.go for what becomes of
+// the device then.
+//
+// The numbers start again at 1 with every start of a device, and so does all
+// that this package keeps of them. A daemon that was killed leaves its device
+// behind with the requests in it. The module would hand them over again, but to
+// one who still knows the numbers of before; as nobody does, a device that is
+// there already is refused.
+//
+// The module counts in sectors of 512 bytes, whatever the block size. Such
+// variables are called sectors512, and there are none outside of this package.
+package buse
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	lib "github.com/asch/buse/lib/go/buse"
+
+	"bs3/internal/device"
+)
+
+// shownPoll is the time between two looks for the block device.
+const shownPoll = 20 * time.Millisecond
+
+// ErrStopped is returned (wrapped) by Run when somebody else has stopped the
+// device.
+var ErrStopped = errors.New("the device was stopped by another process")
+
+// Device is one BUSE device. Make it with New; Run it once.
+type Device struct {
+	vol      device.Volume
+	geometry device.Geometry
+	opts     Options
+	sys      system
+	requests requests
+}
+
+// New makes a device of vol.
+func New(vol device.Volume, opts Options) *Device {
+	return newDevice(vol, opts, linux())
+}
+
+func newDevice(vol device.Volume, opts Options, sys system) *Device {
+	opts.fill()
+	return &Device{vol: vol, geometry: vol.Geometry(), opts: opts, sys: sys}
+}
+
+// Path is the block device in the file system.
+func (d *Device) Path() string { return d.sys.blockDevice(d.opts.Major) }
+
+// Run makes the device, serves it until ctx is cancelled, and removes it. It
+// returns nil if all that the module had was taken by the volume.
+//
+// A clean stop waits for the volume as long as the volume makes it wait.
+//
+// If a request fails, Run returns an error and leaves the device behind, since
+// removing it would tell its users that their requests were done. The process
+// has to end then: goroutines of the library stay, though none of them will use
+// the volume again.
+func (d *Device) Run(ctx context.Context) error {
+	if err := d.opts.Validate(d.geometry); err != nil {
+		return fmt.Errorf("BUSE device %s: %w", d.Path(), err)
+	}
+	if err := d.sys.vacant(d.opts.Major); err != nil {
+		return err
+	}
+	// What the module has acknowledged is to be taken even after ctx ends.
+	serving, abandon := context.WithCancel(context.WithoutCancel(ctx))
+	defer abandon()
+	d.requests.start(serving, d.vol, d.opts, d.sys.hang)
+
+	dev, err := d.sys.create(&callbacks{requests: &d.requests}, d.library())
+	if err != nil {
+		return d.sys.explain(d.opts.Major, err)
+	}
+	if err := d.sys.complete(d.opts.Major, dev.queueCount()); err != nil {
+		// The library would panic. Nothing was served yet.
+		return errors.Join(err, dev.StopDevice(), dev.RemoveDevice())
+	}
+
+	var watch sync.WaitGroup
+	watching, unwatch := context.WithCancel(ctx)
+	watch.Go(func() { d.announce(watching) })
+	defer watch.Wait()
+	defer unwatch()
+
+	ended := make(chan struct{})
+	go func() {
+		dev.Run()
+		close(ended)
+	}()
+	clean, err := d.stop(ctx, dev, ended)
+	if !clean {
+		abandon()
+		d.requests.end()
+		return d.sys.left(d.opts.Major, err)
+	}
+	if removed := dev.RemoveDevice(); removed != nil {
+		err = errors.Join(err, fmt.Errorf("remove BUSE device %s: %w", d.Path(), removed))
+	}
+	return err
+}
+
+// stop waits for the end of ctx and stops the device then. It returns when the
+// library has ended (clean), or when it will not because a request has failed
+// or the device cannot be stopped.
+func (d *Device) stop(ctx context.Context, dev kernelDevice, ended <-chan struct{}) (clean bool, err error) {
+	select {
+	case <-ended:
+		return true, fmt.Errorf("BUSE device %s: %w", d.Path(), ErrStopped)
+	case <-d.requests.failed:
+		return false, d.requests.failure()
+	case <-ctx.Done():
+	}
+	stopped := make(chan error, 1)
+	go func() { stopped <- dev.StopDevice() }()
+	// The module answers when it has handed over what it had, and that may take
+	// as long as the volume makes it wait.
+	select {
+	case <-d.requests.failed:
+		return false, d.requests.failure()
+	case err = <-stopped:
+	case <-ended:
+		err = <-stopped
+	}
+	if err != nil {
+		return false, fmt.Errorf("stop BUSE device %s: %w", d.Path(), err)
+	}
+	select {
+	case <-d.requests.failed:
+		return false, d.requests.failure()
+	case <-ended:
+		return true, nil
+	}
+}
+
+// announce calls Options.Ready when the block device is there.
+func (d *Device) announce(ctx context.Context) {
+	if d.opts.Ready == nil {
+		return
+	}
+	look := time.NewTicker(shownPoll)
+	defer look.Stop()
+	for !d.sys.shown(d.opts.Major) {
+		select {
+		case <-look.C:
+		case <-ctx.Done():
+			return
+		}
+	}
+	d.opts.Ready(d.Path())
+}
+
+// library translates the options for the library.
+func (d *Device) library() lib.Options {
+	o, g := d.opts, d.geometry
+	return lib.Options{
+		Durable:        true, // see the package comment
+		WriteChunkSize: o.ChunkSize,
+		BlockSize:      int64(g.BlockSize),
+		IOMin:          int64(g.IOMin),
+		IOOpt:          int64(g.IOOpt),
+		Threads:        o.Threads,
+		Major:          int64(o.Major),
+		WriteShmSize:   o.WriteBuffer,
+		ReadShmSize:    o.ReadBuffer,
+		Size:           g.Size,
+		CollisionArea:  o.CollisionArea,
+		QueueDepth:     int64(o.QueueDepth),
+		Scheduler:      o.Scheduler,
+		CPUsPerNode:    o.CPUsPerNode,
+	}
+}

@@ -1,0 +1,167 @@
+package buse
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	lib "github.com/asch/buse/lib/go/buse"
+	"golang.org/x/sys/unix"
+)
+
+// Why a device cannot be made; Run returns them wrapped.
+var (
+	// ErrNoModule: the kernel module is not there.
+	ErrNoModule = errors.New("the kernel module buse is not loaded")
+	// ErrExists: there is a device of that number.
+	ErrExists = errors.New("the BUSE device exists already")
+)
+
+// Available says whether this machine has the kernel module loaded.
+func Available() bool { return linux().module() == nil }
+
+// kernelDevice is a device as the library gives it.
+type kernelDevice interface {
+	// Run serves the queues until the device was stopped and all its requests
+	// are done.
+	Run()
+	// StopDevice has the module refuse further requests and end the queues
+	// when it has handed over the rest.
+	StopDevice() error
+	// RemoveDevice removes a device that was stopped.
+	RemoveDevice() error
+	// queueCount is how many queues for reads, and how many for writes, it has.
+	queueCount() int
+}
+
+// system is the machine: where the kernel shows what, and the library. Tests
+// have their own.
+type system struct {
+	configfs string // where configfs is mounted
+	dev      string // where the devices are
+	block    string // sysfs' block devices
+	create   func(lib.BuseReadWriter, lib.Options) (kernelDevice, error)
+	hang     func() // never returns; see requests
+}
+
+func linux() system {
+	return system{
+		configfs: "/sys/kernel/config", // the library knows no other
+		dev:      "/dev",
+		block:    "/sys/block",
+		create: func(rw lib.BuseReadWriter, o lib.Options) (kernelDevice, error) {
+			dev, err := lib.New(rw, o)
+			return &libraryDevice{dev}, err
+		},
+		hang: func() { select {} },
+	}
+}
+
+type libraryDevice struct{ lib.Buse }
+
+func (d *libraryDevice) queueCount() int { return d.Options.Threads }
+
+func name(major int) string { return "buse" + strconv.Itoa(major) }
+
+// blockDevice is the path of the block device.
+func (s system) blockDevice(major int) string { return filepath.Join(s.dev, name(major)) }
+
+// directory is where the module has the settings of a device. Making it makes
+// the device.
+func (s system) directory(major int) string {
+	return filepath.Join(s.configfs, "buse", strconv.Itoa(major))
+}
+
+// module says whether the module is loaded.
+func (s system) module() error {
+	if _, err := os.Stat(filepath.Join(s.configfs, "buse")); err == nil {
+		return nil
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("look for the kernel module buse: %w", err)
+	}
+	// Its mount point is there whenever the kernel has configfs, and shows
+	// what subsystems registered, if anything, only once it is mounted.
+	if _, err := os.Stat(s.configfs); errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("%w, nor is configfs: modprobe configfs; mount -t configfs none %s; modprobe buse", ErrNoModule, s.configfs)
+	}
+	return fmt.Errorf("%w, or configfs is not mounted on %s: mount -t configfs none %[2]s; modprobe buse "+
+		"(it builds only for kernels around 5.11; newer ones have ublk and nbd)", ErrNoModule, s.configfs)
+}
+
+// vacant says whether a device of this number can be made.
+func (s system) vacant(major int) error {
+	if err := s.module(); err != nil {
+		return err
+	}
+	dir := s.directory(major)
+	switch _, err := os.Stat(dir); {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil
+	case err != nil:
+		return fmt.Errorf("look for the BUSE device %s: %w", name(major), err)
+	}
+	if power, err := os.ReadFile(filepath.Join(dir, "power")); err == nil && strings.TrimSpace(string(power)) == "0" {
+		return fmt.Errorf("%w: %s is switched off. If no other daemon is just making or removing it, clear it with: rmdir %s",
+			ErrExists, name(major), dir)
+	}
+	return fmt.Errorf("%w: another daemon serves %s, or one that was killed has left it behind. %s", ErrExists, name(major), s.remedy(major))
+}
+
+// remedy says how to get rid of a device that nobody serves.
+func (s system) remedy(major int) string {
+	return fmt.Sprintf("If no daemon serves it, unmount what is on %s, then: echo 0 > %[2]s/power && rmdir %[2]s. "+
+		"(Not rmdir first. The echo hangs for good if requests are left in the device: then only a reboot clears it.) "+
+		"Another number (major) can be used at once", s.blockDevice(major), s.directory(major))
+}
+
+// left is the error of a device that cannot be removed, for the given reason.
+func (s system) left(major int, reason error) error {
+	return fmt.Errorf("BUSE device %s is left behind with requests that cannot be done: %w. When this process has ended: %s",
+		s.blockDevice(major), reason, s.remedy(major))
+}
+
+// explain clears away what create has left, and says what its error means.
+func (s system) explain(major int, err error) error {
+	dir := s.directory(major)
+	var path *fs.PathError
+	if errors.As(err, &path) && filepath.Dir(path.Path) == dir {
+		// Past making the directory, so it is ours.
+		if removed := unix.Rmdir(dir); removed != nil {
+			err = errors.Join(err, fmt.Errorf("remove %s: %w", dir, removed))
+		}
+		setting := filepath.Base(path.Path)
+		switch {
+		case setting == "power" && errors.Is(err, unix.ENOMEM):
+			err = fmt.Errorf("%w (the module needs the write and read buffers for each thread, and 4 bytes for each "+
+				"collision area in one piece of mostly at most 4 MiB: use smaller buffers, or larger collision areas)", err)
+		case setting != "power" && (errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission)):
+			err = fmt.Errorf("%w (the loaded module has no such setting: it is of another version than the library)", err)
+		}
+	} else if errors.Is(err, fs.ErrExist) {
+		err = fmt.Errorf("%w: somebody was faster: %w", ErrExists, err)
+	}
+	return fmt.Errorf("make BUSE device %s: %w", name(major), err)
+}
+
+// complete says whether the queues can be opened.
+func (s system) complete(major, queues int) error {
+	for i := range queues {
+		for _, kind := range []string{"r", "w"} {
+			path := filepath.Join(s.dev, fmt.Sprintf("%s-%s%d", name(major), kind, i))
+			if _, err := os.Stat(path); err != nil {
+				return fmt.Errorf("queue of BUSE device %s: %w", name(major), err)
+			}
+		}
+	}
+	return nil
+}
+
+// shown says whether the block device is there and has got its size.
+func (s system) shown(major int) bool {
+	size, err := os.ReadFile(filepath.Join(s.block, name(major), "size"))
+	return err == nil && strings.TrimSpace(string(size)) != "0"
+}

@@ -1,0 +1,223 @@
+package buse
+
+import (
+	"context"
+	"fmt"
+	"sync"
+
+	"github.com/rs/zerolog"
+
+	"bs3/internal/device"
+)
+
+// requests serves what the library calls for.
+//
+// A request that fails (the volume has stopped, or the chunk is damaged) cannot
+// be refused. If its callback returned, a chunk that is in no store would count
+// as written and its flush as done, or a buffer as what was read. So the
+// callback stays where it is for as long as the process lives. The first that
+// does has Run end with its error, so that the daemon says why, and ends; to
+// those who use the device it is a disk whose cable was pulled out. The module
+// is not told to stop the device: it would wait for these requests inside of a
+// system call that no signal ends.
+type requests struct {
+	log    zerolog.Logger
+	hang   func() // does not return
+	vol    device.Volume
+	format format
+	most   int64 // bytes of a discard
+	ctx    context.Context
+	newest *sequences
+	failed chan struct{} // closed by the first failure
+
+	mu     sync.Mutex
+	err    error // the first failure
+	active int   // requests that may use the volume
+	closed bool  // no more of them
+	idle   chan struct{}
+}
+
+// start prepares r for a new start of a device. What it does ends with ctx.
+func (r *requests) start(ctx context.Context, vol device.Volume, opts Options, hang func()) {
+	g := vol.Geometry()
+	r.log, r.hang = opts.Log, hang
+	r.ctx, r.vol = ctx, vol
+	r.format = newFormat(g, opts.CollisionArea)
+	r.newest = newSequences(r.format)
+	r.most = g.MaxDiscard - g.MaxDiscard%int64(g.BlockSize)
+	r.failed, r.idle = make(chan struct{}), make(chan struct{})
+}
+
+// fail notes a failure; the first counts.
+func (r *requests) fail(err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.err != nil {
+		return
+	}
+	r.err = err
+	close(r.failed)
+	r.log.Error().Err(err).Msg("a BUSE request failed and cannot be refused: the device hangs, and is given up")
+}
+
+// failure is the first failure, or nil.
+func (r *requests) failure() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.err
+}
+
+// end returns when no request uses the volume, and none will any more.
+func (r *requests) end() {
+	r.mu.Lock()
+	r.closed = true
+	if r.active == 0 {
+		close(r.idle)
+	}
+	r.mu.Unlock()
+	<-r.idle
+}
+
+// begin counts a request in, if it may still use the volume.
+func (r *requests) begin() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !r.closed {
+		r.active++
+	}
+	return !r.closed
+}
+
+// done counts one out.
+func (r *requests) done() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.active--
+	if r.closed && r.active == 0 {
+		close(r.idle)
+	}
+}
+
+// do returns when f has succeeded, and otherwise not.
+func (r *requests) do(f func() error) {
+	if !r.begin() {
+		r.hang()
+	}
+	err := f()
+	if err != nil {
+		r.fail(err)
+	}
+	r.done()
+	if err != nil {
+		r.hang()
+	}
+}
+
+// write takes a chunk of n records.
+func (r *requests) write(n int64, chunk []byte) error {
+	records, err := r.format.parse(n, chunk)
+	if err != nil {
+		return err
+	}
+	for _, rec := range records {
+		if err := r.take(rec); err != nil {
+			return fmt.Errorf("%d blocks from %d: %w", rec.blocks, rec.first, err)
+		}
+	}
+	if err := r.vol.Flush(r.ctx); err != nil {
+		return fmt.Errorf("flush: %w", err)
+	}
+	return nil
+}
+
+// take has the volume take what is new in rec.
+func (r *requests) take(rec record) error {
+	a, err := r.newest.enter(r.ctx, rec.first)
+	if err != nil {
+		return err
+	}
+	defer a.leave()
+	base := rec.first - rec.first%r.format.areaBlocks
+	i, end := rec.first-base, rec.first-base+rec.blocks
+	for i < end {
+		skip, n := a.newer(i, end, rec.number)
+		i += skip
+		if n == 0 {
+			break
+		}
+		if err := r.apply(rec, base+i, n); err != nil {
+			return err
+		}
+		a.note(i, i+n, rec.number)
+		i += n
+	}
+	return nil
+}
+
+// apply does what rec asks for to n of its blocks.
+func (r *requests) apply(rec record, first, n int64) error {
+	bs := r.format.blockSize
+	off, length := first*bs, n*bs
+	drop := r.vol.Discard
+	switch rec.op {
+	case opWrite:
+		at := (first - rec.first) * bs
+		return r.vol.WriteAt(r.ctx, rec.data[at:at+length], off)
+	case opWriteZeroes:
+		drop = r.vol.WriteZeroes
+	}
+	for length > 0 {
+		piece := length
+		if r.most > 0 {
+			piece = min(piece, r.most)
+		}
+		if err := drop(r.ctx, off, piece); err != nil {
+			return err
+		}
+		off, length = off+piece, length-piece
+	}
+	return nil
+}
+
+// read fills p, the memory that the module reads it from.
+func (r *requests) read(first, blocks int64, p []byte) error {
+	bs := r.format.blockSize
+	if first < 0 || blocks <= 0 || first > r.format.blocks || blocks > r.format.blocks-first || int64(len(p)) < blocks*bs {
+		return fmt.Errorf("read of %d blocks from %d into %d bytes, of a device of %d blocks", blocks, first, len(p), r.format.blocks)
+	}
+	if err := r.vol.ReadAt(r.ctx, p[:blocks*bs], first*bs); err != nil {
+		return fmt.Errorf("read %d blocks from %d: %w", blocks, first, err)
+	}
+	return nil
+}
+
+// callbacks is what the library calls, from many goroutines at a time.
+type callbacks struct{ requests *requests }
+
+// BuseWrite takes a chunk of writes and flushes it.
+func (c *callbacks) BuseWrite(writes int64, chunk []byte) error {
+	c.requests.do(func() error {
+		if err := c.requests.write(writes, chunk); err != nil {
+			return fmt.Errorf("chunk of %d writes: %w", writes, err)
+		}
+		return nil
+	})
+	return nil
+}
+
+// BuseRead fills chunk. The library counts in blocks here.
+func (c *callbacks) BuseRead(sector, length int64, chunk []byte) error {
+	c.requests.do(func() error { return c.requests.read(sector, length, chunk) })
+	return nil
+}
+
+// BusePreRun is called before the queues are opened, which is when the module
+// shows the block device.
+func (c *callbacks) BusePreRun() {
+	c.requests.log.Debug().Msg("opening the queues of the BUSE device")
+}
+
+// BusePostRemove is called when the device is gone.
+func (c *callbacks) BusePostRemove() {
+	c.requests.log.Debug().Msg("the BUSE device was removed")
+}
