@@ -155,7 +155,7 @@ func TestFio(t *testing.T) {
 	// to find what it wrote.
 	s := startServer(t, devtest.NewMemory(device.Geometry{Size: 32 << 20, BlockSize: 4096}), Options{})
 	out := tool(t, "fio", "--ioengine=nbd", "--uri="+uri(s, ""), "--iodepth=16", "--bsrange=512-128k", "--bs_unaligned",
-		"--verify=crc32c", "--verify_fatal=1", "--do_verify=1", "--directory="+t.TempDir(),
+		"--verify=crc32c", "--verify_state_save=0", "--verify_fatal=1", "--do_verify=1", "--directory="+t.TempDir(),
 		"--name=mix", "--rw=randtrimwrite", "--size=24m", "--io_size=24m",
 		"--name=write", "--rw=randwrite", "--offset=24m", "--size=8m")
 	if strings.Contains(out, "verify failed") || !strings.Contains(out, "err= 0") {
