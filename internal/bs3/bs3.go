@@ -54,6 +54,7 @@ type Options struct {
 	Uploaders int // objects uploaded at a time
 
 	ReadCache int64 // bytes of memory for what was read or written lately; 0 = none
+	Readahead int64 // bytes, the most that is read ahead of a sequential stream into the read cache; 0 = nothing
 
 	StatePath string // directory for the chunk memory; empty = on the heap, it dies with the process
 
@@ -90,11 +91,13 @@ type Engine struct {
 	epoch uint64
 	nonce layout.Nonce
 
-	dir    *wlog.Dir    // nil without a state path
-	memory *wlog.Memory // the pool
-	maps   *mapproxy.Proxy
-	eras   eras // readers of chunk memory
-	misses atomic.Uint64
+	dir     *wlog.Dir    // nil without a state path
+	memory  *wlog.Memory // the pool
+	maps    *mapproxy.Proxy
+	eras    eras // readers of chunk memory
+	misses  atomic.Uint64
+	flights flights
+	ahead   *readahead // nil if nothing is read ahead
 	// fetches are readers from look-up to the last byte from the store: what they
 	// may still ask for is not deleted.
 	fetches eras

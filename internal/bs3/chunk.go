@@ -30,7 +30,8 @@ type chunk struct {
 }
 
 // ring holds the chunks above the durable key. Their keys are contiguous and
-// fewer than its length, so a key's place is its low bits.
+// fewer than its length, so a key's place is its low bits. A chunk that the
+// durable key covers may stay for a while, until its place is needed.
 type ring []atomic.Pointer[chunk]
 
 func newRing(chunks int) ring {
@@ -154,7 +155,7 @@ func (e *Engine) stored(c *chunk, took time.Duration) {
 		if e.cache != nil {
 			e.cache.Put(layout.Loc(c.obj.Key, 0), c.slot.Data(0, uint32(len(c.obj.CRCs))))
 		}
-		e.ring.at(c.obj.Key).Store(nil)
+		e.ring.at(c.obj.Key).CompareAndSwap(c, nil) // a newer chunk may have the place
 		e.unref(c)
 	}
 }

@@ -49,6 +49,9 @@ func Open(ctx context.Context, opts Options) (*Engine, error) {
 			return nil, err
 		}
 	}
+	if e.cache != nil && opts.Readahead > 0 {
+		e.ahead = newReadahead()
+	}
 	e.ring = newRing(e.slots() + heapChunks)
 	e.ctx, e.cancel = context.WithCancelCause(context.WithoutCancel(ctx))
 	e.idle, e.stopIdle = context.WithCancel(e.ctx)
@@ -80,6 +83,9 @@ func (e *Engine) open(ctx context.Context) error {
 	e.idleWG.Go(e.checkpointer)
 	e.idleWG.Go(e.collector)
 	e.idleWG.Go(e.watch)
+	if e.ahead != nil {
+		e.idleWG.Go(e.aheadReader)
+	}
 	return nil
 }
 

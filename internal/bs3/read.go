@@ -24,7 +24,13 @@ func (e *Engine) TryReadAt(p []byte, off int64) bool {
 		return false
 	}
 	var few [16]sectormap.Run
-	return e.readMemory(p, off, few[:0], nil)
+	if !e.readMemory(p, off, few[:0], nil) {
+		return false
+	}
+	if e.ahead != nil {
+		e.ahead.passed(off, int64(len(p)))
+	}
+	return true
 }
 
 // readMemory fills p with what is unmapped or in chunk memory. It hands other
@@ -84,14 +90,19 @@ func (e *Engine) ReadAt(ctx context.Context, p []byte, off int64) error {
 	if err := e.check(off, int64(len(p))); err != nil {
 		return err
 	}
+	if e.ahead != nil {
+		e.ahead.passed(off, int64(len(p)))
+	}
 	var gone error // the last object that was not there
 	var goneAt layout.Location
-	for {
+	for first := true; ; first = false {
 		if err := e.stopped(); err != nil {
 			return err
 		}
-		at, err := e.readOnce(ctx, p, off, goneAt)
+		again, at, err := e.readOnce(ctx, p, off, goneAt, first)
 		switch {
+		case again:
+			continue
 		case err == nil:
 			return nil
 		case errors.Is(err, errUnchanged):
@@ -109,20 +120,24 @@ var errUnchanged = errors.New("the map still needs the object")
 
 // readOnce looks up and reads. If the map still shows the location gone (0 =
 // none), which is not in the store, it gives errUnchanged; on other errors it
-// says which location they are about.
-func (e *Engine) readOnce(ctx context.Context, p []byte, off int64, gone layout.Location) (layout.Location, error) {
+// says which location they are about. It may ask for another try. The first
+// try of a read counts for reading ahead.
+func (e *Engine) readOnce(ctx context.Context, p []byte, off int64, gone layout.Location, first bool) (again bool, at layout.Location, err error) {
 	v := e.fetches.enter()
 	defer e.fetches.leave(v)
 	var misses []miss
 	e.readMemory(p, off, nil, func(m miss) { misses = append(misses, m) })
 	if slices.ContainsFunc(misses, func(m miss) bool { return m.loc == gone }) {
-		return gone, errUnchanged
+		return false, gone, errUnchanged
 	}
 	if len(misses) == 0 {
-		return 0, nil
+		return false, 0, nil
 	}
 	e.misses.Add(1)
-	return e.fetch(ctx, misses)
+	if e.ahead != nil && first {
+		e.ahead.missed(off, int64(len(p)))
+	}
+	return e.fetchOnce(ctx, misses)
 }
 
 // Allocation implements device.Allocator.

@@ -1,0 +1,182 @@
+package bs3
+
+import (
+	"sync"
+	"sync/atomic"
+
+	"bs3/internal/bs3/layout"
+	"bs3/internal/bs3/objproxy"
+)
+
+const (
+	// streams is how many sequential readers are followed at once.
+	streams = 16
+	// firstAhead is the window of a stream that was just recognised; it doubles
+	// with each window that is read up.
+	firstAhead = 1 << 20
+	// aheadFetches bounds the requests of all streams together; demand reads
+	// have their own, and go first.
+	aheadFetches = 16
+)
+
+// readahead follows streams of sequential reads and fetches into the read
+// cache what they will want next. A stream is recognised by misses that follow
+// each other. From then on it goes by reaching a mark in what was fetched
+// ahead: a stream that ends, or was none, costs one window in vain.
+type readahead struct {
+	// marks are the offsets whose reading makes a stream's next window due; -1
+	// for none. They alone are looked at by reads that hit.
+	marks [streams]atomic.Int64
+	due   chan int    // streams whose mark was reached
+	slots chan []byte // a buffer, or nil, for each request that may be under way
+
+	mu      sync.Mutex
+	streams [streams]stream
+	oldest  int // the next to be replaced
+}
+
+type stream struct {
+	next   int64 // where the read that follows would begin
+	ahead  int64 // how far was fetched
+	window int64 // bytes fetched last; 0 = not recognised yet
+}
+
+func newReadahead() *readahead {
+	r := &readahead{due: make(chan int, streams), slots: make(chan []byte, aheadFetches)}
+	for range aheadFetches {
+		r.slots <- nil
+	}
+	for i := range r.marks {
+		r.marks[i].Store(-1)
+		r.streams[i].next = -1
+	}
+	return r
+}
+
+// passed looks whether a read of n bytes at off reaches a mark.
+func (r *readahead) passed(off, n int64) {
+	for i := range r.marks {
+		mark := r.marks[i].Load()
+		if mark >= off && mark < off+n && r.marks[i].CompareAndSwap(mark, -1) {
+			select {
+			case r.due <- i:
+			default: // as many are due as there are streams: this one was told
+			}
+		}
+	}
+}
+
+// missed notes a read that had to ask the store.
+func (r *readahead) missed(off, n int64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for i := range r.streams {
+		s := &r.streams[i]
+		switch {
+		case s.next == off && s.window == 0:
+			s.next = off + n
+			s.ahead, s.window = s.next, firstAhead/2
+			r.marks[i].Store(-1)
+			select {
+			case r.due <- i:
+			default:
+			}
+			return
+		case s.window > 0 && off >= s.next && off < s.ahead: // it is faster than we are
+			return
+		}
+	}
+	r.streams[r.oldest] = stream{next: off + n}
+	r.marks[r.oldest].Store(-1)
+	r.oldest = (r.oldest + 1) % streams
+}
+
+// extend gives the next window of stream i and sets the mark at its start.
+func (r *readahead) extend(i int, most, size int64) (off, n int64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	s := &r.streams[i]
+	if s.window == 0 {
+		return 0, 0 // it was replaced meanwhile
+	}
+	s.window = min(2*s.window, most)
+	off, n = s.ahead, min(s.window, size-s.ahead)
+	if n > 0 {
+		r.marks[i].Store(off)
+	}
+	s.next, s.ahead = max(s.next, off-s.window), off+max(0, n)
+	return off, n
+}
+
+// aheadReader fetches windows as they become due, until the engine stops.
+func (e *Engine) aheadReader() {
+	// No more than an eighth of the cache, or streams would displace each other.
+	most := max(int64(firstAhead), min(e.opts.Readahead, e.opts.ReadCache/8))
+	var fetches sync.WaitGroup
+	defer fetches.Wait()
+	for {
+		select {
+		case i := <-e.ahead.due:
+			off, n := e.ahead.extend(i, most, e.opts.Size)
+			for n > 0 {
+				some := min(n, int64(e.opts.ChunkSize))
+				var buf []byte
+				select {
+				case buf = <-e.ahead.slots:
+				case <-e.idle.Done():
+					return
+				}
+				if buf == nil {
+					buf = make([]byte, e.opts.ChunkSize)
+				}
+				from := off
+				fetches.Go(func() {
+					defer func() { e.ahead.slots <- buf }()
+					e.prefetch(buf[:some], from)
+				})
+				off, n = off+some, n-some
+			}
+		case <-e.idle.Done():
+			return
+		}
+	}
+}
+
+// prefetch brings what is mapped in the range that buf could hold into the
+// cache, as far as it is neither there nor in chunk memory. Its errors do not matter: whoever wants
+// the bytes will ask again.
+func (e *Engine) prefetch(buf []byte, off int64) {
+	v := e.fetches.enter()
+	defer e.fetches.leave(v)
+	var misses []miss
+	for _, r := range e.maps.Lookup(uint64(off)/uint64(e.blockSize), uint32(len(buf)/e.blockSize), nil) {
+		dst := buf[:int(r.N)*e.blockSize]
+		buf = buf[len(dst):]
+		if r.Loc.Mapped() && e.ring.get(r.Loc.Key()) == nil {
+			misses = e.notCached(misses, r.Loc, dst)
+		}
+	}
+	if len(misses) > 0 {
+		_, _, _ = e.fetchOnce(objproxy.Background(e.idle), misses)
+	}
+}
+
+// notCached appends the runs of the blocks at loc that the cache does not have.
+func (e *Engine) notCached(misses []miss, loc layout.Location, dst []byte) []miss {
+	joined := false
+	for i := uint32(0); len(dst) > 0; i++ {
+		block := dst[:e.blockSize]
+		dst = dst[e.blockSize:]
+		if e.cache.Has(loc.Add(i)) {
+			joined = false
+			continue
+		}
+		if last := len(misses) - 1; joined {
+			misses[last].dst = misses[last].dst[:len(misses[last].dst)+len(block)]
+		} else {
+			misses = append(misses, miss{loc.Add(i), block})
+		}
+		joined = true
+	}
+	return misses
+}

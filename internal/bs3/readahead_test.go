@@ -1,0 +1,120 @@
+package bs3_test
+
+import (
+	"bytes"
+	"context"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/rs/zerolog"
+
+	"bs3/internal/bs3"
+	"bs3/internal/bs3/objproxy/objtest"
+)
+
+// coldVolume writes the first mib MiB of a volume and opens it again, cold, on
+// a store of some latency whose reads of objects are counted.
+func coldVolume(t *testing.T, mib int, latency time.Duration) (e *bs3.Engine, data []byte, gets *atomic.Int64) {
+	t.Helper()
+	memory := objtest.NewMemory()
+	gets = new(atomic.Int64)
+	o := bs3.Options{
+		Store: memory, Log: zerolog.Nop(), Host: bs3.Host{ID: "a"}, Size: 256 << 20, BlockSize: 4096, ChunkSize: 1 << 20,
+		Memory: 8 << 20, Uploaders: 4, Durable: true, ReadCache: 128 << 20, Readahead: 8 << 20,
+	}
+	data = make([]byte, mib<<20)
+	rnd := rand.NewChaCha8([32]byte{1})
+	_, _ = rnd.Read(data)
+	w := open(t, o)
+	for off := 0; off < len(data); off += 1 << 20 {
+		if err := w.WriteAt(t.Context(), data[off:off+1<<20], int64(off)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	shut(t, w)
+	o.Store = &objtest.Hooks{Inner: memory, Before: func(ctx context.Context, op objtest.Op) error {
+		if op.Kind == objtest.Get && isObject(op) {
+			gets.Add(1)
+			time.Sleep(latency)
+		}
+		return nil
+	}}
+	return open(t, o), data, gets
+}
+
+// TestSequentialReadIsReadAhead: in virtual time, a cold stream at depth one
+// soon goes much faster than one round trip a read, with few requests.
+func TestSequentialReadIsReadAhead(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const latency, request = 15 * time.Millisecond, 128 << 10
+		e, data, gets := coldVolume(t, 64, latency)
+		p := make([]byte, request)
+		start := time.Now()
+		for off := 0; off < len(data); off += request {
+			if !e.TryReadAt(p, int64(off)) {
+				if err := e.ReadAt(t.Context(), p, int64(off)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if !bytes.Equal(p, data[off:off+request]) {
+				t.Fatalf("bytes at %d differ", off)
+			}
+		}
+		took, serial := time.Since(start), time.Duration(len(data)/request)*latency
+		t.Logf("%v instead of %v, %d requests", took, serial, gets.Load())
+		if took > serial/4 || gets.Load() > 150 {
+			t.Fatal("the stream was not read ahead")
+		}
+		shut(t, e)
+	})
+}
+
+// TestRandomReadIsNotReadAhead: reads that follow no stream cause no requests
+// but their own.
+func TestRandomReadIsNotReadAhead(t *testing.T) {
+	e, data, gets := coldVolume(t, 64, 0)
+	rnd := rand.New(rand.NewPCG(1, 1))
+	seen := make(map[int]bool)
+	p := make([]byte, 4096)
+	gets.Store(0)
+	for range 2000 {
+		block := rnd.IntN(len(data) / 4096)
+		if seen[block] || seen[block-1] {
+			continue
+		}
+		seen[block] = true
+		if err := e.ReadAt(t.Context(), p, int64(block)*4096); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := int(gets.Load()); got > len(seen) {
+		t.Fatalf("%d requests for %d reads", got, len(seen))
+	}
+	shut(t, e)
+}
+
+// TestIdenticalMissesShareOneRequest.
+func TestIdenticalMissesShareOneRequest(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		e, data, gets := coldVolume(t, 2, 10*time.Millisecond)
+		gets.Store(0)
+		var wg sync.WaitGroup
+		for range 20 {
+			wg.Go(func() {
+				p := make([]byte, 8192)
+				if err := e.ReadAt(t.Context(), p, 40960); err != nil || !bytes.Equal(p, data[40960:40960+8192]) {
+					t.Errorf("read: %v", err)
+				}
+			})
+		}
+		wg.Wait()
+		if got := gets.Load(); got != 1 {
+			t.Fatalf("%d requests for the same blocks", got)
+		}
+		shut(t, e)
+	})
+}
