@@ -13,15 +13,38 @@ import (
 // readVolume reads the volume record and the version of the very bytes it was
 // decoded from. objproxy.ErrNotFound (wrapped) if there is none.
 func readVolume(ctx context.Context, store objproxy.Store) (*layout.Volume, objproxy.Version, error) {
-	b, version, err := readAll(ctx, store, layout.VolumeName)
-	if err != nil {
-		return nil, "", fmt.Errorf("volume record: %w", err)
-	}
-	v, err := layout.DecodeVolume(b)
-	if err != nil {
+	var v *layout.Volume
+	var version objproxy.Version
+	err := untorn(ctx, func() error {
+		b, read, err := readAll(ctx, store, layout.VolumeName)
+		if err != nil {
+			return fmt.Errorf("volume record: %w", err)
+		}
+		version = read
+		v, err = layout.DecodeVolume(b)
+		return err
+	})
+	if isDamage(err) && !errors.Is(err, objproxy.ErrNotFound) {
 		return nil, "", fmt.Errorf("%w: volume record: %w", ErrRefused, err)
 	}
+	if err != nil {
+		return nil, "", err
+	}
 	return v, version, nil
+}
+
+// untorn calls read again, twice at most, when what it read does not decode:
+// some stores (versitygw) may answer with parts of two versions while an
+// object is being replaced.
+func untorn(ctx context.Context, read func() error) error {
+	err := read()
+	for range 2 {
+		if !isDamage(err) || errors.Is(err, objproxy.ErrNotFound) || sleep(ctx, 20*time.Millisecond) != nil {
+			break
+		}
+		err = read()
+	}
+	return err
 }
 
 // changeVolume changes the volume record by f, which must be idempotent, and

@@ -29,6 +29,15 @@ func (e *Engine) tails() tails { return tails{e.store, e.uuid, e.chunkBlocks} }
 // read reads and decodes the tail of the object of key k. Errors:
 // objproxy.ErrNotFound, those of layout (what is there is not to be replaced).
 func (r tails) read(ctx context.Context, k key.Key) (tail, error) {
+	var t tail
+	err := untorn(ctx, func() (err error) {
+		t, err = r.readOnce(ctx, k)
+		return err
+	})
+	return t, err
+}
+
+func (r tails) readOnce(ctx context.Context, k key.Key) (tail, error) {
 	b := make([]byte, layout.MaxTailSize(r.chunkBlocks))
 	for {
 		n, info, err := r.store.Get(ctx, k.Name(), b, -1)
