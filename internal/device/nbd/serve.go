@@ -53,7 +53,7 @@ func (c *conn) next() error {
 	case req.cmd == cmdFlush:
 		return c.start(&task{request: req})
 	case req.length == 0:
-		c.acknowledge(req.cookie)
+		c.acknowledge(req)
 		return nil
 	case req.cmd == cmdRead:
 		return c.read(req)
@@ -211,22 +211,28 @@ func (c *conn) write(req request) error {
 // flush, and a flush may wait.
 func (c *conn) written(req request) error {
 	if req.flags&cmdFlagFUA == 0 {
-		c.acknowledge(req.cookie)
+		c.acknowledge(req)
 		return nil
 	}
 	return c.start(&task{request: request{cmd: cmdFlush, cookie: req.cookie}})
 }
 
 // acknowledge adds a reply without payload to the batch.
-func (c *conn) acknowledge(cookie uint64) {
-	if len(c.out)+simpleSize > batchSize {
+func (c *conn) acknowledge(req request) {
+	if len(c.out)+chunkSize > batchSize {
 		c.flush(nil)
 	}
-	if c.structured {
-		c.out = appendChunk(c.out, cookie, chunkNone, 0)
-	} else {
-		c.out = appendSimple(c.out, cookie, 0)
+	c.out = c.appendDone(c.out, req)
+}
+
+// appendDone appends a reply without payload. It is a simple one wherever the
+// protocol allows it, whatever was negotiated: clients have to read a
+// structured one in two steps, and libnbd makes two system calls of them.
+func (c *conn) appendDone(b []byte, req request) []byte {
+	if c.structured && req.cmd == cmdRead {
+		return appendChunk(b, req.cookie, chunkNone, 0)
 	}
+	return appendSimple(b, req.cookie, 0)
 }
 
 // fail adds an error reply to the batch.
@@ -269,10 +275,8 @@ func (c *conn) run(t *task) {
 		b = c.appendReadHeader(b, t.request)
 	case t.cmd == cmdBlockStatus:
 		b = appendChunk(b, t.cookie, chunkBlockStatus, len(payload))
-	case c.structured:
-		b = appendChunk(b, t.cookie, chunkNone, 0)
 	default:
-		b = appendSimple(b, t.cookie, 0)
+		b = c.appendDone(b, t.request)
 	}
 	// A failure shows to the reader as well.
 	if len(payload) > 0 {
