@@ -68,8 +68,11 @@ func TestContract(t *testing.T) {
 			geometry: device.Geometry{Size: 8 << 20, BlockSize: 4096},
 			opts:     Options{Threads: 4, WriteBuffer: 4 << 20, ReadBuffer: 2 << 20, ChunkSize: 512 << 10},
 		},
-		"Block512":   {geometry: device.Geometry{Size: 1 << 20, BlockSize: 512}, opts: small()},
-		"OneQueue":   {geometry: device.Geometry{Size: 1 << 20, BlockSize: 512}, opts: Options{Threads: 1, ChunkSize: 64 << 10, CollisionArea: 64 << 10}},
+		"Block512": {geometry: device.Geometry{Size: 1 << 20, BlockSize: 512}, opts: small()},
+		"OneQueue": {
+			geometry: device.Geometry{Size: 1 << 20, BlockSize: 512},
+			opts:     Options{Threads: 1, WriteBuffer: 128 << 10, ReadBuffer: 128 << 10, ChunkSize: 64 << 10, CollisionArea: 64 << 10},
+		},
 		"MaxDiscard": {geometry: device.Geometry{Size: 1 << 20, BlockSize: 512, MaxDiscard: 5*512 + 100}, opts: small()},
 	} {
 		t.Run(name, func(t *testing.T) {

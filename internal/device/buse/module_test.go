@@ -1,6 +1,7 @@
 package buse
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -119,11 +120,8 @@ func (m *module) create(rw lib.BuseReadWriter, o lib.Options) (kernelDevice, err
 	for i := range o.Threads {
 		q := &queue{
 			shm:   make([]byte, o.WriteShmSize),
-			rshm:  make([]byte, o.ReadShmSize),
+			rshm:  bytes.Repeat([]byte{0xA5}, int(o.ReadShmSize)), // whatever was there before
 			slots: make([]bool, o.ReadShmSize/o.WriteChunkSize),
-		}
-		for j := range q.rshm {
-			q.rshm[j] = 0xA5 // whatever was there before
 		}
 		for off := int64(0); off < o.WriteShmSize; off += o.WriteChunkSize {
 			c := &chunk{offset: off}
@@ -235,6 +233,9 @@ func (m *module) flush(begun func()) error {
 			defer m.mu.Unlock()
 			m.closeChunk(q)
 			q.busy = append(q.busy, &chunk{flush: f})
+			if m.removed {
+				m.drain(q)
+			}
 			m.changed.Broadcast()
 		}()
 	}
@@ -434,11 +435,27 @@ func (m *module) StopDevice() error {
 	return nil
 }
 
+// drain answers the flushes that came behind the end of a queue, as the module
+// does when a device is removed. That is no lie if the device was stopped
+// cleanly: all that it had before was taken and flushed by then.
+func (m *module) drain(q *queue) {
+	for _, c := range q.busy {
+		if c.flush != nil {
+			c.flush.queues--
+		}
+	}
+	q.busy = nil
+	m.changed.Broadcast()
+}
+
 // RemoveDevice is the library's.
 func (m *module) RemoveDevice() error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.removed = true
+	for _, q := range m.queues {
+		m.drain(q)
+	}
 	err := os.RemoveAll(m.sys.directory(int(m.o.Major)))
 	m.rw.BusePostRemove()
 	return err
