@@ -90,6 +90,7 @@ type Engine struct {
 	uuid  layout.UUID
 	epoch uint64
 	nonce layout.Nonce
+	whole bool // see Whole
 
 	dir     *wlog.Dir    // nil without a state path
 	memory  *wlog.Memory // the pool
@@ -161,6 +162,11 @@ func (e *Engine) UUID() layout.UUID { return e.uuid }
 
 // Epoch is the number of this writer.
 func (e *Engine) Epoch() uint64 { return e.epoch }
+
+// Whole says whether everything that the last writer acknowledged is here: it
+// ran on this machine, with this state directory, since it booted. Only then
+// may a device that outlived that writer go on.
+func (e *Engine) Whole() bool { return e.whole }
 
 // Done is closed when the volume has failed for good; Err then says why.
 func (e *Engine) Done() <-chan struct{} { return e.failed }

@@ -236,6 +236,7 @@ func (e *Engine) claim(ctx context.Context) (*layout.Volume, error) {
 				return nil, err
 			}
 		}
+		e.whole = e.memory != nil && e.sameBoot() && v.Writer.Host == e.opts.Host.ID && v.Writer.StatePath == e.opts.StatePath
 		v.Epoch++
 		v.Generation++
 		v.ChangeID = e.nonce.String()

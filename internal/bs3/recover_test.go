@@ -111,6 +111,9 @@ func TestAcknowledgedSurvivesDaemon(t *testing.T) {
 			if got := h.prefix(t, e); got != len(h.blocks) {
 				t.Fatalf("seed %d: %d of %d acknowledged writes are there", seed, got, len(h.blocks))
 			}
+			if e.Whole() != (len(h.blocks) > 0 || e.Epoch() > 1) {
+				t.Fatalf("seed %d, epoch %d: whole is %v", seed, e.Epoch(), e.Whole())
+			}
 			for range rnd.IntN(15) { // with those below no more than chunk memory holds
 				h.add(t, e, rnd.IntN(40))
 			}
@@ -237,6 +240,9 @@ func TestOtherHostIsRefusedUntilReleased(t *testing.T) {
 	e = open(t, a)
 	if n := h.prefix(t, e); n != 0 {
 		t.Fatal("chunk memory of a replaced writer was replayed")
+	}
+	if e.Whole() {
+		t.Fatal("a device that outlived the replaced writer might go on")
 	}
 	shut(t, e)
 	if _, err := os.Stat(filepath.Join(a.StatePath, "memory.aside-1")); err != nil {
