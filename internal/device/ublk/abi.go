@@ -108,9 +108,8 @@ type devInfo struct {
 	pid         int32 // of its server, as that said
 	_           uint32
 	flags       uint64
-	serverFlags uint64 // for the server; the kernel keeps them as they are
-	ownerUID    uint32
-	ownerGID    uint32
+	serverFlags uint64    // for the server; the kernel keeps them as they are
+	_           [2]uint32 // uid and gid of its owner
 	_           [2]uint64
 }
 
@@ -132,20 +131,20 @@ type ioCmd struct {
 
 // paramBasic is struct ublk_param_basic.
 type paramBasic struct {
-	attrs            uint32
-	logicalShift     uint8
-	physicalShift    uint8
-	ioOptShift       uint8
-	ioMinShift       uint8
-	maxSectors512    uint32
-	chunkSectors512  uint32
-	devSectors512    uint64
-	virtBoundaryMask uint64
+	attrs         uint32
+	logicalShift  uint8
+	physicalShift uint8
+	ioOptShift    uint8
+	ioMinShift    uint8
+	maxSectors512 uint32
+	_             uint32 // chunk_sectors, for zones
+	devSectors512 uint64
+	_             uint64 // virt_boundary_mask
 }
 
-// paramDiscard is struct ublk_param_discard. alignment and granularity are bytes.
+// paramDiscard is struct ublk_param_discard. granularity is bytes.
 type paramDiscard struct {
-	alignment         uint32
+	_                 uint32 // discard_alignment
 	granularity       uint32
 	maxSectors512     uint32
 	maxWriteZeroes512 uint32

@@ -24,10 +24,6 @@ type driver interface {
 	devices() ([]int, error)
 	// open opens the character device of device id: as its server.
 	open(id int) (charDevice, error)
-	// running says whether there is a process pid.
-	running(pid int) bool
-	// claimed says whether the block device is mounted, or claimed otherwise.
-	claimed(id int) bool
 	// writeBack has what file systems and the kernel hold of the block device
 	// written to it.
 	writeBack(id int) error
@@ -122,18 +118,6 @@ func (linux) open(id int) (charDevice, error) {
 		return nil, &os.PathError{Op: "open", Path: path, Err: err}
 	}
 	return &charFile{fd: fd}, nil
-}
-
-func (linux) running(pid int) bool {
-	return pid > 0 && !errors.Is(unix.Kill(pid, 0), unix.ESRCH)
-}
-
-func (linux) claimed(id int) bool {
-	f, err := os.OpenFile(blockPath(id), os.O_RDONLY|unix.O_EXCL, 0)
-	if err == nil {
-		f.Close()
-	}
-	return errors.Is(err, unix.EBUSY)
 }
 
 func (linux) writeBack(id int) error {

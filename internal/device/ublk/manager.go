@@ -26,16 +26,13 @@ var errHeld = errors.New("somebody still has the device open, perhaps by a mount
 
 // manager gives control commands.
 type manager struct {
-	driver   driver
 	ctl      control
 	features uint64 // of the driver; 0 = it cannot say
 	legacy   bool   // it does not know encoded commands, or few of them
-	// claimed has the devices that were so when they were stopped.
-	claimed map[uint32]bool
 }
 
-func newManager(d driver, ctl control) *manager {
-	m := &manager{driver: d, ctl: ctl, claimed: make(map[uint32]bool)}
+func newManager(ctl control) *manager {
+	m := &manager{ctl: ctl}
 	// Drivers before Linux 6.5 do not know the question and answer all sorts of
 	// errors. They know the old numbers, which newer ones may not.
 	err := m.command(cmdGetFeatures, anyID, bytesOf(&m.features))
@@ -112,10 +109,7 @@ func (m *manager) endRecovery(id uint32, pid int) error {
 
 // stop takes the block device away, after the requests under way. Those that
 // wait for a new server fail.
-func (m *manager) stop(id uint32) error {
-	m.claimed[id] = m.driver.claimed(int(id))
-	return m.command(cmdStopDev, id, nil)
-}
+func (m *manager) stop(id uint32) error { return m.command(cmdStopDev, id, nil) }
 
 // remove removes a stopped device; one that is gone already is no error.
 // Errors: errHeld.
@@ -128,10 +122,6 @@ func (m *manager) remove(ctx context.Context, id uint32) error {
 }
 
 func (m *manager) tryRemove(ctx context.Context, id uint32) error {
-	if m.legacy && m.claimed[id] {
-		// There the command keeps all others waiting until the device is closed.
-		return errHeld
-	}
 	if !m.legacy {
 		err := m.command(cmdDelDevAsync, id, nil)
 		if err == nil {
@@ -151,6 +141,7 @@ func (m *manager) tryRemove(ctx context.Context, id uint32) error {
 			return err
 		}
 	}
+	// Before Linux 6.3 nothing gets this command out of its wait for the users.
 	err := m.commandWithin(holdWait, cmdDelDev, id, nil, 0)
 	if errors.Is(err, errLimit) {
 		err = errHeld

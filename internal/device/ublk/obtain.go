@@ -43,7 +43,8 @@ func (s *Server) obtain(ctx context.Context, m *manager) (info devInfo, taken bo
 	}
 	info, err = m.add(want, newParams(s.vol.Geometry()))
 	if errors.Is(err, unix.EEXIST) {
-		err = fmt.Errorf("%w: %s: %w", ErrInUse, blockPath(s.opts.ID), err)
+		// It is not among the devices any more, so it was removed.
+		err = fmt.Errorf("%w: %s: %w", ErrInUse, blockPath(s.opts.ID), errHeld)
 	} else if err != nil {
 		err = fmt.Errorf("add a device: %w", err)
 	}

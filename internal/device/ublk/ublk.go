@@ -131,7 +131,7 @@ func (s *Server) run(ctx context.Context) error {
 	case err != nil:
 		return err
 	}
-	m := newManager(s.driver, ctl)
+	m := newManager(ctl)
 	info, taken, err := s.obtain(ctx, m)
 	if err == nil {
 		var remove bool

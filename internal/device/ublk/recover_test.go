@@ -1,0 +1,225 @@
+package ublk
+
+import (
+	"errors"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"bs3/internal/device"
+	"bs3/internal/device/devtest"
+)
+
+// The requests that a killed server had, and those that came after it, are
+// served by the next one.
+func TestRecover(t *testing.T) {
+	for name, kind := range kinds() {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				f := newFakeDriver(t)
+				kind.driver(f)
+				vol := smallVolume()
+				opts := Options{ID: -1, Identity: identity, Queues: 2, QueueDepth: 3, Recover: true}
+				s := serve(t, f, vol, opts)
+				s.write(pattern(1, 4096), 0)
+				release := vol.Block(devtest.Write)
+				results := make(chan error, 10)
+				for i := range int64(10) { // more than there are tags
+					go func() {
+						results <- s.disk.WriteAt(t.Context(), pattern(byte(10+i), 4096), (1+i)*4096)
+					}()
+				}
+				if err := vol.AwaitBlocked(t.Context(), 6); err != nil {
+					t.Fatal(err)
+				}
+				s.kill()
+				release()
+				if len(results) != 0 {
+					t.Fatal("requests of the dead server have ended")
+				}
+				opts.Queues, opts.QueueDepth = 1, 99 // the device keeps what it has
+				next := serve(t, f, vol, opts)
+				if next.disk.d != s.disk.d {
+					t.Fatal("it is another device")
+				}
+				for range 10 {
+					if err := <-results; err != nil {
+						t.Error(err)
+					}
+				}
+				next.want(pattern(1, 4096), 0)
+				for i := range int64(10) {
+					next.want(pattern(byte(10+i), 4096), (1+i)*4096)
+				}
+				next.stop()
+			})
+		})
+	}
+}
+
+// Not everything is there: the waiting requests fail, and a new device comes.
+func TestWithoutRecoverTheDeviceGoes(t *testing.T) {
+	for name, change := range map[string]func(*Options, *device.Geometry){
+		"not whole":   func(o *Options, _ *device.Geometry) { o.Recover = false },
+		"other shape": func(_ *Options, g *device.Geometry) { g.Size *= 2 },
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				f := newFakeDriver(t)
+				g := device.Geometry{Size: 8 << 20, BlockSize: 4096}
+				vol := devtest.NewMemory(g)
+				opts := Options{ID: 0, Identity: identity, Recover: true}
+				s := serve(t, f, vol, opts)
+				vol.Block(devtest.Read)
+				result := make(chan error, 1)
+				go func() { result <- s.disk.ReadAt(t.Context(), make([]byte, 4096), 0) }()
+				if err := vol.AwaitBlocked(t.Context(), 1); err != nil {
+					t.Fatal(err)
+				}
+				s.kill()
+				change(&opts, &g)
+				next := serve(t, f, devtest.NewMemory(g), opts)
+				if err := <-result; !errors.Is(err, unix.EIO) {
+					t.Errorf("the waiting read: %v, want EIO", err)
+				}
+				if next.disk.d == s.disk.d || !s.disk.d.removed {
+					t.Error("the old device goes on")
+				}
+				if next.disk.d.info.id != 0 {
+					t.Errorf("number %d, want 0", next.disk.d.info.id)
+				}
+				next.stop()
+			})
+		})
+	}
+}
+
+func TestDevicesOfOthersStay(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFakeDriver(t)
+		for _, theirs := range []uint64{0, 0xa57} {
+			other := serve(t, f, smallVolume(), Options{ID: 2, Identity: theirs})
+			other.kill()
+			for _, ours := range []uint64{0, identity} {
+				refused(t, f, smallVolume(), Options{ID: 2, Identity: ours, Recover: true}, ErrInUse, "/dev/ublkb2", "waiting for a server")
+				s := serve(t, f, smallVolume(), Options{ID: -1, Identity: ours, Recover: true})
+				if s.disk.d == other.disk.d {
+					t.Errorf("took a device of %#x over for %#x", theirs, ours)
+				}
+				s.stop()
+			}
+			f.mu.Lock()
+			other.disk.d.remove()
+			f.mu.Unlock()
+		}
+	})
+}
+
+// A server that is alive is not disturbed.
+func TestServedByAnother(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFakeDriver(t)
+		s := serve(t, f, smallVolume(), Options{ID: -1, Identity: identity})
+		begin := time.Now()
+		refused(t, f, smallVolume(), Options{ID: -1, Identity: identity, Recover: true}, ErrInUse, "/dev/ublkb0", "process")
+		if took := time.Since(begin); took > 2*deathWait {
+			t.Errorf("it took %v to say so", took)
+		}
+		s.write(pattern(1, 4096), 0)
+		s.stop()
+	})
+}
+
+// The kernel takes its time to see that a server is dead.
+func TestDyingServerIsAwaited(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFakeDriver(t)
+		vol := smallVolume()
+		opts := Options{ID: -1, Identity: identity, Recover: true}
+		s := serve(t, f, vol, opts)
+		next := start(t, f, vol, opts)
+		time.Sleep(deathWait / 2)
+		s.disk.d.kill()
+		f.mu.Lock()
+		s.disk.d.opened = true // still
+		f.mu.Unlock()
+		t.Log(<-s.ended)
+		f.mu.Lock()
+		s.disk.d.opened = true
+		f.mu.Unlock()
+		time.Sleep(deathWait / 2)
+		f.mu.Lock()
+		s.disk.d.opened = false
+		f.mu.Unlock()
+		select {
+		case next.disk.d = <-next.attached:
+		case err := <-next.ended:
+			t.Fatal(err)
+		}
+		if next.disk.d != s.disk.d {
+			t.Error("it is another device")
+		}
+		next.stop()
+	})
+}
+
+// A device that waits may have another number than the one that is asked for
+// now; it is not lost.
+func TestWaitsUnderAnotherNumber(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFakeDriver(t)
+		vol := smallVolume()
+		s := serve(t, f, vol, Options{ID: 4, Identity: identity})
+		s.kill()
+		refused(t, f, vol, Options{ID: 5, Identity: identity, Recover: true}, ErrInUse, "/dev/ublkb4", "/dev/ublkb5")
+		next := serve(t, f, vol, Options{ID: 4, Identity: identity, Recover: true})
+		next.stop()
+	})
+}
+
+// A server that dies while it takes over leaves the device to the next one.
+func TestDeathDuringRecovery(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFakeDriver(t)
+		vol := smallVolume()
+		opts := Options{ID: -1, Identity: identity, Recover: true}
+		s := serve(t, f, vol, opts)
+		s.kill()
+		broken := errors.New("broken")
+		f.fail[cmdEndUserRecovery] = broken
+		refused(t, f, vol, opts, broken)
+		delete(f.fail, cmdEndUserRecovery)
+		next := serve(t, f, vol, opts)
+		if next.disk.d != s.disk.d {
+			t.Error("it is another device")
+		}
+		next.stop()
+	})
+}
+
+// Somebody holds a device that is removed.
+func TestHeldDevices(t *testing.T) {
+	for name, driver := range map[string]func(*fakeDriver){
+		"asynchronous": func(*fakeDriver) {},
+		"synchronous":  func(f *fakeDriver) { f.asyncDel = false },
+		"old":          func(f *fakeDriver) { f.encoded, f.asyncDel = false, false },
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				f := newFakeDriver(t)
+				driver(f)
+				s := serve(t, f, smallVolume(), Options{ID: 1, Identity: identity})
+				s.disk.d.users = 1
+				s.stop() // ends all the same
+				refused(t, f, smallVolume(), Options{ID: 1, Identity: identity}, errHeld, "/dev/ublkb1")
+				next := serve(t, f, smallVolume(), Options{ID: -1, Identity: identity})
+				if next.disk.d.info.id == 1 {
+					t.Error("there are two devices 1")
+				}
+				next.stop()
+			})
+		})
+	}
+}
