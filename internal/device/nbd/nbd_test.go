@@ -14,6 +14,7 @@ import (
 
 	"github.com/rs/zerolog"
 
+	"bs3/internal/device"
 	"bs3/internal/device/devtest"
 )
 
@@ -49,16 +50,14 @@ func TestStopLetsReceivedRequestsFinish(t *testing.T) {
 }
 
 func TestStopCancelsWhatDoesNotFinish(t *testing.T) {
-	vol := devtest.NewMemory(testGeometry())
+	vol := devtest.NewMemory(device.Geometry{Size: maxRequest, BlockSize: 4096})
 	s := startServer(t, vol, Options{StopTimeout: 20 * time.Millisecond})
 	c, silent := dial(t, s, clientOptions{}), dialRaw(t, s)
 	// One that takes no replies must not keep the server.
 	silent.hello(flagFixedNewstyle | flagNoZeroes)
 	silent.send(cat(be64(magicOption), be32(optExportName), be32(0)))
 	silent.recv(10)
-	for range 4 {
-		silent.send(requestBytes(0, cmdRead, 1, 0, 1<<20))
-	}
+	silent.send(requestBytes(0, cmdRead, 1, 0, maxRequest)) // no socket holds that
 	waitFor(t, "the replies to fill the socket", func() bool { return vol.Calls(devtest.Read) > 0 })
 	vol.Block(devtest.Write)
 	ch := c.startWrite(0, block(1))
