@@ -21,7 +21,7 @@ COVERED     := ./internal/bs3/layout ./internal/bs3/mapproxy/sectormap ./interna
 unit cover fuzz e2e: export BS3_REQUIRE_TOOLS := 1
 unit cover fuzz e2e: export BS3_VERSITYGW     := $(TOOLS)/versitygw
 
-.PHONY: build run test deps apt-deps fmt vet lint unit cover fuzz sim e2e clean
+.PHONY: build run test deps apt-deps fmt vet lint unit cover fuzz sim rules e2e clean
 
 # The binary is a static one. -race, in the tests, does need cgo.
 build:
@@ -55,6 +55,10 @@ fuzz:
 SEEDS ?= 20000
 sim:
 	$(GO) test ./internal/bs3 -count=1 -timeout 24h -v -run 'TestSim$$' -sim.seeds=$(SEEDS)
+
+# The engine without each of its rules in turn, which the tests must notice.
+rules:
+	$(GO) test ./internal/bs3 -tags rules -count=1 -timeout 24h -v -run '^TestLeftOut$$'
 
 # The real daemon with clients that are not ours.
 e2e: build
