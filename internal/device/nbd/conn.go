@@ -132,7 +132,7 @@ func (c *conn) serve() {
 	c.serving.Store(true)
 	c.log.Debug().Bool("structured", c.structured).Bool("status", c.status).Msg("NBD client is connected")
 	err := c.transmit()
-	if errors.Is(err, errDisconnect) || errors.Is(err, errStopping) {
+	if errors.Is(err, errDisconnect) || errors.Is(err, errStopping) && !c.hungUp {
 		close(c.settled)
 		for _, t := range c.parked {
 			c.enlist(t)

@@ -26,6 +26,9 @@ func (c *conn) handshake() error {
 	if err := c.nc.SetDeadline(time.Now().Add(c.srv.opts.HandshakeTimeout)); err != nil {
 		return err
 	}
+	if c.stopping.Load() {
+		return errStopping // the deadline may have replaced the one that stop sets
+	}
 	c.out = binary.BigEndian.AppendUint64(c.out, magicServer)
 	c.out = binary.BigEndian.AppendUint64(c.out, magicOption)
 	c.out = binary.BigEndian.AppendUint16(c.out, flagFixedNewstyle|flagNoZeroes)
@@ -53,10 +56,13 @@ func (c *conn) handshake() error {
 			return err
 		}
 		done, err := c.option(option, data, flags&flagNoZeroes != 0)
-		if err != nil || done {
-			return errors.Join(err, c.nc.SetDeadline(time.Time{}))
+		if err != nil {
+			return err
 		}
 		c.skip(int(length))
+		if done {
+			return c.nc.SetDeadline(time.Time{})
+		}
 		if len(c.out) > maxOption {
 			c.flush(nil)
 		}
@@ -65,11 +71,6 @@ func (c *conn) handshake() error {
 
 // option answers one option; done says that the transmission phase begins.
 func (c *conn) option(option uint32, data []byte, noZeroes bool) (done bool, err error) {
-	defer func() {
-		if done {
-			c.skip(len(data))
-		}
-	}()
 	switch option {
 	case optExportName:
 		// The one option that cannot be answered with an error.
@@ -80,7 +81,7 @@ func (c *conn) option(option uint32, data []byte, noZeroes bool) (done bool, err
 		if !noZeroes {
 			c.out = append(c.out, make([]byte, 124)...)
 		}
-		c.nameless(string(data))
+		c.choose(string(data))
 		return true, nil
 	case optAbort:
 		c.reply(option, repAck)
@@ -144,7 +145,7 @@ func (c *conn) info(option uint32, data []byte) bool {
 	}
 	c.reply(option, repAck)
 	if option == optGo {
-		c.nameless(name)
+		c.choose(name)
 	}
 	return option == optGo
 }
@@ -185,10 +186,10 @@ func (c *conn) meta(option uint32, data []byte) {
 	c.reply(option, repAck)
 }
 
-// nameless drops a metadata context that was selected for another name than
-// the one now chosen: the protocol ties them together.
-func (c *conn) nameless(chosen string) {
-	if c.statusOf != chosen {
+// choose is told the name that the client goes on with. A metadata context that
+// was selected for another one is dropped: the protocol ties them together.
+func (c *conn) choose(name string) {
+	if c.statusOf != name {
 		c.status = false
 	}
 }
