@@ -18,7 +18,7 @@ import (
 
 var (
 	historySeed  = flag.Uint64("history.seed", 0, "run only this seed of TestHistory")
-	historySeeds = flag.Int("history.seeds", 300, "how many seeds TestHistory runs")
+	historySeeds = flag.Int("history.seeds", 150, "how many seeds TestHistory runs")
 )
 
 // journal is a volume that keeps its changes in order. When the machine dies
