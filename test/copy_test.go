@@ -70,7 +70,7 @@ func randomFile(t *testing.T, path string, size int64) {
 	defer f.Close()
 	random := rand.NewChaCha8([32]byte{1})
 	for p := make([]byte, mib); size > 0; size -= int64(len(p)) {
-		random.Read(p)
+		_, _ = random.Read(p) // never fails
 		if _, err := f.Write(p); err != nil {
 			t.Fatal(err)
 		}

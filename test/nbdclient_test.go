@@ -39,8 +39,10 @@ type client struct {
 	size int64
 	gone chan struct{} // closed when the reader has ended
 
-	mu      sync.Mutex // also keeps requests in one piece
-	last    uint64     // cookie
+	sending sync.Mutex // keeps requests in one piece; before mu
+
+	mu      sync.Mutex
+	last    uint64 // cookie
 	waiting map[uint64]*request
 	err     error // why there will be no more replies
 }
@@ -141,25 +143,40 @@ func (c *client) send(cmd uint16, off int64, n int, payload []byte) *request {
 	if cmd == nbdRead {
 		q.data = make([]byte, n)
 	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.waiting == nil {
-		q.err = c.err
+	c.sending.Lock()
+	defer c.sending.Unlock()
+	cookie, err := c.enter(q)
+	if err != nil {
+		q.err = err
 		close(q.done)
 		return q
 	}
-	c.last++
-	c.waiting[c.last] = q
 	b := binary.BigEndian.AppendUint32(make([]byte, 0, 28+len(payload)), magicRequest)
 	b = binary.BigEndian.AppendUint16(b, 0) // flags
 	b = binary.BigEndian.AppendUint16(b, cmd)
-	b = binary.BigEndian.AppendUint64(b, c.last)
+	b = binary.BigEndian.AppendUint64(b, cookie)
 	b = binary.BigEndian.AppendUint64(b, uint64(off))
 	b = binary.BigEndian.AppendUint32(b, uint32(n))
-	if _, err := c.conn.Write(append(b, payload...)); err != nil {
+	err = c.conn.SetWriteDeadline(time.Now().Add(requestLimit))
+	if err == nil {
+		_, err = c.conn.Write(append(b, payload...))
+	}
+	if err != nil {
 		c.conn.Close() // the reader tells everyone
 	}
 	return q
+}
+
+// enter lists q among those that wait for a reply.
+func (c *client) enter(q *request) (cookie uint64, err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.waiting == nil {
+		return 0, c.err
+	}
+	c.last++
+	c.waiting[c.last] = q
+	return c.last, nil
 }
 
 var errHangs = errors.New("not answered in time")

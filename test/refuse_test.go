@@ -147,7 +147,9 @@ func TestUnreachableStore(t *testing.T) {
 		t.Fatal(err)
 	}
 	address := free.Addr().String()
-	free.Close() // nobody listens there now
+	if err := free.Close(); err != nil { // nobody listens there now
+		t.Fatal(err)
+	}
 	v := emptyVolume(t).with("store", "s3").with("s3.remote", "http://"+address).with("s3.access_key", "a").with("s3.secret_key", "b")
 	d := v.launch()
 	line := d.expect("trying again", startLimit)
