@@ -174,6 +174,10 @@ func (w *simWorld) observePut(by, name string, data []byte) {
 			w.failLocked("%s stored a volume record that does not decode: %v", by, err)
 			return
 		}
+		w.named = v.Checkpoints
+		if !slices.Contains(w.named, w.damaged) {
+			w.damaged = ""
+		}
 		if n := len(w.claims); v.Epoch > 0 && (n == 0 || w.claims[n-1].epoch < v.Epoch) {
 			d := w.daemon(by)
 			d.epoch = v.Epoch
@@ -405,6 +409,56 @@ func (w *simWorld) checkBases(e *Engine) {
 		}
 		if m.Mapped() != e.maps.Mapped() {
 			w.fail("BASE: from checkpoint %s %d blocks are mapped, not %d", name, m.Mapped(), e.maps.Mapped())
+		}
+	}
+}
+
+// damage spoils the newest checkpoint, if the one before it is whole.
+func (w *simWorld) damage(r func(n int) int) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if len(w.named) < layout.MaxCheckpoints || w.damaged != "" {
+		return
+	}
+	name, ctx := w.named[len(w.named)-1], context.Background()
+	b, _, err := readAll(ctx, w.store, name)
+	if err != nil {
+		w.failLocked("BASE: checkpoint %s, which the record names: %v", name, err)
+		return
+	}
+	w.damaged = name
+	w.count["checkpoints damaged"]++
+	w.logLocked("%s is damaged", simName(name))
+	if r(2) == 0 {
+		_ = w.store.Delete(ctx, []string{name}) // it never fails
+		return
+	}
+	b[r(len(b))] ^= 1 << r(8)
+	_, _ = w.store.Put(ctx, name, objproxy.Body{Data: b}, objproxy.Condition{}) // nor does this
+}
+
+// fsck checks the store as bs3 fsck does, beside those who write.
+func (w *simWorld) fsck(store objproxy.Store, data bool) {
+	w.mu.Lock()
+	damaged, damages := w.damaged, w.count["checkpoints damaged"]
+	w.mu.Unlock()
+	report, err := Fsck(context.Background(), store, FsckOptions{Data: data})
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if damaged != "" || damages != w.count["checkpoints damaged"] {
+		return
+	}
+	switch {
+	case errors.Is(err, ErrMoving) || errors.Is(err, ErrNoVolume):
+		return
+	case err != nil:
+		w.failLocked("FSCK: %v", err)
+		return
+	}
+	w.count["fscks"]++
+	for _, f := range report.Findings {
+		if f.Severity == FsckError {
+			w.failLocked("FSCK: %v", f)
 		}
 	}
 }

@@ -20,6 +20,8 @@ type simConfig struct {
 	linger      time.Duration
 	checkpoints time.Duration
 	gc          GCOptions
+	cache       int64 // bytes
+	readahead   int64 // bytes
 }
 
 const (
@@ -102,6 +104,7 @@ func (w *simWorld) startDaemon(h *simHost, cfg simConfig, slots, uploaders int, 
 		Host:  h.host(), StatePath: h.path, Takeover: takeover,
 		Size: simBlocks * simBlockSize, BlockSize: simBlockSize, ChunkSize: cfg.chunkBlocks * simBlockSize,
 		Durable: cfg.durable, Linger: cfg.linger, CheckpointInterval: cfg.checkpoints, GC: cfg.gc,
+		ReadCache: cfg.cache, Readahead: cfg.readahead,
 		Memory: int64(slots * cfg.chunkBlocks * simBlockSize), Uploaders: uploaders,
 	}
 	d.tasks.Go(func() {

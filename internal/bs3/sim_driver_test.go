@@ -7,6 +7,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"bs3/internal/bs3/objproxy"
 )
 
 // simOp is one operation of a run. What it does depends on its numbers and on
@@ -48,6 +50,8 @@ var simKinds = []struct {
 	{"crash", 1, 2, 2, (*simRun).crash},
 	{"writeback", 0, 3, 1, (*simRun).writeback},
 	{"close", 1, 2, 2, (*simRun).closeOne},
+	{"damage", 1, 1, 1, (*simRun).damage},
+	{"fsck", 1, 1, 1, (*simRun).fsck},
 }
 
 // newSimRun makes the run of a seed.
@@ -64,6 +68,8 @@ func newSimRun(seed uint64) *simRun {
 	}
 	run.cfg = simConfig{
 		gc:          gc,
+		cache:       int64(max(0, r.IntN(4)-2) * 64 * simBlockSize),
+		readahead:   int64(r.IntN(2) * 16 * simBlockSize),
 		chunkBlocks: 2 + r.IntN(3), durable: r.IntN(4) > 0,
 		linger: ms(0, 0, 2.3, 17.1), checkpoints: ms(0, 0, 41.3, 160.7),
 	}
@@ -71,7 +77,7 @@ func newSimRun(seed uint64) *simRun {
 	run.net = simNetwork{
 		latency: ms(0.2, 2, 10), upload: ms(1, 30, 30, 300), lateBy: ms(20, 300, 3000),
 		fail: 0.03 * rough, refuse: 0.005 * rough, lost: 0.06 * rough, late: 0.06 * rough, slow: 0.03 * rough, half: 0.2 * rough,
-		outlive: share(0, 0.6, 0.6),
+		outlive: share(0, 0.6, 0.6), stall: share(0, 0.004, 0.02),
 	}
 	profile := r.IntN(3)
 	run.solo = profile == 1 && r.IntN(3) > 0
@@ -365,6 +371,16 @@ func (run *simRun) closeOne(w *simWorld, op simOp) {
 	}
 }
 
+func (run *simRun) damage(w *simWorld, op simOp) { w.damage(w.random("damage", op.bits[0]).IntN) }
+
+// fsck is a reader without an epoch.
+func (run *simRun) fsck(w *simWorld, op simOp) {
+	c := w.newWire(fmt.Sprintf("fsck%x", op.bits[0]))
+	w.late.Go(func() {
+		w.fsck(objproxy.NewRetry(c, objproxy.RetryOptions{First: time.Millisecond, Max: 20 * time.Millisecond, Random: func() float64 { return 0.5 }}), op.bits[1]%2 == 0)
+	})
+}
+
 // finish opens the volume on a store that works, twice, and looks at all of it.
 func (run *simRun) finish(w *simWorld) {
 	r := w.random("finish", 0)
@@ -417,6 +433,7 @@ func (run *simRun) settle(w *simWorld, d *simDaemon) {
 		w.log("gc of %s: %+v", d.name, report)
 	}
 	w.checkBases(d.e)
+	w.fsck(w.store, true)
 	for _, r := range simRegions {
 		d.read(r.from, r.n, 0)
 	}

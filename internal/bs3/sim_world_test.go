@@ -43,6 +43,8 @@ type simWorld struct {
 	broken   error                 // the first broken promise
 	stored   map[key.Key]simStored // by the key, also of what was deleted since
 	deleted  map[key.Key]bool
+	named    []string // the checkpoints that the record names
+	damaged  string   // a checkpoint that was damaged, for as long as the record names it
 	claims   []simClaim
 	sessions []*simSession
 	flushed  []simFlush
@@ -61,6 +63,7 @@ type simNetwork struct {
 	fail, refuse           float64 // shares: not done, ErrTransient; not done, a permanent error
 	lost, late, slow, half float64 // done, not answered; answered, then done; answered late; a batch of deletes half done
 	outlive                float64 // share of the requests under way that survive their process
+	stall                  float64 // share of answers at which the process stops for a while
 }
 
 // simEvent is one line of the trace. Lines of the same instant have no order.
@@ -225,6 +228,8 @@ type simFate struct {
 	there, back, lateBy, spread            time.Duration
 	fail, refuse, lost, late, half, outage bool
 	outlive, bodyStaysOpen                 bool
+	stall                                  float64 // below the run's share: it stops
+	stallFor                               time.Duration
 	r                                      *rand.Rand
 }
 
@@ -241,7 +246,7 @@ func (c *simWire) draw(op objtest.Op) simFate {
 
 	r := c.w.random(c.name+" "+what, nth)
 	upTo := func(d time.Duration) time.Duration { return 1 + time.Duration(r.Int64N(int64(d)+1)) }
-	f := simFate{there: upTo(net.latency), back: upTo(net.latency), lateBy: upTo(net.lateBy), spread: upTo(time.Millisecond), outage: outage, r: r}
+	f := simFate{stall: 1, there: upTo(net.latency), back: upTo(net.latency), lateBy: upTo(net.lateBy), spread: upTo(time.Millisecond), outage: outage, r: r}
 	if _, err := key.Parse(op.Name); err == nil && op.Kind == objtest.Put && r.IntN(4) == 0 {
 		f.there += upTo(net.upload)
 	}
@@ -261,6 +266,8 @@ func (c *simWire) draw(op objtest.Op) simFate {
 	}
 	f.outlive = op.Changes() && r.Float64() < net.outlive
 	f.bodyStaysOpen = r.IntN(2) == 0
+	f.stall = r.Float64()
+	f.stallFor = upTo([]time.Duration{10 * time.Millisecond, 100 * time.Millisecond, time.Second}[r.IntN(3)])
 	return f
 }
 
@@ -347,6 +354,16 @@ func (c *simWire) call(ctx context.Context, op objtest.Op, apply func(f simFate)
 	}
 	if e := c.travel(ctx, f.back); e != nil {
 		return fmt.Errorf("%s: %w", op, e)
+	}
+	// A process that stops where another one just was, or where it is about to
+	// replace something, is the most dangerous one.
+	share := c.w.net.stall
+	if errors.Is(err, objproxy.ErrExists) || op.Name == layout.VolumeName {
+		share *= 8
+	}
+	if f.stall < share {
+		c.w.log("%s stops for %v", c.name, f.stallFor)
+		c.pause(f.stallFor)
 	}
 	if e := c.resume(ctx, f.spread); e != nil {
 		return fmt.Errorf("%s: %w", op, e)
