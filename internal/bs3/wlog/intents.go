@@ -52,7 +52,7 @@ func (d *Dir) AddIntent(nonce, replaces layout.Nonce) error {
 	if err != nil {
 		return fmt.Errorf("encode intents: %w", err)
 	}
-	if err := renameio.WriteFile(d.file(intentsFile), b, 0o600); err != nil {
+	if err := renameio.WriteFile(d.file(intentsFile), b, 0o600, renameio.WithTempDir(d.path)); err != nil {
 		return fmt.Errorf("write intent: %w", err)
 	}
 	return d.sync()
