@@ -7,6 +7,8 @@
 //	main.go                 this; nothing but the call of internal/cli
 //	internal/cli            the commands, and the wiring of everything below
 //	internal/config         the configuration file and the environment
+//	internal/control        the socket on which a running daemon is spoken to
+//	internal/listen         sockets, with the manners that unix sockets need
 //	internal/device         what a transport serves; below it the transports
 //	  nbd                   the NBD server
 //	  devtest               a volume in memory and the tests every volume must pass

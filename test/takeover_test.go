@@ -2,6 +2,7 @@ package test
 
 import (
 	"bytes"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -113,7 +114,7 @@ func TestTakeoverFromALivingHost(t *testing.T) {
 			if _, err := flush.wait(requestLimit); err == nil {
 				t.Error("a flush was acknowledged by a daemon that does not own the volume")
 			}
-			if _, err := late.wait(requestLimit); err == errHangs {
+			if _, err := late.wait(requestLimit); errors.Is(err, errHangs) {
 				t.Error("a write of the fenced daemon is not answered")
 			}
 			host, err := os.Hostname()
