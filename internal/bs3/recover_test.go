@@ -103,7 +103,6 @@ func TestAcknowledgedSurvivesDaemon(t *testing.T) {
 		o := options(t, memory)
 		o.Durable = rnd.IntN(2) == 0
 		var h history
-		flushed := 0
 		for range 4 {
 			c := newCable(memory)
 			o.Store = c
@@ -120,7 +119,7 @@ func TestAcknowledgedSurvivesDaemon(t *testing.T) {
 			if err := e.Flush(t.Context()); err != nil {
 				t.Fatal(err)
 			}
-			flushed = len(h.blocks)
+			flushed := len(h.blocks)
 			c.cut.Store(true) // from here on chunk memory alone has it
 			for range rnd.IntN(25) {
 				h.add(t, e, rnd.IntN(40))

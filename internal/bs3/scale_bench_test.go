@@ -131,7 +131,6 @@ func BenchmarkOpenFull(b *testing.B) {
 	name := layout.CheckpointName(c.Key, 1, 1<<20)
 	mustPut(b, memory, name, layout.AppendCheckpoint(nil, c))
 	putVolume(b, memory, uuid, size, name)
-	c, entries = nil, nil
 
 	for b.Loop() {
 		store := memory.Clone()
