@@ -462,12 +462,14 @@ func (q *fakeQueue) take(nr uint32, cmd ioCmd) {
 		if cmd.result >= 0 && (op == opRead || op == opWrite) && cmd.result != n {
 			bad("result %d of %d bytes", cmd.result, n)
 		}
-		if cmd.result >= 0 && op == opRead && !userCopy {
-			if cmd.addr == 0 {
+		if op == opRead && !userCopy {
+			if cmd.addr == 0 { // even of one that failed
 				bad("read without an address")
 				return
 			}
-			copy(req.data, memoryAt(cmd.addr, n))
+			if cmd.result >= 0 {
+				copy(req.data, memoryAt(cmd.addr, n))
+			}
 		}
 		q.tags[tag] = fakeTag{active: true}
 		req.end(cmd.result)

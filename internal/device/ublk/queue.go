@@ -65,7 +65,12 @@ type completion struct {
 	tag    uint16
 	result int32   // bytes, or a negative errno
 	buf    *buffer // the data of a read for the kernel to copy, or nil
+	failed bool    // a read that the kernel would have copied
 }
+
+// nowhere is the address of a failed read: the driver insists on one, and does
+// not use it.
+const nowhere = 1
 
 // errAborted: the driver took all requests back, because the device was stopped.
 var errAborted = errors.New("the device was stopped")
@@ -238,9 +243,12 @@ func (q *queue) take() []completion {
 // commit prepares the command that ends a request and asks for the next one.
 func (q *queue) commit(c completion) {
 	cmd := ioCmd{queue: q.id, tag: c.tag, result: c.result}
-	if c.buf != nil {
+	switch {
+	case c.buf != nil:
 		cmd.addr = c.buf.address()
 		q.sent = append(q.sent, c.buf)
+	case c.failed:
+		cmd.addr = nowhere
 	}
 	q.ring.command(q.op(ioCommitAndFetchReq), cmd)
 }

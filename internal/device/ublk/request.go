@@ -129,11 +129,14 @@ func (q *queue) answer(r request, buf *buffer, err error) completion {
 	} else if r.op == opRead || r.op == opWrite {
 		c.result = int32(r.n)
 	}
-	if err == nil && r.op == opRead && !q.userCopy {
-		c.buf = buf
-	} else {
-		q.buffers.put(buf)
+	if r.op == opRead && !q.userCopy {
+		if err == nil {
+			c.buf = buf
+			return c
+		}
+		c.failed = true
 	}
+	q.buffers.put(buf)
 	return c
 }
 
