@@ -58,6 +58,8 @@ func openVolume(ctx context.Context, c config.Config, log zerolog.Logger) (*volu
 		Linger:    c.Write.LingerTime(),
 		Memory:    int64(c.Write.Memory) * config.MB,
 		Uploaders: c.S3.Uploaders,
+		ReadCache: int64(c.Read.CacheSize) * config.MB,
+		Readahead: int64(c.Read.Readahead) * config.MB,
 		StatePath: state,
 
 		CheckpointInterval: c.Checkpoint.IntervalTime(),

@@ -136,8 +136,8 @@ type Write struct {
 // Read is the way of a read.
 type Read struct {
 	BufSize   int `toml:"shared_buffer_size" env:"BS3_READ_BUFSIZE" env-description:"Memory per thread shared with the kernel for reads, in MB" later:"the BUSE transport"`
-	CacheSize int `toml:"cache_size" env:"BS3_READ_CACHESIZE" env-description:"Memory for what was read, in MB; 0 = none" later:"the read cache"`
-	Readahead int `toml:"readahead" env:"BS3_READ_READAHEAD" env-description:"Most to read ahead of a stream, in MB; 0 = none" later:"reading ahead"`
+	CacheSize int `toml:"cache_size" env:"BS3_READ_CACHESIZE" env-description:"Memory for what was read or written lately, in MB; 0 = none"`
+	Readahead int `toml:"readahead" env:"BS3_READ_READAHEAD" env-description:"Most to read ahead of a sequential stream, in MB; 0 = nothing"`
 }
 
 // Cache is the local log and the disk cache.
@@ -198,7 +198,7 @@ func Default() Config {
 			Memory:        160,
 			Linger:        1000,
 		},
-		Read:         Read{BufSize: 32},
+		Read:         Read{BufSize: 32, CacheSize: 256, Readahead: 32},
 		Checkpoint:   Checkpoint{Interval: 60},
 		GC:           GC{Step: 1024, LiveData: 0.3, IdleTimeout: 200, Wait: 600, MaxGarbage: 0.5},
 		Log:          Log{Level: 1, Pretty: true},

@@ -257,7 +257,7 @@ func TestNotYet(t *testing.T) {
 	noEnvironment(t)
 	for _, key := range []string{
 		"major", "threads", "cpus_per_node", "scheduler", "queue_depth", "write.shared_buffer_size",
-		"write.collision_chunk_size", "read.shared_buffer_size", "read.cache_size", "read.readahead",
+		"write.collision_chunk_size", "read.shared_buffer_size",
 		"cache.path", "cache.size", "control.listen", "nbd.device", "nbd.tls_cert", "nbd.tls_key", "nbd.tls_ca", "ublk.id",
 	} {
 		c := Default()

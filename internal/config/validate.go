@@ -214,6 +214,8 @@ func (c Config) checkWrite(k *checker) {
 		"must hold at least %d chunks of write.chunk_size, that is %d MB, and at most %d MB",
 		minChunks, minChunks*c.Write.ChunkSize, maxMemory)
 	k.between(int64(c.Write.Linger), "write.linger", 1, maxLinger, " ms")
+	k.between(int64(c.Read.CacheSize), "read.cache_size", 0, maxMemory, " MB")
+	k.between(int64(c.Read.Readahead), "read.readahead", 0, maxMemory, " MB")
 	k.between(int64(c.Checkpoint.Interval), "checkpoint.interval", 1, maxInterval, " s")
 }
 
