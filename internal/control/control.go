@@ -81,7 +81,7 @@ func (s *Server) Run(ctx context.Context) error {
 	case <-ctx.Done():
 	}
 	err := server.Shutdown(context.WithoutCancel(ctx)) // the calls have seen ctx end
-	<-served
+	_ = <-served // that it was shut down
 	return err
 }
 
