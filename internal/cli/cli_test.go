@@ -156,7 +156,7 @@ func TestLocalDaemon(t *testing.T) {
 	}
 
 	d.signal(syscall.SIGUSR1)
-	d.expect("garbage collection")
+	d.expect("garbage collection compacted=0")
 	d.signal(syscall.SIGTERM)
 	if code := d.wait(); code != exitOK {
 		t.Errorf("a clean stop: exit %d", code)

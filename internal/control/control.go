@@ -60,7 +60,9 @@ func (s *Server) Run(ctx context.Context) error {
 		mux.HandleFunc("POST /"+name, func(w http.ResponseWriter, r *http.Request) {
 			result, err := call(r.Context())
 			if err != nil {
-				s.log.Warn().Err(err).Str("call", name).Msg("control")
+				if r.Context().Err() == nil { // else who asked is gone, or we are
+					s.log.Warn().Err(err).Str("call", name).Msg("a call on the control socket failed")
+				}
 				w.WriteHeader(http.StatusInternalServerError)
 				result = failure{err.Error()}
 			}
