@@ -27,6 +27,7 @@ import (
 	"github.com/rs/zerolog"
 
 	"bs3/internal/device"
+	"bs3/internal/listen"
 )
 
 // Options of a Server. Zero values mean the defaults.
@@ -118,7 +119,7 @@ func New(vol device.Volume, opts Options) *Server {
 // the connections and waits for all that it started. The error, if any, says
 // why it could not listen or accept.
 func (s *Server) Run(ctx context.Context) error {
-	l, release, err := listen(ctx, s.opts.Network, s.opts.Address)
+	l, release, err := listen.Listen(ctx, s.opts.Network, s.opts.Address)
 	if err != nil {
 		return fmt.Errorf("listen for NBD on %s:%s: %w", s.opts.Network, s.opts.Address, err)
 	}
