@@ -7,6 +7,9 @@
 # if its median is within 10 % of 1 was the machine quiet enough. A measurement
 # that was not is repeated, TRIES times at most.
 #
+# Where other work cannot be stopped, real-time priority keeps it out (root):
+# chrt -f 10 test/nbdnull.sh
+#
 # usage: test/nbdnull.sh [path of bs3]
 #   PAIRS=5 RUNTIME=3 (seconds a run) TRIES=5 in the environment
 #
