@@ -23,8 +23,7 @@
 //
 // There is no way to say that a request failed: when a callback returns, with
 // an error or without, the library tells the module that it was done. So a
-// callback that failed does not return. See requests.go for what becomes of
-// the device then.
+// callback that failed does not return; see requests.go.
 //
 // The numbers start again at 1 with every start of a device, and so does all
 // that this package keeps of them. A daemon that was killed leaves its device
@@ -82,10 +81,11 @@ func (d *Device) Path() string { return d.sys.blockDevice(d.opts.Major) }
 //
 // A clean stop waits for the volume as long as the volume makes it wait.
 //
-// If a request fails, Run returns an error and leaves the device behind, since
-// removing it would tell its users that their requests were done. The process
-// has to end then: goroutines of the library stay, though none of them will use
-// the volume again.
+// If a request fails for good, because the volume has stopped or the module
+// sends what it cannot mean, Run returns an error and leaves the device behind,
+// since removing it would tell its users that their requests were done. The
+// process has to end then: goroutines of the library stay, though none of them
+// will use the volume again.
 func (d *Device) Run(ctx context.Context) error {
 	if err := d.opts.Validate(d.geometry); err != nil {
 		return fmt.Errorf("BUSE device %s: %w", d.Path(), err)

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
-	"errors"
 	"flag"
 	"fmt"
 	"math/rand/v2"
@@ -42,7 +41,7 @@ type change struct {
 	data []byte
 }
 
-var errCrashed = errors.New("the machine has crashed")
+var errCrashed = fmt.Errorf("%w: the machine has crashed", device.ErrStopped)
 
 func (j *journal) Geometry() device.Geometry { return j.g }
 

@@ -2,8 +2,10 @@ package buse
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
+	"time"
 
 	"github.com/rs/zerolog"
 
@@ -12,17 +14,22 @@ import (
 
 // requests serves what the library calls for.
 //
-// A request that fails (the volume has stopped, or the chunk is damaged) cannot
-// be refused. If its callback returned, a chunk that is in no store would count
-// as written and its flush as done, or a buffer as what was read. So the
-// callback stays where it is for as long as the process lives. The first that
-// does has Run end with its error, so that the daemon says why, and ends; to
-// those who use the device it is a disk whose cable was pulled out. The module
-// is not told to stop the device: it would wait for these requests inside of a
-// system call that no signal ends.
+// A request cannot be refused. If the callback of one that failed returned, a
+// chunk that is in no store would count as written and its flush as done, or a
+// buffer as what was read. So what the volume refuses is asked for again and
+// again: an object that is missing may be restored, and the rest of the device
+// goes on meanwhile.
+//
+// A request fails for good when the volume has stopped, or its chunk is
+// damaged. Its callback then stays where it is for as long as the process
+// lives. The first that does has Run end with its error, so that the daemon
+// says why, and ends; to those who use the device it is a disk whose cable was
+// pulled out. The module is not told to stop the device: it would wait for
+// these requests inside of a system call that no signal ends.
 type requests struct {
 	log    zerolog.Logger
-	hang   func() // does not return
+	errLog zerolog.Logger // for what is said again and again
+	hang   func()         // does not return
 	vol    device.Volume
 	format format
 	most   int64 // bytes of a discard
@@ -41,6 +48,7 @@ type requests struct {
 func (r *requests) start(ctx context.Context, vol device.Volume, opts Options, hang func()) {
 	g := vol.Geometry()
 	r.log, r.hang = opts.Log, hang
+	r.errLog = opts.Log.Sample(&zerolog.BurstSampler{Burst: 10, Period: time.Minute})
 	r.ctx, r.vol = ctx, vol
 	r.format = newFormat(g, opts.CollisionArea)
 	r.newest = newSequences(r.format)
@@ -57,7 +65,7 @@ func (r *requests) fail(err error) {
 	}
 	r.err = err
 	close(r.failed)
-	r.log.Error().Err(err).Msg("a BUSE request failed and cannot be refused: the device hangs, and is given up")
+	r.log.Error().Err(err).Msg("a BUSE request failed for good and cannot be refused: the device hangs, and is given up")
 }
 
 // failure is the first failure, or nil.
@@ -113,6 +121,30 @@ func (r *requests) do(f func() error) {
 	}
 }
 
+// Pauses between two tries of what the volume refuses; they double.
+const (
+	firstRetry = 100 * time.Millisecond
+	mostRetry  = 10 * time.Second
+)
+
+// insist does f until it succeeds, the volume has stopped, or r ends.
+func (r *requests) insist(f func() error) error {
+	for pause := firstRetry; ; pause = min(2*pause, mostRetry) {
+		err := f()
+		if err == nil || errors.Is(err, device.ErrStopped) || r.ctx.Err() != nil {
+			return err
+		}
+		r.errLog.Error().Err(err).Dur("again_in", pause).Msg("a BUSE request failed and cannot be refused: trying again")
+		timer := time.NewTimer(pause)
+		select {
+		case <-timer.C:
+		case <-r.ctx.Done():
+			timer.Stop()
+			return err
+		}
+	}
+}
+
 // write takes a chunk of n records.
 func (r *requests) write(n int64, chunk []byte) error {
 	records, err := r.format.parse(n, chunk)
@@ -124,7 +156,7 @@ func (r *requests) write(n int64, chunk []byte) error {
 			return fmt.Errorf("%d blocks from %d: %w", rec.blocks, rec.first, err)
 		}
 	}
-	if err := r.vol.Flush(r.ctx); err != nil {
+	if err := r.insist(func() error { return r.vol.Flush(r.ctx) }); err != nil {
 		return fmt.Errorf("flush: %w", err)
 	}
 	return nil
@@ -162,7 +194,7 @@ func (r *requests) apply(rec record, first, n int64) error {
 	switch rec.op {
 	case opWrite:
 		at := (first - rec.first) * bs
-		return r.vol.WriteAt(r.ctx, rec.data[at:at+length], off)
+		return r.insist(func() error { return r.vol.WriteAt(r.ctx, rec.data[at:at+length], off) })
 	case opWriteZeroes:
 		drop = r.vol.WriteZeroes
 	}
@@ -171,7 +203,7 @@ func (r *requests) apply(rec record, first, n int64) error {
 		if r.most > 0 {
 			piece = min(piece, r.most)
 		}
-		if err := drop(r.ctx, off, piece); err != nil {
+		if err := r.insist(func() error { return drop(r.ctx, off, piece) }); err != nil {
 			return err
 		}
 		off, length = off+piece, length-piece
@@ -185,7 +217,8 @@ func (r *requests) read(first, blocks int64, p []byte) error {
 	if first < 0 || blocks <= 0 || first > r.format.blocks || blocks > r.format.blocks-first || int64(len(p)) < blocks*bs {
 		return fmt.Errorf("read of %d blocks from %d into %d bytes, of a device of %d blocks", blocks, first, len(p), r.format.blocks)
 	}
-	if err := r.vol.ReadAt(r.ctx, p[:blocks*bs], first*bs); err != nil {
+	err := r.insist(func() error { return r.vol.ReadAt(r.ctx, p[:blocks*bs], first*bs) })
+	if err != nil {
 		return fmt.Errorf("read %d blocks from %d: %w", blocks, first, err)
 	}
 	return nil

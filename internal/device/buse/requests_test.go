@@ -4,10 +4,12 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"runtime"
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"bs3/internal/device"
@@ -309,7 +311,7 @@ func TestDamagedChunkHarmsNothing(t *testing.T) {
 // Whatever fails is not acknowledged, ends Run with its reason, and leaves the
 // device behind; afterwards nothing uses the volume.
 func TestFailedVolume(t *testing.T) {
-	broken := errors.New("fenced by another writer")
+	broken := fmt.Errorf("%w: fenced by another writer", device.ErrStopped)
 	for name, test := range map[string]struct {
 		op  devtest.Op
 		ask func(s *served) error
@@ -361,6 +363,77 @@ func TestFailedVolume(t *testing.T) {
 			m.kill()
 		})
 	}
+}
+
+// What the volume refuses without having stopped is tried again, while other
+// requests are served.
+func TestRefusalsAreTriedAgain(t *testing.T) {
+	for name, test := range map[string]struct {
+		op devtest.Op
+		r  rec
+	}{
+		"Write":       {devtest.Write, write(5, 1, 2, 4)},
+		"Flush":       {devtest.Flush, write(5, 1, 2, 4)},
+		"Discard":     {devtest.Discard, rec{op: opDiscard, first: 5, n: 1, number: 2}},
+		"WriteZeroes": {devtest.WriteZeroes, rec{op: opWriteZeroes, first: 5, n: 1, number: 2}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				vol := newMemory()
+				d := newDriver(t, vol)
+				d.send(write(5, 1, 1, 1))
+				calls := vol.Calls(test.op)
+				vol.Fail(errors.New("refused"), test.op)
+				taken := d.start(test.r)
+				if err := vol.AwaitCalls(t.Context(), test.op, calls+4); err != nil {
+					t.Fatal(err)
+				}
+				d.holds(6, 0)
+				vol.Fail(nil, test.op)
+				if !<-taken {
+					t.Fatalf("not taken: %v", d.r.failure())
+				}
+				d.holds(5, test.r.fill, 0)
+			})
+		})
+	}
+	synctest.Test(t, func(t *testing.T) {
+		vol := newMemory()
+		d := newDriver(t, vol)
+		d.send(write(5, 1, 1, 1))
+		vol.Fail(errors.New("an object is missing"), devtest.Read)
+		p := bytes.Repeat([]byte{0x77}, testBlock)
+		done := d.call(func() error { return d.cb.BuseRead(5, 1, p) })
+		if err := vol.AwaitCalls(t.Context(), devtest.Read, 4); err != nil {
+			t.Fatal(err)
+		}
+		d.send(write(5, 1, 2, 2))
+		vol.Fail(nil, devtest.Read)
+		if !<-done || p[0] != 2 {
+			t.Errorf("the read gave %d: %v", p[0], d.r.failure())
+		}
+	})
+}
+
+// A request that is tried again does not hold up the end of the others.
+func TestRefusalEndsWithTheDevice(t *testing.T) {
+	vol := newMemory()
+	m := newModule(t)
+	s := serve(t, m, vol, small())
+	vol.Fail(errors.New("an object is missing"), devtest.Read)
+	go func() { _ = s.read(0, make([]byte, testBlock), 0) }() // answered by nobody
+	if err := vol.AwaitCalls(t.Context(), devtest.Read, 1); err != nil {
+		t.Fatal(err)
+	}
+	vol.Fail(device.ErrStopped, devtest.Write)
+	go func() {
+		_ = s.write(1, opWrite, 0, testBlock, make([]byte, testBlock), nil) // as above
+		_ = s.flush(nil)
+	}()
+	if err := <-s.ended; !errors.Is(err, device.ErrStopped) {
+		t.Errorf("Run: %v", err)
+	}
+	m.kill()
 }
 
 // Requests that wait for the volume when another has failed are cancelled
