@@ -267,10 +267,15 @@ func (f *fsck) found(severity FsckSeverity, kind FsckKind, name, format string, 
 
 // foundIn adds an error about object k.
 func (f *fsck) foundIn(k key.Key, kind FsckKind, format string, args ...any) {
+	f.foundErr(k, kind, fmt.Errorf("object %d: "+format, append([]any{k}, args...)...))
+}
+
+// foundErr adds an error about object k that says itself which it is.
+func (f *fsck) foundErr(k key.Key, kind FsckKind, err error) {
 	f.mu.Lock()
 	f.bad[k] = true
 	f.mu.Unlock()
-	f.found(FsckError, kind, k.Name(), "object %d: "+format, append([]any{k}, args...)...)
+	f.found(FsckError, kind, k.Name(), "%w", err)
 }
 
 func (f *fsck) isBad(k key.Key) bool {

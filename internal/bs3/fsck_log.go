@@ -101,6 +101,9 @@ func (f *fsck) checkLog(ctx context.Context) error {
 // an open would, or r.
 func (f *fsck) checkAgainst(ctx context.Context, c keptCheckpoint, r *logCheck, older *keptCheckpoint) (*logCheck, error) {
 	if r != nil && r.sound {
+		if r.epoch != c.KeyEpoch || r.seq != c.NextSeq {
+			f.found(FsckError, FsckCheckpoint, c.name, "it is at epoch %d and write %d, the log at %d and %d", c.KeyEpoch, c.NextSeq, r.epoch, r.seq)
+		}
 		same, intact, err := f.compare(ctx, c, r.maps, older)
 		if err != nil || same || !intact {
 			return r, err
@@ -175,7 +178,7 @@ func (r *logCheck) through(ctx context.Context, k key.Key) error {
 		t, err := r.ahead.next()
 		if err == nil {
 			if why := r.notNext(t.obj); why != "" {
-				err = fmt.Errorf("%w: %s", layout.ErrDamaged, why)
+				err = fmt.Errorf("object %d: %w: %s", r.next, layout.ErrDamaged, why)
 			}
 		}
 		switch {
@@ -196,7 +199,7 @@ func (r *logCheck) through(ctx context.Context, k key.Key) error {
 			}
 			f.foundIn(r.next, FsckMissing, "it is not there, and the log goes on behind it")
 		default:
-			f.foundIn(r.next, FsckObject, "%w", err)
+			f.foundErr(r.next, FsckObject, err)
 		}
 		r.skip()
 	}
@@ -238,6 +241,7 @@ func (r *logCheck) take(o *layout.Object) {
 	switch {
 	case o.Epoch > f.epoch:
 		wrong("it has epoch %d, the volume %d", o.Epoch, f.epoch)
+		f.epoch = o.Epoch // said once is enough
 	case o.Epoch > r.epoch && !o.Fence:
 		wrong("it is the first of epoch %d, but no fence", o.Epoch)
 	case o.Epoch == r.epoch && o.Fence:
@@ -317,7 +321,7 @@ func (r *logCheck) rest(ctx context.Context) error {
 				return err
 			}
 		case isDamage(err):
-			f.foundIn(r.next, FsckObject, "%w", err)
+			f.foundErr(r.next, FsckObject, err)
 			r.skip()
 		default:
 			return fmt.Errorf("read the log: %w", err)
@@ -402,7 +406,7 @@ func (f *fsck) readBeyond(ctx context.Context, k key.Key) ([]beyond, error) {
 			switch {
 			case errors.Is(err, objproxy.ErrNotFound):
 			case isDamage(err):
-				f.foundIn(o.key, FsckObject, "%w", err)
+				f.foundErr(o.key, FsckObject, err)
 			case err != nil:
 				return fmt.Errorf("read the log: %w", err)
 			default:

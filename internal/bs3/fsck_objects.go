@@ -148,7 +148,7 @@ func (f *fsck) checkObject(ctx context.Context, w wanted) (*layout.Object, error
 		}
 		return nil, err
 	case isDamage(err):
-		f.foundIn(w.key, FsckObject, "%w", err)
+		f.foundErr(w.key, FsckObject, err)
 		return nil, nil //nolint:nilnil // see above
 	case err != nil:
 		return nil, err

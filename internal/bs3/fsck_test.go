@@ -1,19 +1,17 @@
 package bs3_test
 
 import (
+	"context"
 	"errors"
-	"fmt"
 	"math/rand/v2"
 	"os"
-	"slices"
-	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
 	"bs3/internal/bs3"
 	"bs3/internal/bs3/key"
-	"bs3/internal/bs3/layout"
 	"bs3/internal/bs3/objproxy"
 	"bs3/internal/bs3/objproxy/objtest"
 )
@@ -119,233 +117,118 @@ func TestFsckCleanHistories(t *testing.T) {
 	}
 }
 
+// TestFsckBesideWriter: a writer that checkpoints and collects garbage all the
+// time never looks damaged.
+func TestFsckBesideWriter(t *testing.T) {
+	memory := objtest.NewMemory()
+	o := gcOptions(t, memory)
+	o.GC.LiveData = 0.9 // objects do not live long
+	shut(t, open(t, o))
+	slow := &objtest.Hooks{Inner: memory, Before: func(context.Context, objtest.Op) error {
+		if rand.IntN(20) == 0 { // so that the writer gets on in between
+			time.Sleep(time.Duration(rand.IntN(int(time.Millisecond))))
+		}
+		return nil
+	}}
+	done, moving, restarts := 0, 0, 0
+	checked := make(chan struct{})
+	go func() {
+		defer close(checked)
+		for i := range 100 {
+			r, err := bs3.Fsck(t.Context(), slow, bs3.FsckOptions{Data: i%2 == 0})
+			switch {
+			case errors.Is(err, bs3.ErrMoving):
+				moving++
+				continue
+			case err == nil && r.Err() != nil:
+				for _, f := range r.Findings {
+					t.Log(f)
+				}
+				err = r.Err()
+			}
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			done++
+			restarts += r.Restarts
+		}
+	}()
+	rnd := rand.New(rand.NewPCG(1, 31))
+	for running := true; running; {
+		e := open(t, o)
+		s := &shadow{make([]byte, e.Geometry().Size)}
+		for range 5 + rnd.IntN(20) {
+			s.some(t, e, rnd, 1+rnd.IntN(60))
+			if _, err := e.GC(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if rnd.IntN(2) == 0 {
+			shut(t, e)
+		} else {
+			kill(t, e)
+		}
+		select {
+		case <-checked:
+			running = false
+		default:
+		}
+	}
+	t.Logf("%d checks came to an end, after %d restarts in all; %d did not", done, restarts, moving)
+	if done < 20 {
+		t.Error("the writer was too fast for the checks to show anything")
+	}
+}
+
+// TestFsckWriterAtEveryCall: whatever the check is about to read, the writer
+// may have replaced, moved and given back before.
+func TestFsckWriterAtEveryCall(t *testing.T) {
+	memory := objtest.NewMemory()
+	o := gcOptions(t, memory)
+	o.GC.LiveData = 0.9
+	rnd := rand.New(rand.NewPCG(4, 31))
+	e := open(t, o)
+	s := newShadow(e)
+	s.some(t, e, rnd, 40)
+	restarts, skipped := 0, 0
+	for n := int32(1); ; n++ {
+		var calls atomic.Int32
+		var work sync.Mutex // other readers wait until the writer has done it
+		hook := &objtest.Hooks{Inner: memory, Before: func(context.Context, objtest.Op) error {
+			work.Lock()
+			defer work.Unlock()
+			if calls.Add(1) != n {
+				return nil
+			}
+			if n%7 == 0 { // a takeover, too
+				kill(t, e)
+				e = open(t, o)
+			}
+			s.some(t, e, rnd, 5+rnd.IntN(20))
+			_, err := e.GC(t.Context())
+			return err
+		}}
+		r := clean(t, hook)
+		restarts += r.Restarts
+		if r.Restarts == 0 {
+			skipped++
+		}
+		if calls.Load() < n {
+			t.Logf("%d calls: %d restarts, %d times none was needed", n-1, restarts, skipped)
+			break
+		}
+	}
+	if restarts == 0 || skipped == 0 {
+		t.Error("the calls do not show both")
+	}
+	shut(t, e)
+}
+
 // eventuallyIdle waits until no more calls arrive.
 func eventuallyIdle(t *testing.T, calls *objtest.Recorder) {
 	t.Helper()
 	for n := -1; n != len(calls.Calls()); time.Sleep(2 * time.Millisecond) {
 		n = len(calls.Calls())
 	}
-}
-
-// damaged is a volume with two checkpoints, packs, objects between and above
-// them, some deleted, some dead.
-type damaged struct {
-	*objtest.Memory
-	volume    *layout.Volume
-	older     *layout.Checkpoint
-	newer     *layout.Checkpoint
-	last      key.Key
-	unchecked *objtest.Memory
-}
-
-func get(t *testing.T, store objproxy.Store, name string) []byte {
-	t.Helper()
-	b := make([]byte, 1<<20)
-	n, _, err := store.Get(t.Context(), name, b, -1)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return b[:n]
-}
-
-func put(t *testing.T, store objproxy.Store, name string, b []byte) {
-	t.Helper()
-	if _, err := store.Put(t.Context(), name, objproxy.Body{Data: b}, objproxy.Condition{}); err != nil {
-		t.Fatal(err)
-	}
-}
-
-func del(t *testing.T, store objproxy.Store, name string) {
-	t.Helper()
-	if err := store.Delete(t.Context(), []string{name}); err != nil {
-		t.Fatal(err)
-	}
-}
-
-func tailOf(t *testing.T, store objproxy.Store, k key.Key) *layout.Object {
-	t.Helper()
-	b := get(t, store, k.Name())
-	o, err := layout.DecodeTail(b, int64(len(b)))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return o
-}
-
-// putTail replaces the tail of an object by that of o, the data stay.
-func putTail(t *testing.T, store objproxy.Store, k key.Key, o *layout.Object) {
-	t.Helper()
-	b := get(t, store, k.Name())
-	data := b[:len(tailOf(t, store, k).CRCs)*blockSize]
-	put(t, store, k.Name(), layout.AppendTail(slices.Clone(data[:len(o.CRCs)*blockSize]), o))
-}
-
-func checkpointOf(t *testing.T, store objproxy.Store, name string) *layout.Checkpoint {
-	t.Helper()
-	c, err := layout.DecodeCheckpoint(get(t, store, name))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return c
-}
-
-func record(t *testing.T, store objproxy.Store) *layout.Volume {
-	t.Helper()
-	v, err := layout.DecodeVolume(get(t, store, layout.VolumeName))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return v
-}
-
-func putRecord(t *testing.T, store objproxy.Store, v *layout.Volume) {
-	t.Helper()
-	b, err := layout.EncodeVolume(v)
-	if err != nil {
-		t.Fatal(err)
-	}
-	put(t, store, layout.VolumeName, b)
-}
-
-// sample makes a volume whose writer has died with two checkpoints and a log
-// above them; with gc, part of the log is given back.
-func sample(t *testing.T, gc bool) *damaged {
-	t.Helper()
-	memory := objtest.NewMemory()
-	o := gcOptions(t, memory)
-	rnd := rand.New(rand.NewPCG(9, 9))
-	e := open(t, o)
-	s := newShadow(e)
-	s.some(t, e, rnd, 60)
-	if gc {
-		if _, err := e.GC(t.Context()); err != nil {
-			t.Fatal(err)
-		}
-	} else if err := e.Checkpoint(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	kill(t, e)
-	e = open(t, o)
-	s.some(t, e, rnd, 15)
-	if err := e.Checkpoint(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	s.some(t, e, rnd, 12)
-	if err := e.Checkpoint(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	s.some(t, e, rnd, 15)
-	if err := e.Flush(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	kill(t, e)
-	d := &damaged{Memory: memory, volume: record(t, memory)}
-	d.older = checkpointOf(t, memory, d.volume.Checkpoints[0])
-	d.newer = checkpointOf(t, memory, d.volume.Checkpoints[1])
-	r := clean(t, memory)
-	if r.FromStart == gc || r.LogEnd <= d.newer.Key+10 || d.newer.Key <= d.older.Key+5 {
-		t.Fatalf("the sample is not what it should be: %+v", r)
-	}
-	d.last = r.LogEnd - 1
-	return d
-}
-
-// want checks that the one kind of damage is found, under that name.
-func want(t *testing.T, store objproxy.Store, kind bs3.FsckKind, name string) {
-	t.Helper()
-	r := fsck(t, store)
-	found := false
-	for _, f := range r.Findings {
-		if f.Severity == bs3.FsckError {
-			t.Log(f)
-			found = found || f.Kind == kind && f.Name == name
-		}
-	}
-	if !found {
-		t.Fatalf("%s of %s was not found", kind, name)
-	}
-	if r.Err() == nil || !errors.Is(r.Err(), bs3.ErrDamage) {
-		t.Fatalf("no error: %v", r.Err())
-	}
-}
-
-func TestFsckFindsEveryByte(t *testing.T) {
-	for _, gc := range []bool{true, false} {
-		d := sample(t, gc)
-		list, err := d.List(t.Context(), "", "", 1<<20)
-		if err != nil {
-			t.Fatal(err)
-		}
-		dead := make(map[string]bool)
-		for _, o := range d.newer.Objects {
-			if was, here := tableEntry(d.older, o.Key); here && was.Live == 0 && !o.Fence {
-				dead[o.Key.Name()] = true
-			}
-		}
-		for _, o := range list {
-			if dead[o.Name] {
-				continue
-			}
-			b := get(t, d, o.Name)
-			k, err := key.Parse(o.Name)
-			isObject, data := err == nil, 0
-			if isObject {
-				data = len(tailOf(t, d, k).CRCs) * blockSize
-			}
-			for _, at := range []int{data, (data + len(b)) / 2, len(b) - 100, len(b) - 1} {
-				if at < 0 {
-					continue
-				}
-				hurt := d.Clone()
-				bad := slices.Clone(b)
-				bad[at] ^= 0x10
-				put(t, hurt, o.Name, bad)
-				t.Logf("gc %t: byte %d of %s flipped", gc, at, o.Name)
-				found(t, hurt, o.Name)
-			}
-			for _, n := range []int{0, 1, len(b) / 2, len(b) - 1} {
-				hurt := d.Clone()
-				put(t, hurt, o.Name, b[:n])
-				t.Logf("gc %t: %s cut off after %d bytes", gc, o.Name, n)
-				found(t, hurt, o.Name)
-			}
-			if isObject && k == d.last {
-				continue // without it the log is shorter, as after a crash
-			}
-			hurt := d.Clone()
-			del(t, hurt, o.Name)
-			t.Logf("gc %t: %s deleted", gc, o.Name)
-			if isObject && k > d.newer.Key {
-				if r := clean(t, hurt); r.Warnings == 0 || r.LogEnd != k || k.Name() == "" {
-					t.Fatalf("no warning of a gap: %+v", r)
-				}
-				continue
-			}
-			found(t, hurt, o.Name)
-		}
-	}
-}
-
-func tableEntry(c *layout.Checkpoint, k key.Key) (layout.ObjectInfo, bool) {
-	for _, o := range c.Objects {
-		if o.Key == k {
-			return o, true
-		}
-	}
-	return layout.ObjectInfo{}, false
-}
-
-// found checks that there are errors and that one of them names the object.
-func found(t *testing.T, store objproxy.Store, name string) {
-	t.Helper()
-	r := fsck(t, store)
-	for _, f := range r.Findings {
-		if f.Severity == bs3.FsckError && (f.Name == name || strings.Contains(f.Text, name)) {
-			return
-		}
-	}
-	for _, f := range r.Findings {
-		t.Log(f)
-	}
-	t.Fatal(fmt.Errorf("damage in %s was not found", name))
 }
