@@ -92,6 +92,8 @@ type Engine struct {
 	nonce layout.Nonce
 	whole bool // see Whole
 
+	writersHere map[layout.Nonce]bool // whose chunk memory is ours; while opening
+
 	dir     *wlog.Dir    // nil without a state path
 	memory  *wlog.Memory // the pool
 	maps    *mapproxy.Proxy
@@ -125,6 +127,7 @@ type Engine struct {
 	changing chan struct{} // holds one token while the volume record is changed
 
 	gcRequests chan chan gcAnswer
+	unmovable  map[key.Key]bool // objects that could not be compacted; the collector's own
 
 	checkpointing  chan struct{} // holds one token while a checkpoint is written
 	checkpointWish chan struct{} // wakes the checkpointer

@@ -30,10 +30,15 @@ func (e *Engine) checkpointCost() int64 {
 	return 4*int64(live) + 32*int64(objects) + 4096
 }
 
-// kickCheckpoint wakes the checkpointer if the log has grown enough. Under the
-// chunk lock.
+// checkpointDue says whether the log has grown enough. Under the chunk lock.
+func (e *Engine) checkpointDue() bool {
+	return e.sinceCheckpoint.objects >= checkpointObjects || e.sinceCheckpoint.bytes >= checkpointRatio*max(e.checkpointCost(), cheapCheckpoint)
+}
+
+// kickCheckpoint wakes the checkpointer if a checkpoint is due. Under the chunk
+// lock.
 func (e *Engine) kickCheckpoint() {
-	if e.sinceCheckpoint.objects < checkpointObjects && e.sinceCheckpoint.bytes < checkpointRatio*max(e.checkpointCost(), cheapCheckpoint) {
+	if !e.checkpointDue() {
 		return
 	}
 	select {
@@ -51,17 +56,21 @@ func (e *Engine) checkpointer() {
 		tick = t.C
 	}
 	for {
+		var due bool
 		select {
-		case <-e.checkpointWish:
+		case <-e.checkpointWish: // it may have been written since
+			e.mu.Lock()
+			due = e.checkpointDue()
+			e.mu.Unlock()
 		case <-tick:
 			e.mu.Lock()
-			cheap := e.checkpointCost() < cheapCheckpoint
+			due = e.checkpointCost() < cheapCheckpoint
 			e.mu.Unlock()
-			if !cheap {
-				continue
-			}
 		case <-e.idle.Done():
 			return
+		}
+		if !due {
+			continue
 		}
 		e.background("checkpoint", e.checkpointIfLonger(objproxy.Background(e.idle)))
 	}
@@ -87,7 +96,11 @@ func (e *Engine) Checkpoint(ctx context.Context) error {
 	}
 	ctx, cancel := e.whileServing(ctx)
 	defer cancel()
-	return e.checkpoint(objproxy.Background(ctx))
+	err := e.checkpoint(objproxy.Background(ctx))
+	if errors.Is(err, ErrFenced) {
+		e.fail(err)
+	}
+	return err
 }
 
 // checkpointIfLonger writes a checkpoint if the log has grown since the last.

@@ -44,6 +44,7 @@ func (e *Engine) compact(ctx context.Context, objects []layout.ObjectInfo) (GCRe
 			return c.report, context.Cause(ctx)
 		case isDamage(err):
 			c.report.FailedReads++
+			e.unmovable[o.Key] = true
 			e.log.Error().Err(err).Uint64("key", uint64(o.Key)).Msg("an object can not be compacted: it stays as it is")
 		default:
 			return c.report, err

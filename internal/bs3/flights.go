@@ -57,6 +57,9 @@ func (f *flights) land(own *flight) {
 // fetchOnce fetches the misses, unless somebody else is fetching one of them:
 // then it waits for that and says again, for the cache may have all of it now.
 func (e *Engine) fetchOnce(ctx context.Context, misses []miss) (again bool, at layout.Location, err error) {
+	if len(misses) == 0 {
+		return false, 0, nil
+	}
 	if e.cache == nil {
 		at, err = e.fetch(ctx, misses)
 		return false, at, err

@@ -1,6 +1,7 @@
 package bs3
 
 import (
+	"cmp"
 	"context"
 	"slices"
 	"time"
@@ -89,7 +90,7 @@ func (e *Engine) collector() {
 
 // collect is a whole collection: everything that can be given back now is.
 func (e *Engine) collect(ctx context.Context) (GCReport, error) {
-	report, err := e.compact(ctx, e.thin(0))
+	report, err := e.compact(ctx, e.thin())
 	if err != nil {
 		return report, err
 	}
@@ -107,8 +108,8 @@ func (e *Engine) collect(ctx context.Context) (GCReport, error) {
 // is written it leaves the checkpoints to their own rhythm; on an idle one it
 // goes on until nothing more can be deleted, and then sends no request.
 func (e *Engine) collectByTime(ctx context.Context) (report GCReport, err error) {
-	if excess := e.excessGarbage(); excess > 0 {
-		if report, err = e.compact(ctx, e.thin(excess)); err != nil {
+	if max := e.opts.GC.MaxGarbage; max > 0 && max < 1 {
+		if report, err = e.compact(ctx, e.excess(max)); err != nil {
 			return report, err
 		}
 	}
@@ -125,30 +126,43 @@ func (e *Engine) collectByTime(ctx context.Context) (report GCReport, err error)
 	return report, err
 }
 
-// excessGarbage is how many blocks of garbage are above what is allowed.
-func (e *Engine) excessGarbage() uint64 {
-	if e.opts.GC.MaxGarbage <= 0 || e.opts.GC.MaxGarbage >= 1 {
-		return 0
+// excess chooses what to compact so that no more than the share most of the log
+// is garbage; nothing if that is so already. Objects without any live block do
+// not count: they are as good as deleted. Objects that could not be read the
+// last time wait for somebody to ask.
+func (e *Engine) excess(most float64) []layout.ObjectInfo {
+	objects, used := e.survey()
+	allowed := uint64(float64(used.live) / (1 - most))
+	var chosen []layout.ObjectInfo
+	for _, o := range objects {
+		if used.total <= allowed {
+			break
+		}
+		if !e.unmovable[o.Key] {
+			chosen = append(chosen, o)
+			used.total -= uint64(o.Total - o.Live)
+		}
 	}
-	e.mu.Lock()
-	_, live, total := e.maps.Totals()
-	e.mu.Unlock()
-	if allowed := uint64(float64(live) / (1 - e.opts.GC.MaxGarbage)); total > allowed {
-		return total - allowed
-	}
-	return 0
+	return chosen
 }
 
-// thin chooses the objects to compact, best first: those with a share of live
-// blocks below the threshold, where cold ones (of low keys) are worth more
-// than hot ones, which die by themselves. It stops when their garbage comes to
-// enough blocks; 0 = all. The newest object is never among them.
-func (e *Engine) thin(enough uint64) []layout.ObjectInfo {
-	type scored struct {
-		layout.ObjectInfo
-		benefit float64
-	}
-	var found []scored
+// usage sums up objects that have live blocks.
+type usage struct{ live, total uint64 }
+
+// thin gives the objects that are worth compacting, best first.
+func (e *Engine) thin() []layout.ObjectInfo {
+	objects, _ := e.survey()
+	return objects
+}
+
+// survey gives the objects with a share of live blocks below the threshold,
+// best first: cold ones (of low keys) are worth more than hot ones, which die
+// by themselves. The newest object is never among them. It also sums up all
+// objects that have live blocks.
+func (e *Engine) survey() ([]layout.ObjectInfo, usage) {
+	var used usage
+	var found []layout.ObjectInfo
+	benefit := make(map[key.Key]float64)
 	for from, more := key.Key(0), true; more; from += key.Key(e.opts.GC.Step) {
 		var some []layout.ObjectInfo
 		e.mu.Lock()
@@ -156,33 +170,19 @@ func (e *Engine) thin(enough uint64) []layout.ObjectInfo {
 		durable, next := e.durable, e.keys.Next()
 		e.mu.Unlock()
 		for _, o := range some {
-			if o.Live == 0 || o.Key > durable || o.Key+1 >= next {
+			if o.Live == 0 || o.Key > durable {
 				continue
 			}
-			if live := float64(o.Live) / float64(o.Total); live < e.opts.GC.LiveData {
-				found = append(found, scored{o, (1 - live) * float64(next-o.Key) / (1 + live)})
+			used.live += uint64(o.Live)
+			used.total += uint64(o.Total)
+			if live := float64(o.Live) / float64(o.Total); o.Key+1 < next && live < e.opts.GC.LiveData {
+				found = append(found, o)
+				benefit[o.Key] = (1 - live) * float64(next-o.Key) / (1 + live)
 			}
 		}
 	}
-	slices.SortStableFunc(found, func(a, b scored) int {
-		switch {
-		case a.benefit > b.benefit:
-			return -1
-		case a.benefit < b.benefit:
-			return 1
-		}
-		return 0
-	})
-	var chosen []layout.ObjectInfo
-	var garbage uint64
-	for _, o := range found {
-		if enough > 0 && garbage >= enough {
-			break
-		}
-		chosen = append(chosen, o.ObjectInfo)
-		garbage += uint64(o.Total - o.Live)
-	}
-	return chosen
+	slices.SortStableFunc(found, func(a, b layout.ObjectInfo) int { return cmp.Compare(benefit[b.Key], benefit[a.Key]) })
+	return found, used
 }
 
 // settleDead deletes all that is dead in the newest checkpoint. Only the older
@@ -224,7 +224,7 @@ func (e *Engine) deletable(k kept) []key.Key {
 	defer e.mu.Unlock()
 	var keys []key.Key
 	for dead := range k.dead {
-		if _, here := e.maps.Object(dead); here {
+		if o, here := e.maps.Object(dead); here && o.Live == 0 { // or a discard still counts it off
 			keys = append(keys, dead)
 		}
 	}

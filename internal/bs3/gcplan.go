@@ -17,7 +17,7 @@ func (e *Engine) PlanGC(ctx context.Context) (GCReport, error) {
 	}
 	var plan GCReport
 	bytes := func(blocks uint32) int64 { return int64(blocks) * int64(e.blockSize) }
-	for _, o := range e.thin(0) {
+	for _, o := range e.thin() {
 		plan.add(GCReport{Compacted: 1, MovedBytes: bytes(o.Live), Deleted: 1, FreedBytes: bytes(o.Total)})
 	}
 	for from, more := key.Key(0), true; more; from += key.Key(e.opts.GC.Step) {

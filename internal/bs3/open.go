@@ -34,6 +34,7 @@ func Open(ctx context.Context, opts Options) (*Engine, error) {
 		progress:       make(chan struct{}),
 		uploads:        newUploads(),
 		gcRequests:     make(chan chan gcAnswer),
+		unmovable:      make(map[key.Key]bool),
 		changing:       make(chan struct{}, 1),
 		checkpointing:  make(chan struct{}, 1),
 		checkpointWish: make(chan struct{}, 1),
@@ -41,6 +42,9 @@ func Open(ctx context.Context, opts Options) (*Engine, error) {
 	}
 	if e.opts.GC.Step <= 0 {
 		e.opts.GC.Step = 1024
+	}
+	if n := e.slots(); n < 2 || n > layout.MaxSlots {
+		return nil, fmt.Errorf("%w: %d bytes of chunk memory hold %d chunks of %d bytes, not 2 to %d", ErrRefused, opts.Memory, n, opts.ChunkSize, layout.MaxSlots)
 	}
 	e.maps = mapproxy.New(uint64(opts.Size) / uint64(opts.BlockSize))
 	if opts.ReadCache > 0 {
@@ -232,11 +236,13 @@ func (e *Engine) claim(ctx context.Context) (*layout.Volume, error) {
 			return nil, err
 		}
 		if e.dir != nil {
-			if err := e.dir.AddIntent(e.nonce, v.Writer.Nonce); err != nil {
+			if e.whole, err = e.isWhole(v); err != nil {
+				return nil, err
+			}
+			if err := e.dir.AddIntent(wlog.Intent{Nonce: e.nonce, Replaces: v.Writer.Nonce, Whole: e.whole}); err != nil {
 				return nil, err
 			}
 		}
-		e.whole = e.memory != nil && e.sameBoot() && v.Writer.Host == e.opts.Host.ID && v.Writer.StatePath == e.opts.StatePath
 		v.Epoch++
 		v.Generation++
 		v.ChangeID = e.nonce.String()
@@ -259,6 +265,10 @@ func (e *Engine) claim(ctx context.Context) (*layout.Volume, error) {
 // create stores the record of a new volume, unless something of a volume lies
 // here without one.
 func (e *Engine) create(ctx context.Context) error {
+	if e.holdsRecords() {
+		return fmt.Errorf("%w: chunk memory %s holds writes of volume %s that may not be stored, but there is no volume in the store: use the right store, or move the file away",
+			ErrRefused, e.memory.Path(), e.memory.Header().UUID)
+	}
 	if err := e.refuseLeftovers(ctx); err != nil {
 		if _, _, again := readVolume(ctx, e.store); again == nil {
 			return nil // somebody made the volume while we looked
@@ -343,10 +353,24 @@ func (e *Engine) admit(v *layout.Volume) error {
 	return nil
 }
 
+// isWhole says whether chunk memory is that of the writer that v names: it ran
+// here, since the machine booted. Where v names an open of ours that never
+// served, what that one found counts.
+func (e *Engine) isWhole(v *layout.Volume) (bool, error) {
+	if e.memory == nil || !e.sameBoot() {
+		return false, nil
+	}
+	failed, ok, err := e.dir.Intent(v.Writer.Nonce)
+	if err != nil || ok {
+		return failed.Whole, err
+	}
+	return v.Writer.Host == e.opts.Host.ID && v.Writer.StatePath == e.opts.StatePath, nil
+}
+
 // judgeMemory decides whether the chunk memory found belongs to the writer
 // that v names, or to one whose place only our own failed opens have taken
 // since. Memory of anyone else is set aside: it must never be replayed.
-func (e *Engine) judgeMemory(v *layout.Volume) error {
+func (e *Engine) judgeMemory(v *layout.Volume) (err error) {
 	if !e.holdsRecords() {
 		return nil
 	}
@@ -355,7 +379,7 @@ func (e *Engine) judgeMemory(v *layout.Volume) error {
 		return fmt.Errorf("%w: chunk memory %s holds writes of volume %s that may not be stored, but the store has volume %s: use the right store, or move the file away",
 			ErrRefused, path, u, v.UUID)
 	}
-	writers, err := e.dir.Writers(v.Writer.Nonce)
+	e.writersHere, err = e.dir.Writers(v.Writer.Nonce)
 	if err != nil {
 		return fmt.Errorf("%w: %w; move the file away to go on without the chunk memory beside it", ErrRefused, err)
 	}
@@ -369,7 +393,7 @@ func (e *Engine) judgeMemory(v *layout.Volume) error {
 		case err != nil && e.sameBoot():
 			return fmt.Errorf("%w: chunk memory %s: %w; move the file away to go on without what it holds", ErrRefused, path, err)
 		case err != nil: // torn when the machine went down: replay sees where it ends
-		case writers[h.Nonce]:
+		case e.writersHere[h.Nonce]:
 			ours++
 		default:
 			others++
@@ -377,6 +401,9 @@ func (e *Engine) judgeMemory(v *layout.Volume) error {
 	}
 	if others == 0 {
 		return nil
+	}
+	if ours > 0 && !e.sameBoot() {
+		return nil // slots of earlier writers, cleared in memory and not on the disk; replay passes over them
 	}
 	if ours > 0 {
 		return fmt.Errorf("%w: chunk memory %s holds writes of several writers; move the file away to go on without them", ErrRefused, path)

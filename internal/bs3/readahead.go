@@ -5,7 +5,6 @@ import (
 	"sync/atomic"
 
 	"bs3/internal/bs3/layout"
-	"bs3/internal/bs3/objproxy"
 )
 
 const (
@@ -14,8 +13,8 @@ const (
 	// firstAhead is the window of a stream that was just recognised; it doubles
 	// with each window that is read up.
 	firstAhead = 1 << 20
-	// aheadFetches bounds the requests of all streams together; demand reads
-	// have their own, and go first.
+	// aheadFetches bounds the requests of all streams together, so that most of
+	// the downloaders are left to reads that somebody waits for.
 	aheadFetches = 16
 )
 
@@ -112,6 +111,7 @@ func (r *readahead) extend(i int, most, size int64) (off, n int64) {
 func (e *Engine) aheadReader() {
 	// No more than an eighth of the cache, or streams would displace each other.
 	most := max(int64(firstAhead), min(e.opts.Readahead, e.opts.ReadCache/8))
+	piece := min(most, int64(e.opts.ChunkSize))
 	var fetches sync.WaitGroup
 	defer fetches.Wait()
 	for {
@@ -119,7 +119,7 @@ func (e *Engine) aheadReader() {
 		case i := <-e.ahead.due:
 			off, n := e.ahead.extend(i, most, e.opts.Size)
 			for n > 0 {
-				some := min(n, int64(e.opts.ChunkSize))
+				some := min(n, piece)
 				var buf []byte
 				select {
 				case buf = <-e.ahead.slots:
@@ -127,7 +127,7 @@ func (e *Engine) aheadReader() {
 					return
 				}
 				if buf == nil {
-					buf = make([]byte, e.opts.ChunkSize)
+					buf = make([]byte, piece)
 				}
 				from := off
 				fetches.Go(func() {
@@ -148,7 +148,14 @@ func (e *Engine) aheadReader() {
 func (e *Engine) prefetch(buf []byte, off int64) {
 	v := e.fetches.enter()
 	defer e.fetches.leave(v)
-	var misses []miss
+	for again := true; again; {
+		again, _, _ = e.fetchOnce(e.idle, e.missing(buf, off))
+	}
+}
+
+// missing gives the runs of the range that buf could hold that are mapped and
+// neither in chunk memory nor in the cache.
+func (e *Engine) missing(buf []byte, off int64) (misses []miss) {
 	for _, r := range e.maps.Lookup(uint64(off)/uint64(e.blockSize), uint32(len(buf)/e.blockSize), nil) {
 		dst := buf[:int(r.N)*e.blockSize]
 		buf = buf[len(dst):]
@@ -156,9 +163,7 @@ func (e *Engine) prefetch(buf []byte, off int64) {
 			misses = e.notCached(misses, r.Loc, dst)
 		}
 	}
-	if len(misses) > 0 {
-		_, _, _ = e.fetchOnce(objproxy.Background(e.idle), misses)
-	}
+	return misses
 }
 
 // notCached appends the runs of the blocks at loc that the cache does not have.

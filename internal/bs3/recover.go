@@ -145,6 +145,9 @@ func (e *Engine) leftInMemory() ([]wlog.Entry, error) {
 		if s.Count() == 0 {
 			continue
 		}
+		if h, err := s.Header(); err == nil && !e.writersHere[h.Nonce] {
+			continue
+		}
 		entries, err := s.Entries()
 		if err != nil && e.sameBoot() {
 			return nil, fmt.Errorf("%w: chunk memory %s: %w; move the file away to go on without what it holds", ErrRefused, e.memory.Path(), err)

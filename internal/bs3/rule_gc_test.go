@@ -258,7 +258,7 @@ func TestRuleGCSEAL(t *testing.T) {
 		a.write(2, 1, 2) // object 2
 		a.flush()
 		a.write(3, 3) // the open chunk
-		report, err := a.e.compact(t.Context(), a.e.thin(0))
+		report, err := a.e.compact(t.Context(), a.e.thin())
 		if err != nil || report.Compacted == 0 {
 			t.Fatalf("%+v, %v", report, err)
 		}
@@ -283,7 +283,7 @@ func TestRuleINORDER(t *testing.T) {
 		a.write(2, 1, 2) // object 2
 		a.flush()
 		put := a.hold(on(objtest.Put, key.Key(3).Name()))
-		if _, err := a.e.compact(t.Context(), a.e.thin(0)); err != nil {
+		if _, err := a.e.compact(t.Context(), a.e.thin()); err != nil {
 			t.Fatal(err)
 		}
 		put.wait(t)

@@ -33,6 +33,9 @@ func (e *Engine) TryWriteAt(p []byte, off int64) bool {
 	if len(p) > e.chunkBlocks*e.blockSize || e.check(off, int64(len(p))) != nil {
 		return false
 	}
+	if len(p) == 0 {
+		return true
+	}
 	var few [64]uint32
 	crcs := e.checksums(few[:0], p)
 	e.mu.Lock()
@@ -138,10 +141,10 @@ func (e *Engine) makeRoom(n int) bool {
 	if e.room(n) {
 		return true
 	}
+	e.seal() // also if there is no slot: nobody else may fill it
 	if len(e.free) == 0 {
 		return false
 	}
-	e.seal()
 	last := len(e.free) - 1
 	slot := e.free[last]
 	e.free = e.free[:last]

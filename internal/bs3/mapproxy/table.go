@@ -99,7 +99,13 @@ func (t *table) setTotal(k key.Key, total uint32) {
 func (t *table) born(k key.Key, n uint32) { t.at(k).live += n }
 
 // dead takes n blocks off the live ones of the object at loc.
-func (t *table) dead(loc layout.Location, n uint32) { t.at(loc.Key()).live -= n }
+// One that a discard detached and that was deleted before that was settled is
+// not there any more.
+func (t *table) dead(loc layout.Location, n uint32) {
+	if t.find(loc.Key()) != nil {
+		t.at(loc.Key()).live -= n
+	}
+}
 
 func (t *table) get(k key.Key) (layout.ObjectInfo, bool) {
 	o := t.find(k)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"slices"
 
 	"github.com/google/renameio/v2"
 
@@ -16,17 +17,18 @@ import (
 // should. It is wrapped with the file and what is wrong.
 var ErrDamaged = errors.New("damaged")
 
-// intent is written, and synced, before a writer claims an epoch: if it dies
+// Intent is written, and synced, before a writer claims an epoch: if it dies
 // between the claim and serving, the record names a nonce that never wrote,
 // and the intent says whose place it took.
-type intent struct {
+type Intent struct {
 	Nonce    layout.Nonce `json:"nonce"`
 	Replaces layout.Nonce `json:"replaces"`
+	Whole    bool         `json:"whole"` // chunk memory was that of the writer replaced
 }
 
 const intentsFile = "intents"
 
-func (d *Dir) intents() ([]intent, error) {
+func (d *Dir) intents() ([]Intent, error) {
 	b, err := os.ReadFile(d.file(intentsFile))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
@@ -34,21 +36,21 @@ func (d *Dir) intents() ([]intent, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read intents: %w", err)
 	}
-	var list []intent
+	var list []Intent
 	if err := json.Unmarshal(b, &list); err != nil {
 		return nil, fmt.Errorf("%s: %w: %w", d.file(intentsFile), ErrDamaged, err)
 	}
 	return list, nil
 }
 
-// AddIntent records, durably, that the writer nonce is about to replace the
-// writer replaces in the volume record.
-func (d *Dir) AddIntent(nonce, replaces layout.Nonce) error {
+// AddIntent records, durably, that a writer is about to replace another one in
+// the volume record.
+func (d *Dir) AddIntent(in Intent) error {
 	list, err := d.intents()
 	if err != nil {
 		return err
 	}
-	b, err := json.Marshal(append(list, intent{nonce, replaces}))
+	b, err := json.Marshal(append(list, in))
 	if err != nil {
 		return fmt.Errorf("encode intents: %w", err)
 	}
@@ -56,6 +58,17 @@ func (d *Dir) AddIntent(nonce, replaces layout.Nonce) error {
 		return fmt.Errorf("write intent: %w", err)
 	}
 	return d.sync()
+}
+
+// Intent gives the last intent of the writer nonce, if there is one.
+func (d *Dir) Intent(nonce layout.Nonce) (Intent, bool, error) {
+	list, err := d.intents()
+	for _, in := range slices.Backward(list) {
+		if in.Nonce == nonce {
+			return in, true, nil
+		}
+	}
+	return Intent{}, false, err
 }
 
 // Writers gives the nonces whose chunk memory is ours if the volume record

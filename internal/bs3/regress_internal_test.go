@@ -1,0 +1,204 @@
+package bs3
+
+import (
+	"context"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/rs/zerolog"
+
+	"bs3/internal/bs3/layout"
+	"bs3/internal/bs3/mapproxy"
+	"bs3/internal/bs3/objproxy/objtest"
+)
+
+func tinyOptions(t *testing.T) Options {
+	return Options{
+		Store: objtest.NewMemory(), Log: zerolog.Nop(), Host: Host{ID: "a", Name: "a"},
+		Size: 8192 * 512, BlockSize: 512, ChunkSize: 8 * 512, Durable: true, Memory: 6 * 8 * 512, Uploaders: 4,
+		GC: GCOptions{Step: 64, LiveData: 0.5},
+	}
+}
+
+// A discard has taken a whole leaf out of the map and its goroutine has not
+// had the lock again (Engine.settle) when a collection runs to its end.
+func TestSettleAfterDelete(t *testing.T) {
+	e, err := Open(t.Context(), tinyOptions(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := e.WriteAt(t.Context(), make([]byte, 8*512), 0); err != nil {
+		t.Fatal(err)
+	}
+	if err := e.Flush(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	// zero(), up to the point where append has returned:
+	var pending *mapproxy.Unsettled
+	if err := e.append(t.Context(), 0, func() {
+		e.appendRecord(layout.Record{Block: 0, Blocks: 8192, Kind: layout.KindZero}, nil, nil)
+		pending = e.maps.Zero(0, 8192)
+	}); err != nil {
+		t.Fatal(err)
+	}
+	r, err := e.GC(t.Context())
+	t.Logf("%+v %v", r, err)
+	defer func() {
+		if p := recover(); p != nil {
+			t.Fatalf("the daemon dies: %v", p)
+		}
+	}()
+	e.settle(pending)
+}
+
+// An empty write by the fast door.
+func TestEmptyTryWrite(t *testing.T) {
+	o := tinyOptions(t)
+	e, err := Open(t.Context(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	e.TryWriteAt(nil, 0)
+	if err := e.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	// Close wrote a checkpoint, so read the log itself.
+	for k := range e.keys.Next() {
+		if _, err := e.tails().read(context.Background(), k); err != nil {
+			t.Errorf("the log can not be read any more: %v", err)
+		}
+	}
+}
+
+// A checkpoint that is due because the log is long is written twice.
+func TestCheckpointTwice(t *testing.T) {
+	o := tinyOptions(t)
+	rec := objtest.NewRecorder(o.Store)
+	o.Store = &objtest.Hooks{Inner: rec, Before: func(_ context.Context, op objtest.Op) error {
+		if strings.HasPrefix(op.Name, layout.CheckpointPrefix) {
+			time.Sleep(20 * time.Millisecond) // a store is not next door
+		}
+		return nil
+	}}
+	e, err := Open(t.Context(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	write := func(b int64) {
+		if err := e.WriteAt(t.Context(), make([]byte, 512), b*512); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write(1)
+	e.mu.Lock()
+	e.sinceCheckpoint.objects = checkpointObjects // a long log
+	e.mu.Unlock()
+	for b := range int64(10000) { // a busy volume
+		write(b % 100)
+		if b%100 == 0 {
+			time.Sleep(time.Millisecond)
+		}
+	}
+	time.Sleep(50 * time.Millisecond)
+	n := 0
+	for _, c := range rec.Calls() {
+		if c.Kind == objtest.Put && strings.HasPrefix(c.Name, layout.CheckpointPrefix) {
+			n++
+		}
+	}
+	if n != 1 {
+		t.Errorf("%d checkpoints, 1 was due", n)
+	}
+	if err := e.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Garbage that was compacted and waits for its second checkpoint still counts
+// as excess: every tick compacts more.
+func TestOverCompaction(t *testing.T) {
+	o := tinyOptions(t)
+	o.GC = GCOptions{Step: 64, LiveData: 0.9, MaxGarbage: 0.4}
+	e, err := Open(t.Context(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	write := func(b int64) {
+		if err := e.WriteAt(t.Context(), make([]byte, 512), b*512); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for b := range int64(8 * 100) {
+		write(b)
+	}
+	for b := range int64(8 * 100) { // a bit more than 0.4 of all becomes garbage
+		if b%8 < 6 && b < 8*100 {
+			write(b)
+		}
+	}
+	if err := e.Flush(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	first := 0
+	for tick := range 6 {
+		excess := len(e.excess(o.GC.MaxGarbage))
+		r, err := e.collectByTime(t.Context()) // the volume is written: checkpoints in their own rhythm
+		if err != nil {
+			t.Fatal(err)
+		}
+		write(0)
+		if err := e.Flush(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		t.Logf("tick %d: excess %d objects, compacted %d objects", tick, excess, r.Compacted)
+		if tick == 0 {
+			first = r.Compacted
+		} else if r.Compacted > 0 {
+			t.Errorf("tick %d: %d more objects, the first %d were enough", tick, r.Compacted, first)
+		}
+	}
+	if err := e.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// One damaged thin object on an idle volume with garbage above the limit.
+func TestIdleAsksForDamaged(t *testing.T) {
+	o := tinyOptions(t)
+	o.GC = GCOptions{Step: 64, LiveData: 0.9, MaxGarbage: 0.2, Wait: 5 * time.Millisecond}
+	o.CheckpointInterval = 5 * time.Millisecond
+	memory := o.Store.(*objtest.Memory)
+	rec := objtest.NewRecorder(memory)
+	o.Store = rec
+	e, err := Open(t.Context(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	e.mu.Lock()
+	k := e.keys.Next()
+	e.mu.Unlock()
+	p := make([]byte, 8*512)
+	if err := e.WriteAt(t.Context(), p, 0); err != nil {
+		t.Fatal(err)
+	}
+	if err := e.Flush(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := memory.Delete(t.Context(), []string{k.Name()}); err != nil { // lost by the store
+		t.Fatal(err)
+	}
+	if err := e.Discard(t.Context(), 0, 5*512); err != nil {
+		t.Fatal(err)
+	}
+	if err := e.Flush(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(200 * time.Millisecond)
+	rec.Reset()
+	time.Sleep(200 * time.Millisecond)
+	if n := len(rec.Calls()); n > 0 {
+		t.Errorf("an idle volume sent %d requests, the first %v", n, rec.Calls()[0])
+	}
+	_ = e.Close(t.Context())
+}
