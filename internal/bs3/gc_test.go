@@ -126,8 +126,13 @@ func TestIdleVolumeFallsSilent(t *testing.T) {
 	if quiet < 5 {
 		t.Fatalf("the idle volume still sends requests: %v", calls.Calls())
 	}
-	if report, err := e.GC(t.Context()); err != nil || report.Deleted > 0 {
-		t.Fatalf("a collection by hand found something left: %+v, %v", report, err)
+	// One by hand may go below gc.max_garbage, where those by time stop; the next
+	// finds nothing.
+	if _, err := e.GC(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if report, err := e.GC(t.Context()); err != nil || report != (bs3.GCReport{}) {
+		t.Fatalf("a second collection found something left: %+v, %v", report, err)
 	}
 	s.compare(t, e)
 	shut(t, e)
