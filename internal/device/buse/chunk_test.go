@@ -49,6 +49,10 @@ func TestParse(t *testing.T) {
 	if _, err := f.parse(1, p); !errors.Is(err, errChunk) {
 		t.Errorf("half a block: %v", err)
 	}
+	putRecord(p, opWrite, 5*4096+2048, 4096, 1)
+	if _, err := f.parse(1, p); !errors.Is(err, errChunk) {
+		t.Errorf("a block between two: %v", err)
+	}
 }
 
 // FuzzChunk sends arbitrary chunks. Either one is damaged, and then nothing of

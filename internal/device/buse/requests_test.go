@@ -272,6 +272,7 @@ func TestDamagedChunkHarmsNothing(t *testing.T) {
 		"across areas":    {damage: func(p []byte) { putRecord(p[recordSize:], opWriteZeroes, (testArea-1)*testBlock, 2*testBlock, 8) }, says: "collision area"},
 		"huge":            {damage: func(p []byte) { copy(p[recordSize:], bytes.Repeat([]byte{0xFF}, 16)) }, says: "of a device of 64"},
 		"huge length":     {damage: func(p []byte) { copy(p[recordSize+8:], bytes.Repeat([]byte{0xFF}, 8)) }, says: "of a device of 64"},
+		"length around":   {damage: func(p []byte) { p[recordSize] = 1; copy(p[recordSize+8:], bytes.Repeat([]byte{0xFF}, 8)) }, says: "of a device of 64"},
 		"too many":        {records: 17, damage: func([]byte) {}, says: "17 records where there is space for 16"},
 		"fewer than none": {records: -1, damage: func([]byte) {}, says: "-1 records"},
 	} {
@@ -306,6 +307,29 @@ func TestDamagedChunkHarmsNothing(t *testing.T) {
 			t.Error("the damaged chunk was acknowledged or taken")
 		}
 	})
+}
+
+func TestReadThatCannotBeMeant(t *testing.T) {
+	for name, test := range map[string]struct {
+		first, blocks int64
+		bytes         int
+	}{
+		"below zero":     {-1, 1, testBlock},
+		"nothing":        {0, 0, 0},
+		"beyond the end": {testBlocks, 1, testBlock},
+		"across the end": {testBlocks - 1, 2, 2 * testBlock},
+		"around":         {1, 1<<63 - 1, testBlock},
+		"small buffer":   {0, 2, 2*testBlock - 1},
+	} {
+		vol := newMemory()
+		d := newDriver(t, vol)
+		if <-d.call(func() error { return d.cb.BuseRead(test.first, test.blocks, make([]byte, test.bytes)) }) {
+			t.Errorf("%s: the read was acknowledged", name)
+		}
+		if n := vol.Calls(devtest.Read); d.r.failure() == nil || n != 0 {
+			t.Errorf("%s: failure %v after %d calls of the volume", name, d.r.failure(), n)
+		}
+	}
 }
 
 // Whatever fails is not acknowledged, ends Run with its reason, and leaves the
