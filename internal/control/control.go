@@ -83,7 +83,7 @@ func (s *Server) Run(ctx context.Context) error {
 	case <-ctx.Done():
 	}
 	err := server.Shutdown(context.WithoutCancel(ctx)) // the calls have seen ctx end
-	_ = <-served // that it was shut down
+	_ = <-served                                       // that it was shut down
 	return err
 }
 
