@@ -42,6 +42,7 @@ type simDaemon struct {
 	ctx    context.Context // of the process; ends when it dies
 	cancel context.CancelFunc
 	tasks  sync.WaitGroup // everything that runs for it
+	asked  sync.WaitGroup // the requests of its clients
 	opened chan struct{}  // closed when its open has returned
 	ended  chan struct{}  // closed when it is dead, or has ended itself
 
@@ -50,6 +51,7 @@ type simDaemon struct {
 	e        *Engine
 	session  *simSession // while it serves, and after
 	openErr  error
+	draining bool // it takes no more requests
 	closing  bool // it ends itself
 	died     bool
 	takeover bool
@@ -76,7 +78,7 @@ func (d *simDaemon) stopping(err error) bool {
 }
 
 // serves says whether clients may be served. Under the world's mutex.
-func (d *simDaemon) serves() bool { return d.session != nil && !d.died && !d.closing }
+func (d *simDaemon) serves() bool { return d.session != nil && !d.died && !d.closing && !d.draining }
 
 // startDaemon starts a process on h; nil if another one there has the lock.
 func (w *simWorld) startDaemon(h *simHost, cfg simConfig, slots, uploaders int, takeover bool) *simDaemon {
@@ -150,6 +152,7 @@ func (d *simDaemon) openReturned(e *Engine, err error) {
 	d.tasks.Go(func() { d.watch(e) })
 	for _, r := range simRegions {
 		d.read(r.from, r.n, 0)
+		w.pass(1) // each at an instant of its own
 	}
 }
 
@@ -240,10 +243,20 @@ func (d *simDaemon) close() {
 	if !d.serves() {
 		return
 	}
-	d.closing = true
-	s, e, history := d.session, d.e, d.session.acked()
+	d.draining = true
+	s, e := d.session, d.e
 	w.logLocked("%s closes", d.name)
 	d.tasks.Go(func() {
+		d.asked.Wait()
+		w.pass(1)
+		w.mu.Lock()
+		if d.died || d.closing {
+			w.mu.Unlock()
+			return
+		}
+		d.closing = true
+		history := s.acked()
+		w.mu.Unlock()
 		err := e.Close(d.ctx)
 		w.mu.Lock()
 		defer w.mu.Unlock()
@@ -279,7 +292,9 @@ func (d *simDaemon) request(limit time.Duration, f func(ctx context.Context, e *
 		return
 	}
 	e, s := d.e, d.session
+	d.asked.Add(1)
 	d.tasks.Go(func() {
+		defer d.asked.Done()
 		ctx := d.ctx
 		if limit > 0 {
 			var cancel context.CancelFunc

@@ -38,6 +38,7 @@ type simWorld struct {
 
 	mu       sync.Mutex
 	busy     map[int64]struct{} // nanoseconds that are taken
+	turns    []*simTurn         // requests of this instant
 	calm     bool               // nothing goes wrong any more
 	events   []simEvent
 	broken   error                 // the first broken promise
@@ -92,7 +93,7 @@ func (w *simWorld) random(what string, nth uint64) *rand.Rand {
 
 // due gives a timer for about d from now, at a nanosecond of its own.
 func (w *simWorld) due(d time.Duration) *time.Timer {
-	at := time.Now().Add(max(d, 1)).UnixNano()
+	at := time.Now().Add(max(d, time.Microsecond)).UnixNano() // later than inTurn, which is soonest
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for {
@@ -234,7 +235,7 @@ type simFate struct {
 }
 
 func (c *simWire) draw(op objtest.Op) simFate {
-	what := string(op.Kind) + " " + simName(op.Name)
+	what := simAsks(op)
 	c.mu.Lock()
 	c.nth[what]++
 	nth := c.nth[what]
@@ -313,6 +314,9 @@ func (c *simWire) call(ctx context.Context, op objtest.Op, apply func(f simFate)
 		return c.death(ctx)
 	default:
 	}
+	if err := c.w.inTurn(ctx, c, simAsks(op)); err != nil {
+		return fmt.Errorf("%s: %w", op, err)
+	}
 	f := c.draw(op)
 	postpone := func() { c.w.arriveLater(f.lateBy, later(f.bodyStaysOpen)) }
 	if err := c.resume(ctx, f.spread); err != nil {
@@ -372,6 +376,57 @@ func (c *simWire) call(ctx context.Context, op objtest.Op, apply func(f simFate)
 		return fmt.Errorf("%s: %w", op, err)
 	}
 	return nil
+}
+
+// simTurn is a request that was made in an instant in which others may have
+// been made too.
+type simTurn struct {
+	what  string
+	start chan *time.Timer
+}
+
+// inTurn gives each of the requests made in one instant a later one of its
+// own, in an order that does not depend on which goroutine ran first: when the
+// clock moves on, all of them are there. What the same instant ends is not
+// sent.
+func (w *simWorld) inTurn(ctx context.Context, c *simWire, what string) error {
+	turn := &simTurn{what: c.name + " " + what, start: make(chan *time.Timer, 1)}
+	w.mu.Lock()
+	w.turns = append(w.turns, turn)
+	first := len(w.turns) == 1
+	w.mu.Unlock()
+	if first {
+		time.AfterFunc(1, w.giveTurns)
+	}
+	var t *time.Timer
+	select {
+	case t = <-turn.start:
+		defer t.Stop()
+	case <-c.dead:
+		return c.death(ctx)
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	select {
+	case <-t.C:
+		return nil
+	case <-c.dead:
+		return c.death(ctx)
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (w *simWorld) giveTurns() {
+	w.mu.Lock()
+	turns := w.turns
+	w.turns = nil
+	w.mu.Unlock()
+	slices.SortFunc(turns, func(a, b *simTurn) int { return strings.Compare(a.what, b.what) })
+	for _, turn := range turns {
+		r := w.random(turn.what, uint64(time.Now().UnixNano()))
+		turn.start <- w.due(1 + time.Duration(r.Int64N(1+int64(w.net.latency)/4)))
+	}
 }
 
 // arriveLater lets a request arrive that nobody waits for any more.
@@ -452,18 +507,17 @@ func (c *simWire) put(name string, data []byte, cond objproxy.Condition, late st
 func (c *simWire) Get(ctx context.Context, name string, p []byte, off int64) (int, objproxy.Info, error) {
 	var n int
 	var info objproxy.Info
-	answer := make([]byte, len(p)) // p is the caller's until there is an answer
 	err := c.call(ctx, objtest.Op{Kind: objtest.Get, Name: name, Bytes: int64(len(p)), Off: off}, func(simFate) (err error) {
 		c.w.mu.Lock()
 		defer c.w.mu.Unlock()
 		c.w.requests++
-		n, info, err = c.w.store.Get(context.Background(), name, answer, off)
+		n, info, err = c.w.store.Get(context.Background(), name, p, off)
+		c.w.logLocked("%s get %s: %t", c.name, simName(name), err == nil)
 		return err
 	}, nil)
 	if err != nil {
 		return 0, objproxy.Info{}, err
 	}
-	copy(p, answer[:n])
 	return n, info, nil
 }
 
@@ -523,6 +577,14 @@ func (c *simWire) remove(name, late string) {
 		c.w.deleted[k] = true
 		c.w.count["objects deleted"]++
 	}
+}
+
+// simAsks says what a request asks for, the same in each run.
+func simAsks(op objtest.Op) string {
+	if op.Kind == objtest.Get {
+		return fmt.Sprintf("%s %s %d %d", op.Kind, simName(op.Name), op.Off, op.Bytes)
+	}
+	return string(op.Kind) + " " + simName(op.Name)
 }
 
 // simName makes the name of an object readable.
