@@ -41,9 +41,15 @@ func (s *Server) obtain(ctx context.Context, m *manager) (info devInfo, taken bo
 	if s.opts.ID >= 0 {
 		want.id = uint32(s.opts.ID)
 	}
-	info, err = m.add(want, newParams(s.vol.Geometry()))
-	if errors.Is(err, unix.EEXIST) {
-		// It is not among the devices any more, so it was removed.
+	// A number is not free at once when the last user of a removed device leaves.
+	added, err := await(ctx, holdWait, func() (bool, error) {
+		info, err = m.add(want, newParams(s.vol.Geometry()))
+		if errors.Is(err, unix.EEXIST) {
+			return false, nil
+		}
+		return true, err
+	})
+	if err == nil && !added {
 		err = fmt.Errorf("%w: %s: %w", ErrInUse, blockPath(s.opts.ID), errHeld)
 	} else if err != nil {
 		err = fmt.Errorf("add a device: %w", err)

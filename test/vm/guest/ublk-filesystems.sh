@@ -1,0 +1,51 @@
+# vm: -m 3072 -t 900
+# File systems on the engine over ublk: made, filled, trimmed, and after a clean
+# restart on nothing but the store they are whole.
+. ./lib.sh
+modprobe ublk_drv
+size=$((1 << 30))
+engine=(-volume engine -size $size -dir /tmp/store)
+mkdir -p /tmp/tree && cp -r /usr/bin /usr/lib /tmp/tree/
+sums /tmp/tree > /tmp/sums
+[ "$(wc -l < /tmp/sums)" -gt 50 ] || fail "the tree is no test"
+stored() { du -sb /tmp/store | cut -f1; }
+
+for type in ext4 xfs btrfs; do
+  start_ublk "${engine[@]}"
+  sys=/sys/block/$(basename "$dev")
+  same "$sys/size" $((size / 512))
+  same "$sys/queue/logical_block_size" 4096
+  same "$sys/queue/write_cache" "write back"
+  same "$sys/queue/fua" 1
+  [ "$(cat "$sys/queue/discard_max_bytes")" -ge $((1 << 20)) ] || fail "no discards"
+
+  case $type in
+  ext4) mkfs.ext4 -qF "$dev" ;;
+  *) mkfs.$type -qf "$dev" ;;
+  esac
+  mount -t $type "$dev" /mnt
+  cp -r /tmp/tree /mnt/
+  cp -r /tmp/tree/usr /mnt/more 2>/dev/null || cp -r /tmp/tree /mnt/more
+  sync -f /mnt
+  rm -r /mnt/more
+  sync -f /mnt
+  fstrim /mnt
+  umount /mnt
+  stop_daemon
+
+  rm -rf /run/bs3
+  start_ublk "${engine[@]}"
+  case $type in
+  ext4) e2fsck -fn "$dev" ;;
+  xfs) xfs_repair -n "$dev" ;;
+  btrfs) btrfs check --readonly "$dev" ;;
+  esac > /tmp/fsck 2>&1 || { cat /tmp/fsck; fail "$type is damaged"; }
+  mount -t $type "$dev" /mnt
+  sums /mnt/tree | cmp - /tmp/sums || fail "$type: other files than were written"
+  umount /mnt
+  # What is discarded reads as zeros.
+  blkdiscard -f "$dev"
+  cmp -n $((64 << 20)) "$dev" /dev/zero || fail "discarded blocks hold data"
+  stop_daemon
+  echo "$type: $(wc -l < /tmp/sums) files are the same, $(stored) bytes in the store"
+done

@@ -1,0 +1,77 @@
+# vm: -m 3072 -t 900
+# kill -9 under load: the next daemon goes on with the same device, and neither
+# fio nor a mounted file system notices. Without the chunk memory the device is gone.
+. ./lib.sh
+modprobe -a ublk_drv ext4
+engine=(-volume engine -size $((1 << 30)) -dir /tmp/store)
+
+start_ublk "${engine[@]}"
+first=$dev
+# A file system on one half; fio on the other.
+mkfs.ext4 -qF "$dev" 400M
+mount -t ext4 "$dev" /mnt
+fio --filename="$dev" --direct=1 --ioengine=libaio --randrepeat=0 --verify=crc32c --verify_fatal=1 --allow_file_create=0 \
+  --name=raw --offset=512m --size=256m --rw=randwrite --bsrange=4k-64k --iodepth=16 --time_based --runtime=70 \
+  --do_verify=1 > /tmp/fio 2>&1 &
+fio=$!
+( # files, each synced, with their checksums
+  i=0
+  while [ ! -e /tmp/enough ]; do
+    i=$((i + 1))
+    dd if=/dev/urandom of=/mnt/f$i bs=64k count=$((1 + i % 5)) conv=fsync status=none
+    [ $((i % 100)) != 99 ] || rm /mnt/f$((i - 50))
+  done
+  echo $i > /tmp/files
+) &
+files=$!
+for round in 1 2 3 4 5; do
+  sleep $((4 + round % 3))
+  kill -0 $fio 2>/dev/null || fail "fio has ended before round $round"
+  begin=$SECONDS
+  kill_daemon
+  [ -e "$first" ] || fail "the device went with its daemon"
+  sleep $((round % 2))
+  start_ublk "${engine[@]}"
+  [ "$dev" = "$first" ] || fail "it is $dev now, not $first"
+  [ $((SECONDS - begin)) -le 10 ] || fail "it took $((SECONDS - begin)) s"
+  echo "round $round: back after $((SECONDS - begin)) s"
+done
+grep -c 'taking the block device over' $log | grep -qx 5 || fail "it was not taken over five times"
+grep '"replayed chunk memory"' $log | sed -n 's/.*"writes":\([0-9]*\).*/replayed \1 writes/p'
+touch /tmp/enough
+wait $files || fail "a file could not be written"
+rm /tmp/enough
+wait $fio || { tail -50 /tmp/fio; fail "fio"; }
+grep -E 'issued rwts' /tmp/fio
+[ "$(cat /tmp/files)" -gt 10 ] || fail "only $(cat /tmp/files) files"
+sums /mnt > /tmp/sums
+umount /mnt
+! dmesg | grep 'I/O error' || fail "I/O errors"
+stop_daemon
+start_ublk "${engine[@]}"
+e2fsck -fn "$dev" > /tmp/fsck 2>&1 || { cat /tmp/fsck; fail "ext4 is damaged"; }
+mount -t ext4 "$dev" /mnt
+sums /mnt | cmp - /tmp/sums || fail "files have changed"
+echo "$(cat /tmp/files) files"
+
+# A daemon that does not come back for a while: who uses the device waits.
+kill_daemon
+dd if=/dev/urandom of=/mnt/late bs=64k count=8 conv=fsync status=none &
+late=$!
+sleep 3
+kill -0 $late || fail "a write to a device without a daemon has ended"
+start_ublk "${engine[@]}"
+wait $late || fail "the write that waited"
+
+# What it had acknowledged is lost: the device must not go on.
+kill_daemon
+rm -rf /run/bs3
+dd if=/dev/zero of=/mnt/lost bs=64k count=8 conv=fsync status=none 2>/tmp/dd &
+lost=$!
+start_ublk "${engine[@]}"
+! wait $lost || fail "a write went on to a device that has lost data"
+grep -q 'removing the block device' $log || fail "nothing was said of the removal"
+echo "without chunk memory: $(cat /tmp/dd), the new device is $dev"
+umount /mnt
+dd if="$dev" of=/dev/null bs=1M count=64 status=none || fail "the new device"
+stop_daemon
