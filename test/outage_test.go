@@ -220,7 +220,7 @@ func TestOutage(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel() // they wait, most of the time
 			v, p := newProxiedVolume(t)
-			v.with("write.chunk_size", 1).with("write.memory", memory)
+			v.with("write.chunk_size", 1).with("write.memory", memory).with("read.cache_size", 0)
 			d := v.start()
 			c, flood := dial(t, v.socket), dial(t, v.socket)
 			stored, fresh := randomBytes(mib), randomBytes(mib)

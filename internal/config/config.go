@@ -157,7 +157,7 @@ type GC struct {
 	LiveData    float64 `toml:"live_data" env:"BS3_GC_LIVEDATA" env-description:"Move the live blocks out of objects whose live share is below this"`
 	IdleTimeout int     `toml:"idle_timeout" env:"BS3_GC_IDLETIMEOUT" env-description:"How long a step gives way while the device is busy, in ms"`
 	Wait        int     `toml:"wait" env:"BS3_GC_WAIT" env-description:"Time between two collections by themselves, in s; 0 = none"`
-	MaxGarbage  float64 `toml:"max_garbage" env:"BS3_GC_MAXGARBAGE" env-description:"Move live blocks without being asked when more than this share of the stored bytes is garbage; 0 = never"`
+	MaxGarbage  float64 `toml:"max_garbage" env:"BS3_GC_MAXGARBAGE" env-description:"Move live blocks without being asked when more than this share of the objects that hold some is garbage; 0 = never"`
 }
 
 // Control is how a running daemon is spoken to.
