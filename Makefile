@@ -34,7 +34,7 @@ run: build
 test: deps vet unit cover fuzz e2e
 
 unit:
-	$(GO) test -race -timeout 8m . ./contrib/... ./internal/...
+	$(GO) test -race -timeout 20m . ./contrib/... ./internal/...
 
 # The packages whose mistakes lose data are covered to more than MINCOVER %.
 cover:
