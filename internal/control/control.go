@@ -83,7 +83,9 @@ func (s *Server) Run(ctx context.Context) error {
 	case <-ctx.Done():
 	}
 	err := server.Shutdown(context.WithoutCancel(ctx)) // the calls have seen ctx end
-	_ = <-served                                       // that it was shut down
+	if e := <-served; !errors.Is(e, http.ErrServerClosed) {
+		err = errors.Join(err, e)
+	}
 	return err
 }
 
