@@ -106,7 +106,7 @@ func TestRuleSWEEP(t *testing.T) {
 			b.checkpoint()
 		}
 		sweep.letGo()
-		<-done
+		t.Log("the zombie: ", <-done)
 		w.intact()
 		b.kill()
 		w.open("c").holds(3, 0)

@@ -373,7 +373,7 @@ func TestRuleLSEQ(t *testing.T) {
 		a.hold(isObjectPut)
 		a.write(2, 0)
 		a.kill()
-		<-flush
+		t.Log("the flush: ", <-flush)
 		b := w.open("a")
 		b.holds(2, 0)
 		if b.e.seq != 3 {

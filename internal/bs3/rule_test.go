@@ -217,7 +217,7 @@ func (x *ruleWriter) kill() {
 	synctest.Wait()
 	close(x.way.cut)
 	x.stop()
-	<-x.task
+	x.w.t.Log("killed: ", <-x.task)
 	if x.e != nil {
 		ctx, cancel := context.WithCancel(x.w.t.Context())
 		cancel()
