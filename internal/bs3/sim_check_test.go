@@ -441,7 +441,11 @@ func (w *simWorld) damage(r func(n int) int) {
 func (w *simWorld) fsck(store objproxy.Store, data bool) {
 	w.mu.Lock()
 	damaged, damages := w.damaged, w.count["checkpoints damaged"]
+	made := len(w.claims) > 0
 	w.mu.Unlock()
+	if !made { // what a first open does meanwhile would look like leftovers
+		return
+	}
 	report, err := Fsck(context.Background(), store, FsckOptions{Data: data})
 	w.mu.Lock()
 	defer w.mu.Unlock()

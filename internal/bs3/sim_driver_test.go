@@ -193,23 +193,36 @@ func (run *simRun) pick(w *simWorld, op simOp) *simDaemon {
 	return list[op.bits[3]/4%uint64(len(list))]
 }
 
-// client gives a daemon for a client's request. If none serves yet, it mostly
-// waits for one, for a while.
+// client gives a daemon for a client's request: mostly the newest that serves.
+// If none does, it mostly waits for the newest to serve, for a while.
 func (run *simRun) client(w *simWorld, op simOp) *simDaemon {
-	d := run.pick(w, op)
-	if d == nil {
+	var serving []*simDaemon
+	alive := run.alive(w)
+	w.mu.Lock()
+	for _, d := range alive {
+		if d.serves() {
+			serving = append(serving, d)
+		}
+	}
+	w.mu.Unlock()
+	if n := uint64(len(serving)); n > 0 {
+		if op.bits[3]%4 > 0 {
+			return serving[n-1]
+		}
+		return serving[op.bits[3]/4%n]
+	}
+	if len(alive) == 0 || op.bits[3]>>32%8 == 0 {
 		return nil
 	}
-	if op.bits[3]>>32%8 > 0 {
-		t := w.due(300 * time.Millisecond)
-		defer t.Stop()
-		select {
-		case <-d.opened:
-		case <-d.ended:
-		case <-t.C:
-		}
-		w.pass(1) // an instant of its own
+	d := alive[len(alive)-1]
+	t := w.due(300 * time.Millisecond)
+	defer t.Stop()
+	select {
+	case <-d.opened:
+	case <-d.ended:
+	case <-t.C:
 	}
+	w.pass(1) // an instant of its own
 	return d
 }
 
@@ -331,6 +344,10 @@ func (run *simRun) kill(w *simWorld, op simOp) {
 		if op.bits[0]%4 > 0 {
 			w.pass(time.Duration(op.bits[0] / 4 % uint64(5*time.Millisecond)))
 			run.launch(w, d.host, op.bits[1])
+		}
+		if op.bits[0]>>32%4 == 0 && run.most > 1 { // somebody else takes over at the same time
+			w.pass(time.Duration(op.bits[0] >> 40 % uint64(5*time.Millisecond)))
+			run.launch(w, w.hosts[op.bits[2]%uint64(len(w.hosts))], op.bits[2]>>8)
 		}
 	}
 }

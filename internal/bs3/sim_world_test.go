@@ -200,10 +200,11 @@ type simWire struct {
 	nth    map[string]uint64 // calls so far, by what they ask for
 	paused time.Time         // until then the process does nothing
 	outage time.Time         // until then the store answers 503
+	fought map[string]bool   // names at which it found somebody else
 }
 
 func (w *simWorld) newWire(name string) *simWire {
-	return &simWire{w: w, name: name, dead: make(chan struct{}), nth: make(map[string]uint64)}
+	return &simWire{w: w, name: name, dead: make(chan struct{}), nth: make(map[string]uint64), fought: make(map[string]bool)}
 }
 
 func (c *simWire) pause(d time.Duration) {
@@ -270,6 +271,16 @@ func (c *simWire) draw(op objtest.Op) simFate {
 	f.stall = r.Float64()
 	f.stallFor = upTo([]time.Duration{10 * time.Millisecond, 100 * time.Millisecond, time.Second}[r.IntN(3)])
 	return f
+}
+
+// fights says whether the process has found somebody else at a name.
+func (c *simWire) fights(name string, exists bool) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if exists {
+		c.fought[name] = true
+	}
+	return c.fought[name]
 }
 
 // travel waits for about d; an error if the process died or gave up before.
@@ -362,7 +373,7 @@ func (c *simWire) call(ctx context.Context, op objtest.Op, apply func(f simFate)
 	// A process that stops where another one just was, or where it is about to
 	// replace something, is the most dangerous one.
 	share := c.w.net.stall
-	if errors.Is(err, objproxy.ErrExists) || op.Name == layout.VolumeName {
+	if c.fights(op.Name, errors.Is(err, objproxy.ErrExists)) || op.Name == layout.VolumeName {
 		share *= 8
 	}
 	if f.stall < share {
