@@ -376,10 +376,8 @@ func (r *logCheck) end(ctx context.Context, at string) (more bool, err error) {
 			r.ahead = f.tails.ahead(ctx, r.next)
 			return true, nil
 		}
-		for _, name := range v.Checkpoints {
-			if k, _, _, _ := layout.ParseCheckpointName(name); k >= r.next && !slices.Contains(f.v.Checkpoints, name) {
-				return false, errMoved // it may have been deleted by now
-			}
+		if passed(v, f.v, r.next) {
+			return false, errMoved // it may have been deleted by now
 		}
 		r.judgeEnd(v, at)
 		return false, nil

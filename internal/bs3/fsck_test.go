@@ -42,7 +42,7 @@ func clean(t *testing.T, store objproxy.Store) *bs3.FsckReport {
 // keeps what it is given, there is nothing to be found.
 func TestFsckCleanHistories(t *testing.T) {
 	fromStart, gone, gaps := 0, 0, 0
-	for seed := range 25 {
+	for seed := range 12 {
 		rnd := rand.New(rand.NewPCG(uint64(seed), 21))
 		memory := objtest.NewMemory()
 		o := gcOptions(t, memory)
@@ -60,7 +60,7 @@ func TestFsckCleanHistories(t *testing.T) {
 			e := open(t, o)
 			s := &shadow{make([]byte, e.Geometry().Size)}
 			for range 1 + rnd.IntN(4) {
-				s.some(t, e, rnd, rnd.IntN(200))
+				s.some(t, e, rnd, rnd.IntN(100))
 				switch rnd.IntN(5) {
 				case 0:
 					s.discard(t, e, 0, 1000)
@@ -135,6 +135,10 @@ func TestFsckBesideWriter(t *testing.T) {
 	go func() {
 		defer close(checked)
 		for i := range 100 {
+			if _, err := bs3.Info(t.Context(), slow); err != nil && !errors.Is(err, bs3.ErrMoving) {
+				t.Errorf("info: %v", err)
+				return
+			}
 			r, err := bs3.Fsck(t.Context(), slow, bs3.FsckOptions{Data: i%2 == 0})
 			switch {
 			case errors.Is(err, bs3.ErrMoving):
@@ -192,7 +196,7 @@ func TestFsckWriterAtEveryCall(t *testing.T) {
 	s := newShadow(e)
 	s.some(t, e, rnd, 40)
 	restarts, skipped := 0, 0
-	for n := int32(1); ; n++ {
+	for n := int32(1); ; n += 1 + n/30 {
 		var calls atomic.Int32
 		var work sync.Mutex // other readers wait until the writer has done it
 		hook := &objtest.Hooks{Inner: memory, Before: func(context.Context, objtest.Op) error {
@@ -201,7 +205,7 @@ func TestFsckWriterAtEveryCall(t *testing.T) {
 			if calls.Add(1) != n {
 				return nil
 			}
-			if n%7 == 0 { // a takeover, too
+			if rnd.IntN(7) == 0 { // a takeover, too
 				kill(t, e)
 				e = open(t, o)
 			}
@@ -215,7 +219,7 @@ func TestFsckWriterAtEveryCall(t *testing.T) {
 			skipped++
 		}
 		if calls.Load() < n {
-			t.Logf("%d calls: %d restarts, %d times none was needed", n-1, restarts, skipped)
+			t.Logf("up to call %d: %d restarts, %d times none was needed", n-1, restarts, skipped)
 			break
 		}
 	}

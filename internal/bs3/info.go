@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"bs3/internal/bs3/key"
@@ -46,8 +47,19 @@ type WriterInfo struct {
 
 // Info reads what the store says of a volume. It changes nothing and may be
 // used beside a writer; the figures are then of about the same time. Errors:
-// ErrNoVolume, ErrRefused (not readable), those of the store.
+// ErrNoVolume, ErrRefused (not readable), ErrMoving, those of the store.
 func Info(ctx context.Context, store objproxy.Store) (*VolumeInfo, error) {
+	for range mostRestarts {
+		info, err := tryInfo(ctx, store)
+		if !errors.Is(err, errMoved) {
+			return info, err
+		}
+	}
+	return nil, ErrMoving
+}
+
+// tryInfo is Info; errMoved if the writer has replaced what was being read.
+func tryInfo(ctx context.Context, store objproxy.Store) (*VolumeInfo, error) {
 	v, _, err := readVolume(ctx, store)
 	if errors.Is(err, objproxy.ErrNotFound) {
 		return nil, fmt.Errorf("%w: %w", ErrNoVolume, err)
@@ -64,6 +76,11 @@ func Info(ctx context.Context, store objproxy.Store) (*VolumeInfo, error) {
 	p := position{}
 	if n := len(v.Checkpoints); n > 0 {
 		c, err := readCheckpoint(ctx, store, v.UUID, v.Checkpoints[n-1])
+		if errors.Is(err, objproxy.ErrNotFound) {
+			if err := unlessPassed(ctx, store, v, 0); err != nil {
+				return nil, err
+			}
+		}
 		if err != nil {
 			return nil, fmt.Errorf("checkpoint %s: %w", v.Checkpoints[n-1], err)
 		}
@@ -74,12 +91,39 @@ func Info(ctx context.Context, store objproxy.Store) (*VolumeInfo, error) {
 		}
 		p = position{c.Key + 1, c.KeyEpoch}
 	}
-	err = walk(ctx, tails{store, v.UUID, int(v.ChunkSize / v.BlockSize)}, p, func(_ key.Key, o *layout.Object) error {
+	end := p.next
+	err = walk(ctx, tails{store, v.UUID, int(v.ChunkSize / v.BlockSize)}, p, func(k key.Key, o *layout.Object) error {
+		end = k + 1
 		info.LogObjects++
 		info.LogBytes += int64(o.Blocks) * int64(o.BlockSize)
 		return nil
 	})
-	return info, err
+	if err != nil {
+		return nil, err
+	}
+	return info, unlessPassed(ctx, store, v, end)
+}
+
+// unlessPassed reads the record of v again, where something was not there.
+// errMoved: it names a checkpoint at or above key k that v does not, so what
+// was looked for may have been given back.
+func unlessPassed(ctx context.Context, store objproxy.Store, v *layout.Volume, k key.Key) error {
+	now, _, err := readVolume(ctx, store)
+	if err != nil {
+		return err
+	}
+	if passed(now, v, k) {
+		return errMoved
+	}
+	return nil
+}
+
+// passed says whether now names a checkpoint at or above key k that v does not.
+func passed(now, v *layout.Volume, k key.Key) bool {
+	return slices.ContainsFunc(now.Checkpoints, func(name string) bool {
+		at, _, _, _ := layout.ParseCheckpointName(name) // the record was checked
+		return at >= k && !slices.Contains(v.Checkpoints, name)
+	})
 }
 
 // walk calls f for the objects of the log from p on, in order, up to its end:

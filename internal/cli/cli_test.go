@@ -320,7 +320,7 @@ func TestUsage(t *testing.T) {
 	if code, out, _ := bs3Main(t, dir, nil, "version"); code != exitOK || out != "bs3 v1.2.3-test\n" {
 		t.Errorf("version: exit %d, %s", code, out)
 	}
-	for _, args := range [][]string{{"fsck"}, {"--nonsense"}, {"run", "x"}, {"--local", "-c", "x"}} {
+	for _, args := range [][]string{{"nonsense"}, {"--nonsense"}, {"run", "x"}, {"--local", "-c", "x"}} {
 		if code, _, errs := bs3Main(t, dir, nil, args...); code != exitOther || !strings.HasPrefix(errs, "bs3: ") {
 			t.Errorf("%v: exit %d, %s", args, code, errs)
 		}
@@ -373,6 +373,8 @@ func TestExitCodes(t *testing.T) {
 		{fmt.Errorf("y: %w", bs3.ErrRefused), 78},
 		{fmt.Errorf("y: %w", &config.Error{}), 78},
 		{bs3.ErrNoVolume, 1},
+		{(&bs3.FsckReport{Errors: 1}).Err(), 65},
+		{bs3.ErrMoving, 1},
 	} {
 		if got := exitCode(test.err); got != test.want {
 			t.Errorf("%v: exit code %d, want %d", test.err, got, test.want)

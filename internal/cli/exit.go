@@ -13,6 +13,7 @@ import (
 const (
 	exitOK       = 0
 	exitOther    = 1
+	exitDamaged  = 65
 	exitStore    = 69
 	exitNoDaemon = 75
 	exitFenced   = 76
@@ -27,6 +28,7 @@ var errStore = errors.New("the store can not be used")
 func exits() []exit {
 	return []exit{
 		{exitOK, "all is well", func(err error) bool { return err == nil }},
+		{exitDamaged, "fsck has found damage", func(err error) bool { return errors.Is(err, bs3.ErrDamage) }},
 		{exitFenced, "another writer has taken the volume over", func(err error) bool { return errors.Is(err, bs3.ErrFenced) }},
 		{exitRefused, "the configuration, or the volume as it is configured, is refused; nothing was changed", isRefused},
 		{exitStore, "the store can not be used", func(err error) bool { return errors.Is(err, bs3.ErrStore) || errors.Is(err, errStore) }},

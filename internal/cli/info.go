@@ -5,16 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"text/tabwriter"
 	"time"
 
-	"github.com/rs/zerolog"
 	"github.com/spf13/cobra"
 
 	"bs3/internal/bs3"
 	"bs3/internal/bs3/objproxy"
-	"bs3/internal/config"
 )
 
 // infoFor bounds how long info tries again when the store does not answer. A
@@ -42,30 +39,14 @@ func newInfo(a *app) *cobra.Command {
 	return cmd
 }
 
-func (a *app) info(cmd *cobra.Command) (_ *bs3.VolumeInfo, err error) {
-	c, err := a.config(cmd)
-	if err != nil {
-		return nil, err
-	}
-	if c.Null {
-		return nil, errors.New("null = true: there is no store to ask")
-	}
-	if c.Store == config.StoreDir {
-		// Opening the store would make its directory.
-		if _, err := os.Stat(c.Dir.Path); err != nil {
-			return nil, fmt.Errorf("%w: %w", bs3.ErrNoVolume, err)
-		}
-	}
-	ctx, stop := watchSignals(cmd.Context(), zerolog.Nop(), nil, func() { os.Exit(exitOther) }) //nolint:forbidigo // the user will not wait
-	defer stop()
-	s, err := openStore(ctx, c, toAsk, zerolog.Nop())
-	if err != nil {
-		return nil, err
-	}
-	defer func() { err = errors.Join(err, s.close()) }()
-	trying, cancel := withLimit(ctx, infoFor)
-	defer cancel()
-	return readInfo(ctx, trying, s)
+func (a *app) info(cmd *cobra.Command) (info *bs3.VolumeInfo, err error) {
+	err = a.askStore(cmd, func(ctx context.Context, s *store) (err error) {
+		trying, cancel := withLimit(ctx, infoFor)
+		defer cancel()
+		info, err = readInfo(ctx, trying, s)
+		return err
+	})
+	return info, err
 }
 
 // readInfo asks the store, again after an answer that may change until trying
@@ -79,15 +60,10 @@ func readInfo(ctx, trying context.Context, s *store) (info *bs3.VolumeInfo, err 
 		}
 		return nil
 	})
-	switch {
-	case err != nil:
-		return nil, fmt.Errorf("%s: %w", s.where, err)
-	case errors.Is(final, bs3.ErrNoVolume) || errors.Is(final, bs3.ErrRefused):
-		return nil, fmt.Errorf("%s: %w", s.where, final)
-	case final != nil:
-		return nil, fmt.Errorf("%w: %s: %w", errStore, s.where, final)
+	if err == nil {
+		err = final
 	}
-	return info, nil
+	return info, s.explain(err)
 }
 
 func printInfo(out io.Writer, v *bs3.VolumeInfo) error {

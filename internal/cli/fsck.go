@@ -1,0 +1,207 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"text/tabwriter"
+	"time"
+
+	"github.com/rs/zerolog"
+	"github.com/schollz/progressbar/v3"
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
+
+	"bs3/internal/bs3"
+	"bs3/internal/bs3/objproxy"
+	"bs3/internal/config"
+)
+
+// fsckFor bounds how long fsck asks for one object of a store that does not
+// answer: after hours of checking, a store that is away for a moment must not
+// be the end.
+const fsckFor = 2 * time.Minute
+
+func newFsck(a *app) *cobra.Command {
+	var asJSON, quiet, data bool
+	cmd := &cobra.Command{
+		Use:   "fsck",
+		Short: "Check all that the store holds of the volume; changes nothing and disturbs no daemon",
+		Long: "fsck checks the volume record, the checkpoints, every object of the log, and the\n" +
+			"map that they make. It changes nothing, and may run while a daemon writes. What it\n" +
+			"finds is an error, a warning (after a crash it is usual, but damage looks the same)\n" +
+			"or an information. With any error the exit code is 65.",
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			var report *bs3.FsckReport
+			err := a.askStore(cmd, func(ctx context.Context, s *store) (err error) {
+				progress, done := showProgress(quiet || asJSON)
+				defer done()
+				report, err = bs3.Fsck(ctx, &patientStore{s}, bs3.FsckOptions{Data: data, Progress: progress})
+				return s.explain(err)
+			})
+			if err != nil {
+				return err
+			}
+			if asJSON {
+				err = printJSON(cmd.OutOrStdout(), report)
+			} else {
+				err = printFsck(cmd.OutOrStdout(), report, quiet)
+			}
+			return errors.Join(err, report.Err())
+		},
+	}
+	addJSON(cmd, &asJSON)
+	cmd.Flags().BoolVar(&data, "data", false, "also read all data that the map needs, and check every block")
+	cmd.Flags().BoolVarP(&quiet, "quiet", "q", false, "no progress, no summary, only errors and warnings")
+	return cmd
+}
+
+// patientStore asks again, for some time, where the store did not answer.
+type patientStore struct{ objproxy.Store }
+
+// Get implements objproxy.Store.
+func (s *patientStore) Get(ctx context.Context, name string, p []byte, off int64) (n int, info objproxy.Info, err error) {
+	err = s.try(ctx, func() (err error) {
+		n, info, err = s.Store.Get(ctx, name, p, off)
+		return err
+	})
+	return n, info, err
+}
+
+// List implements objproxy.Store.
+func (s *patientStore) List(ctx context.Context, prefix, after string, limit int) (infos []objproxy.Info, err error) {
+	err = s.try(ctx, func() (err error) {
+		infos, err = s.Store.List(ctx, prefix, after, limit)
+		return err
+	})
+	return infos, err
+}
+
+func (s *patientStore) try(ctx context.Context, ask func() error) error {
+	trying, cancel := withLimit(ctx, fsckFor)
+	defer cancel()
+	var final error
+	err := keepTrying(trying, func() error {
+		if final = ask(); errors.Is(final, objproxy.ErrTransient) {
+			return final
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	return final
+}
+
+// showProgress draws a bar on the terminal, if there is one and it is wanted.
+// done takes it away again.
+func showProgress(quiet bool) (show func(bs3.FsckProgress), done func()) {
+	if quiet || !term.IsTerminal(int(os.Stderr.Fd())) {
+		return nil, func() {}
+	}
+	var bar *progressbar.ProgressBar
+	var stage string
+	done = func() {
+		if bar != nil {
+			_ = bar.Exit() // what a terminal does not take is lost
+		}
+	}
+	return func(p bs3.FsckProgress) {
+		if bar == nil || p.Stage != stage {
+			done()
+			stage = p.Stage
+			total := p.Total
+			if total == 0 {
+				total = -1 // not known
+			}
+			bar = progressbar.NewOptions64(total,
+				progressbar.OptionSetDescription(stage),
+				progressbar.OptionSetWriter(os.Stderr),
+				progressbar.OptionShowCount(),
+				progressbar.OptionThrottle(100*time.Millisecond),
+				progressbar.OptionClearOnFinish(),
+			)
+		}
+		_ = bar.Set64(p.Done) // see above
+	}, done
+}
+
+func printFsck(out io.Writer, r *bs3.FsckReport, quiet bool) error {
+	for _, f := range r.Findings {
+		if !quiet || f.Severity != bs3.FsckInfo {
+			fmt.Fprintln(out, f)
+		}
+	}
+	if more := r.Errors + r.Warnings + r.Infos - len(r.Findings); more > 0 {
+		fmt.Fprintf(out, "and %d more\n", more)
+	}
+	if quiet {
+		return nil
+	}
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	row := rows(w)
+	row("volume", "%v", r.UUID)
+	row("log", "ends before object %d; %d objects read", r.LogEnd, r.Objects)
+	row("map", "%s", mapSource(r))
+	row("live data", "%s, in objects of %s", size(r.LiveBytes), size(r.StoredBytes))
+	row("dead objects", "%d of %s, which garbage collection gives back", r.DeadObjects, size(r.DeadBytes))
+	if r.Blocks > 0 {
+		row("data blocks read", "%d", r.Blocks)
+	}
+	row("found", "%d errors, %d warnings, %d informations", r.Errors, r.Warnings, r.Infos)
+	return w.Flush()
+}
+
+func mapSource(r *bs3.FsckReport) string {
+	switch n := len(r.Checkpoints); {
+	case n == 0:
+		return "made from the whole log; there is no checkpoint"
+	case r.FromStart:
+		return fmt.Sprintf("made from the whole log and compared with %d checkpoints", n)
+	case n == 1:
+		return "made from the checkpoint and the log after it"
+	}
+	return "made from the oldest checkpoint and the log after it, and compared with the newest"
+}
+
+// askStore opens the configured store as it is, and calls ask with it.
+func (a *app) askStore(cmd *cobra.Command, ask func(ctx context.Context, s *store) error) (err error) {
+	c, err := a.config(cmd)
+	if err != nil {
+		return err
+	}
+	if c.Null {
+		return errors.New("null = true: there is no store to ask")
+	}
+	if c.Store == config.StoreDir {
+		// Opening the store would make its directory.
+		if _, err := os.Stat(c.Dir.Path); err != nil {
+			return fmt.Errorf("%w: %w", bs3.ErrNoVolume, err)
+		}
+	}
+	ctx, stop := watchSignals(cmd.Context(), zerolog.Nop(), nil, func() { os.Exit(exitOther) }) //nolint:forbidigo // the user will not wait
+	defer stop()
+	s, err := openStore(ctx, c, toAsk, zerolog.Nop())
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, s.close()) }()
+	return ask(ctx, s)
+}
+
+// explain says of an error which store it is about, and whether it is the
+// store's: errStore, unless the answer is one about the volume.
+func (s *store) explain(err error) error {
+	if err == nil {
+		return nil
+	}
+	for _, known := range []error{context.Canceled, errStore, bs3.ErrNoVolume, bs3.ErrRefused, bs3.ErrMoving} {
+		if errors.Is(err, known) {
+			return fmt.Errorf("%s: %w", s.where, err)
+		}
+	}
+	return fmt.Errorf("%w: %s: %w", errStore, s.where, err)
+}

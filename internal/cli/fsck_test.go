@@ -1,0 +1,142 @@
+package cli
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/rs/zerolog"
+
+	"bs3/internal/bs3"
+	"bs3/internal/bs3/objproxy"
+	"bs3/internal/bs3/objproxy/dir"
+)
+
+// makeVolume leaves a small volume with a checkpoint in a directory.
+func makeVolume(t *testing.T, path string) {
+	t.Helper()
+	store, err := dir.Open(t.Context(), path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := store.Close(); err != nil {
+			t.Error(err)
+		}
+	}()
+	const blockSize = 4096
+	e, err := bs3.Open(t.Context(), bs3.Options{
+		Store: store, Log: zerolog.Nop(), Host: bs3.Host{ID: "m", Name: "m"},
+		Size: 1 << 20, BlockSize: blockSize, ChunkSize: 4 * blockSize, Memory: 1 << 20, Uploaders: 1, Durable: true,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := e.WriteAt(t.Context(), []byte(strings.Repeat("data", 3*blockSize/4)), 0); err != nil {
+		t.Fatal(err)
+	}
+	if err := e.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestFsck(t *testing.T) {
+	work := t.TempDir()
+	store := filepath.Join(work, "store")
+	env := []string{"BS3_STORE=dir", "BS3_DIR_PATH=" + store}
+	check := func(code int, args ...string) (stdout, stderr string) {
+		t.Helper()
+		got, stdout, stderr := bs3Main(t, work, env, append([]string{"fsck"}, args...)...)
+		if got != code {
+			t.Errorf("bs3 fsck %v: exit code %d, not %d\n%s%s", args, got, code, stdout, stderr)
+		}
+		return stdout, stderr
+	}
+	if _, stderr := check(exitOther); !strings.Contains(stderr, "no volume here") {
+		t.Errorf("without a volume: %s", stderr)
+	}
+	if _, err := os.Stat(store); err == nil {
+		t.Error("fsck made the directory of the store")
+	}
+	makeVolume(t, store)
+	if out, stderr := check(exitOK, "--data"); !strings.Contains(out, "0 errors") || stderr != "" {
+		t.Errorf("of a whole volume: %s%s", out, stderr)
+	}
+	if out, _ := check(exitOK, "--quiet"); out != "" {
+		t.Errorf("quiet: %s", out)
+	}
+
+	// Damage of each kind of file, one after the other.
+	hurt := 0
+	err := filepath.Walk(store, func(path string, info os.FileInfo, err error) error {
+		if err != nil || info.IsDir() || strings.Contains(path, ".bs3") {
+			return err
+		}
+		whole, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		hurt++
+		damaged := slices.Clone(whole)
+		damaged[len(damaged)/2] ^= 1
+		if err := os.WriteFile(path, damaged, 0o600); err != nil {
+			return err
+		}
+		out, stderr := check(exitDamaged, "--data", "--json")
+		var report bs3.FsckReport
+		if err := json.Unmarshal([]byte(out), &report); err != nil {
+			t.Errorf("%s: %v: %s", path, err, out)
+		} else if report.Errors == 0 || len(report.Findings) == 0 || report.Findings[0].Name == "" {
+			t.Errorf("%s: %s", path, out)
+		}
+		if !strings.Contains(stderr, "damaged") {
+			t.Errorf("%s: %s", path, stderr)
+		}
+		if out, _ := check(exitDamaged, "--data", "-q"); !strings.HasPrefix(out, "error: ") || strings.Contains(out, "live data") {
+			t.Errorf("%s: quiet: %s", path, out)
+		}
+		return os.WriteFile(path, whole, 0o600)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if hurt < 5 { // record, checkpoint, pack, fence, data
+		t.Errorf("only %d files were damaged", hurt)
+	}
+	check(exitOK, "--data")
+}
+
+func TestPatientStore(t *testing.T) {
+	busy, forbidden := fmt.Errorf("503: %w", objproxy.ErrTransient), errors.New("403")
+	for name, test := range map[string]struct {
+		answers []error
+		want    error
+		atLeast time.Duration
+		atMost  time.Duration
+	}{
+		"an answer":       {nil, objproxy.ErrNotFound, 0, 0},
+		"busy twice":      {[]error{busy, busy}, objproxy.ErrNotFound, firstWait, time.Second},
+		"forbidden":       {[]error{forbidden}, forbidden, 0, 0},
+		"does not answer": {slices.Repeat([]error{busy}, 1000), errStore, fsckFor, fsckFor},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				start := time.Now()
+				s := &patientStore{&answers{errs: test.answers}}
+				if _, _, err := s.Get(t.Context(), "x", nil, 0); !errors.Is(err, test.want) {
+					t.Errorf("error: %v", err)
+				}
+				if took := time.Since(start); took < test.atLeast || took > test.atMost {
+					t.Errorf("it took %v", took)
+				}
+			})
+		})
+	}
+}
