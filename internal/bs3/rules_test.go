@@ -115,8 +115,6 @@ func (r ruleOut) run(t *testing.T, limit time.Duration, bin string, args ...stri
 	return string(b), true
 }
 
-var ruleFailed = regexp.MustCompile(`(?m)^--- FAIL: (\w+)`)
-
 // directed runs the directed tests, each alone, as one may take the binary
 // with it, and says which fail.
 func (r ruleOut) directed(t *testing.T, bin string) string {

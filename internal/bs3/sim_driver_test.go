@@ -48,7 +48,7 @@ var simKinds = []struct {
 	{"outage", 1, 2, 2, (*simRun).outage},
 	{"kill", 1, 7, 4, (*simRun).kill},
 	{"crash", 1, 2, 2, (*simRun).crash},
-	{"writeback", 0, 3, 1, (*simRun).writeback},
+	{"writeback", 0, 8, 3, (*simRun).writeback},
 	{"close", 1, 2, 2, (*simRun).closeOne},
 	{"damage", 1, 1, 1, (*simRun).damage},
 	{"fsck", 1, 1, 1, (*simRun).fsck},
@@ -140,7 +140,7 @@ func (run *simRun) do(t *testing.T, root string) simResult {
 
 func (run *simRun) drive(w *simWorld) {
 	for i, state := range run.hosts {
-		w.newHost(i, state)
+		w.newHost(i, run.cfg.chunkBlocks, state)
 	}
 	run.launch(w, w.hosts[0], 0)
 	for i, op := range run.ops {

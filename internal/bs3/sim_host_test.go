@@ -12,6 +12,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"bs3/internal/bs3/layout"
 )
 
 // simHost is a machine with one state directory; a host without one keeps
@@ -24,12 +26,16 @@ type simHost struct {
 	stale  []byte     // what a disk below the state directory has written back of the chunk memory
 	inode  uint64     // of the file that stale is of
 	dead   int        // state directories that dead processes may still have open
+
+	chunkBlocks int // of the volume
 }
 
 const simPage = 4096
 
-func (w *simWorld) newHost(id int, withState bool) *simHost {
-	h := &simHost{id: id}
+func simSlotBytes(chunkBlocks int) int64 { return layout.SlotOffsets(chunkBlocks, simBlockSize).Size }
+
+func (w *simWorld) newHost(id, chunkBlocks int, withState bool) *simHost {
+	h := &simHost{id: id, chunkBlocks: chunkBlocks}
 	if withState {
 		h.path = filepath.Join(w.root, fmt.Sprintf("h%d", id))
 	}
