@@ -53,7 +53,7 @@ func shut(t *testing.T, e *bs3.Engine) {
 
 // kill ends an engine as SIGKILL would, as far as one process can: it stops
 // at once, stores nothing more, and its lock is given back.
-func kill(t *testing.T, e *bs3.Engine) {
+func kill(t testing.TB, e *bs3.Engine) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
