@@ -319,7 +319,11 @@ func (run *simRun) where(w *simWorld, op simOp) *simHost {
 }
 
 func (run *simRun) launch(w *simWorld, h *simHost, bits uint64) {
-	w.startDaemon(h, run.cfg, 3+int(bits%3), 2+int(bits>>8%2), bits>>16%16 > 0)
+	slots := 3 + h.id%3 // the same each time, or chunk memory is made anew
+	if bits%8 == 7 {
+		slots = 3 + int(bits>>4%3)
+	}
+	w.startDaemon(h, run.cfg, slots, 2+int(bits>>8%2), bits>>16%16 > 0)
 }
 
 func (run *simRun) pause(w *simWorld, op simOp) {
@@ -340,6 +344,9 @@ func (run *simRun) outage(w *simWorld, op simOp) {
 // kill ends a process, and mostly starts the next one there.
 func (run *simRun) kill(w *simWorld, op simOp) {
 	if d := run.pick(w, op); d != nil {
+		if op.bits[1]>>32%2 == 0 {
+			run.writeback(w, simOp{bits: op.bits})
+		}
 		d.kill()
 		if op.bits[0]%4 > 0 {
 			w.pass(time.Duration(op.bits[0] / 4 % uint64(5*time.Millisecond)))
