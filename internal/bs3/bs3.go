@@ -123,6 +123,7 @@ type Engine struct {
 	flushes         gathering
 
 	inMemory sync.WaitGroup // chunks whose slots are in use
+	bodies   atomic.Int64   // readers of uploads that are not closed
 	uploads  *uploads
 	changing chan struct{} // holds one token while the volume record is changed
 
@@ -288,17 +289,19 @@ func (e *Engine) release(ctx context.Context) error {
 	return nil
 }
 
-// closeFiles unmaps the chunk memory and gives the state directory back. The
-// memory stays mapped if an upload may still read it; the process is about to
-// end then.
+// closeFiles unmaps what is mapped and gives the state directory back. After a
+// stop that was not clean the chunk memory stays mapped if a request that was
+// given up may still read it; the process is about to end then.
 func (e *Engine) closeFiles(clean bool) error {
 	var err error
 	if clean {
 		e.inMemory.Wait()
+	}
+	if e.memory != nil && (clean || e.bodies.Load() == 0) {
 		err = e.memory.Close()
-		if e.cache != nil {
-			err = errors.Join(err, e.cache.Close())
-		}
+	}
+	if e.cache != nil {
+		err = errors.Join(err, e.cache.Close())
 	}
 	if e.dir != nil {
 		err = errors.Join(err, e.dir.Close())

@@ -115,7 +115,8 @@ func (f *fsck) checkObjects(ctx context.Context) error {
 	if f.opts.Data {
 		limit = readers / 2
 	}
-	buffers := sync.Pool{New: func() any { b := make([]byte, 0, dataPiece); return &b }}
+	piece := min(dataPiece, f.v.ChunkSize)
+	buffers := sync.Pool{New: func() any { b := make([]byte, 0, piece); return &b }}
 	group, ctx := errgroup.WithContext(ctx)
 	group.SetLimit(limit)
 	for _, w := range list {

@@ -92,8 +92,8 @@ func (e *Engine) upload(c *chunk) error {
 	body := objproxy.Body{
 		Data:   c.slot.Data(0, blocks),
 		Tail:   layout.AppendTail(make([]byte, 0, layout.TailSize(int(blocks), len(c.obj.Records))), &c.obj),
-		Opened: func() { c.refs.Add(1) },
-		Closed: func() { e.unref(c) },
+		Opened: func() { e.bodies.Add(1); c.refs.Add(1) },
+		Closed: func() { e.unref(c); e.bodies.Add(-1) },
 	}
 	cond := objproxy.IfAbsent()
 	for {
