@@ -13,7 +13,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"bs3/internal/bs3/layout"
 )
 
 // simHost is a machine with one state directory; a host without one keeps
@@ -31,8 +30,6 @@ type simHost struct {
 }
 
 const simPage = 4096
-
-func simSlotBytes(chunkBlocks int) int64 { return layout.SlotOffsets(chunkBlocks, simBlockSize).Size }
 
 func (w *simWorld) newHost(id, chunkBlocks int, withState bool) *simHost {
 	h := &simHost{id: id, chunkBlocks: chunkBlocks}
