@@ -12,7 +12,6 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
-
 )
 
 // simHost is a machine with one state directory; a host without one keeps
