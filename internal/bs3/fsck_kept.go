@@ -92,7 +92,7 @@ func (f *fsck) checkLeaves(ctx context.Context, c keptCheckpoint, visit func(lea
 		byPack[l.Pack] = append(byPack[l.Pack], l)
 	}
 	f.begin("checkpoint "+c.name, len(c.Packs))
-	check := leafCheck{f: f, c: c, live: make([]atomic.Uint32, len(c.Objects))}
+	check := leafCheck{f: f, c: c, live: make([]atomic.Uint32, len(c.Objects)), places: places(c)}
 	group, ctx := errgroup.WithContext(ctx)
 	group.SetLimit(loaders)
 	for i, leaves := range byPack {
@@ -122,7 +122,34 @@ type leafCheck struct {
 	f       *fsck
 	c       keptCheckpoint
 	live    []atomic.Uint32 // blocks found, by place in the object table
+	places  []uint32        // see places
 	damaged atomic.Bool
+}
+
+// places gives for each key one more than its place in the object table of c:
+// a scattered map asks for one with every block. It is nil for a log so long
+// that it would be large.
+func places(c keptCheckpoint) []uint32 {
+	const most = 16 << 20
+	if c.Key >= most {
+		return nil
+	}
+	p := make([]uint32, c.Key+1)
+	for i, o := range c.Objects {
+		p[o.Key] = uint32(i) + 1
+	}
+	return p
+}
+
+// place finds object k in the object table.
+func (s *leafCheck) place(k key.Key) (i int, here bool) {
+	switch {
+	case s.places == nil:
+		return slices.BinarySearchFunc(s.c.Objects, k, func(o layout.ObjectInfo, k key.Key) int { return cmp.Compare(o.Key, k) })
+	case k > s.c.Key:
+		return 0, false
+	}
+	return int(s.places[k]) - 1, s.places[k] > 0
 }
 
 func (s *leafCheck) pack(ctx context.Context, p layout.PackRef, leaves []layout.LeafRef, visit func(int, []layout.Location)) error {
@@ -167,7 +194,7 @@ func (s *leafCheck) leaf(leaf uint32, entries []layout.Location) error {
 		for i+n < len(entries) && entries[i+n] == loc.Add(uint32(n)) && entries[i+n].Key() == loc.Key() {
 			n++
 		}
-		at, here := slices.BinarySearchFunc(s.c.Objects, loc.Key(), func(o layout.ObjectInfo, k key.Key) int { return cmp.Compare(o.Key, k) })
+		at, here := s.place(loc.Key())
 		switch {
 		case !here:
 			return fmt.Errorf("leaf %d: block %d lies in %v, which is not in the object table", leaf, first+uint64(i), loc)
