@@ -8,6 +8,7 @@ import (
 	"slices"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"bs3/internal/bs3"
 	"bs3/internal/bs3/key"
@@ -699,4 +700,45 @@ func TestFsckStoreFails(t *testing.T) {
 			t.Fatalf("call %d: no error", n)
 		}
 	}
+}
+
+// TestFsckLongLog: a log of many more keys than objects, as a volume has that
+// was written for years.
+func TestFsckLongLog(t *testing.T) {
+	const last = 20_000_000
+	memory := objtest.NewMemory()
+	uuid, nonce := layout.NewUUID(), layout.NewNonce()
+	data := make([]byte, 2*blockSize)
+	footer := layout.Footer{UUID: uuid, Nonce: nonce, Epoch: 1, FirstSeq: 7, BlockSize: blockSize}
+	fence := &layout.Object{Footer: footer}
+	fence.Key, fence.Fence = 3, true
+	put(t, memory, fence.Key.Name(), layout.AppendTail(nil, fence))
+	o := &layout.Object{
+		Footer:  footer,
+		CRCs:    []uint32{layout.CRC(data[:blockSize]), layout.CRC(data[blockSize:])},
+		Records: []layout.Record{{Block: 5, Blocks: 2, Kind: layout.KindWrite, Seq: 7}},
+	}
+	o.Key = last
+	put(t, memory, o.Key.Name(), layout.AppendTail(data, o))
+
+	d := &damaged{Memory: memory, volume: &layout.Volume{
+		UUID: uuid, Generation: 1, BlockSize: blockSize, Size: 100 * blockSize, LargestSize: 100 * blockSize, ChunkSize: 8 * blockSize,
+		Created: time.Unix(0, 0), Epoch: 1, Writer: layout.Writer{Nonce: nonce, Released: true},
+		Checkpoints: []string{layout.CheckpointName(last, 1, 1)},
+	}}
+	putRecord(t, d, d.volume)
+	c := &layout.Checkpoint{
+		UUID: uuid, Nonce: nonce, Key: last, KeyEpoch: 1, Epoch: 1, NextSeq: 8, BlockSize: blockSize, Blocks: 100,
+		Objects: []layout.ObjectInfo{{Key: 3, Epoch: 1, Fence: true}, {Key: last, Epoch: 1, Total: 2}},
+	}
+	b := layout.AppendLeaf(layout.AppendPackHeader(nil, uuid), make([]layout.Location, layout.LeafBlocks))
+	c.Packs = []layout.PackRef{{Name: layout.PackName(1, 2), Size: uint64(len(b))}}
+	c.Leaves = []layout.LeafRef{{Offset: layout.PackHeaderSize, Length: uint32(len(b) - layout.PackHeaderSize)}}
+	put(t, d, c.Packs[0].Name, b)
+	d.remap(t, 0, c, func(entries []layout.Location) { entries[5], entries[6] = layout.Loc(last, 0), layout.Loc(last, 1) })
+	if r := clean(t, d); r.LogEnd != last+1 || r.LiveBytes != 2*blockSize || r.Blocks != 2 || r.Objects != 2 {
+		t.Fatalf("%+v", r)
+	}
+	d.remap(t, 0, c, func(entries []layout.Location) { entries[7] = layout.Loc(12345, 0) })
+	want(t, d, bs3.FsckPack, c.Packs[0].Name)
 }
