@@ -21,7 +21,7 @@ COVERED     := ./internal/bs3/layout ./internal/bs3/mapproxy/sectormap ./interna
 unit cover fuzz e2e: export BS3_REQUIRE_TOOLS := 1
 unit cover fuzz e2e: export BS3_VERSITYGW     := $(TOOLS)/versitygw
 
-.PHONY: build run test deps apt-deps fmt vet lint unit cover fuzz sim rules e2e clean
+.PHONY: build run test test-vm deps apt-deps fmt vet lint unit cover fuzz sim rules e2e clean
 
 # The binary is a static one. -race, in the tests, does need cgo.
 build:
@@ -63,6 +63,11 @@ rules:
 # The real daemon with clients that are not ours.
 e2e: build
 	$(GO) test -count=1 -timeout 20m ./test/...
+
+# What needs a newer kernel than this machine may have, with ublk and NBD: the
+# scripts of test/vm/guest, each in a virtual machine; VMTESTS names some of them.
+test-vm:
+	test/vm/all.sh $(VMTESTS)
 
 fmt:
 	gofmt -w $$(git ls-files '*.go')

@@ -35,6 +35,7 @@ const (
 )
 
 const (
+	maxQueues     = 4096
 	maxQueueDepth = 4096
 	// The descriptors of queue q are mapped at offset q*descriptorArea of the
 	// character device.

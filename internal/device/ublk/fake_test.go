@@ -265,10 +265,23 @@ func (d *fakeDevice) delete(limit time.Duration) error {
 
 func (d *fakeDevice) startRecovery() error {
 	switch {
-	case d.info.flags&flagUserRecovery == 0 || d.begun:
+	case d.info.flags&flagUserRecovery == 0:
 		return unix.EINVAL
 	case d.info.state != stateQuiesced || d.opened:
 		return unix.EBUSY
+	}
+	ready := 0
+	for _, q := range d.queues {
+		if len(q.tags) > 0 {
+			ready++
+		}
+		q.tags = nil
+	}
+	if d.begun && ready == 0 {
+		return unix.EINVAL
+	}
+	if ready != len(d.queues) {
+		d.t.Error("the kernel crashes: some queues had a server, others not")
 	}
 	d.begun = true
 	return nil
@@ -425,7 +438,7 @@ func (q *fakeQueue) take(nr uint32, cmd ioCmd) {
 		q.t.Errorf("queue %d tag %d command %#x: "+format, append([]any{q.id, tag, nr}, args...)...)
 		q.complete(tag, -int32(unix.EINVAL))
 	}
-	if q.failSubmit != nil {
+	if q.failSubmit != nil && int(q.id) == len(q.queues)-1 {
 		q.complete(tag, -int32(unix.EBUSY))
 		return
 	}
@@ -538,7 +551,9 @@ func (r *fakeRing) next() (uint16, int32, bool) {
 func (r *fakeRing) wake() {
 	r.char.mu.Lock()
 	defer r.char.mu.Unlock()
-	r.queue.woken = true
+	if r.queue != nil {
+		r.queue.woken = true
+	}
 	r.char.changed.Broadcast()
 }
 
@@ -563,8 +578,9 @@ func (q *fakeQueue) cancel() {
 		if req := q.tags[tag].req; req != nil {
 			q.waiting = append(q.waiting, req)
 		}
+		q.tags[tag] = fakeTag{} // that there are tags says that it had a server
 	}
-	q.tags, q.prepared, q.done, q.woken = nil, nil, nil, false
+	q.prepared, q.done, q.woken = nil, nil, false
 	if q.info.state == stateLive {
 		q.info.state = stateQuiesced
 	}

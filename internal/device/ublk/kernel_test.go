@@ -1,6 +1,7 @@
 package ublk
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"errors"
@@ -323,9 +324,12 @@ func TestKernelStoppedBySomeoneElse(t *testing.T) {
 	}
 }
 
-// childEnv makes this program a server that waits to be killed. It names the
-// driver of drivers, and the number of the device.
-const childEnv = "BS3_TEST_UBLK_CHILD"
+// childEnv makes this program a server that waits to be killed: "stuck:3" or
+// "legacy:3", see child.
+const (
+	childEnv  = "BS3_TEST_UBLK_CHILD"
+	markerEnv = "BS3_TEST_UBLK_MARKER"
+)
 
 func TestMain(m *testing.M) {
 	if name, id, ok := strings.Cut(os.Getenv(childEnv), ":"); ok {
@@ -335,7 +339,8 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// child serves reads of zeros, and blocks writes for ever.
+// child serves device id by the named driver. It blocks writes for ever. With
+// "stuck" it gets stuck when it has taken over one of two queues.
 func child(name, id string) error {
 	n, err := strconv.Atoi(id)
 	if err != nil {
@@ -343,14 +348,51 @@ func child(name, id string) error {
 	}
 	vol := devtest.NewMemory(device.Geometry{Size: 16 << 20, BlockSize: 4096})
 	vol.Block(devtest.Write)
-	s := New(vol, Options{ID: n, Identity: identity, Attached: func(string) { fmt.Println("attached") }})
-	s.driver = drivers()[name]
+	s := New(vol, Options{
+		ID: n, Identity: identity, Recover: true, Queues: 2, Marker: os.Getenv(markerEnv),
+		Attached: func(string) { fmt.Println("attached") },
+	})
+	if s.driver = drivers()[name]; name == "stuck" {
+		s.driver = stuck{}
+	}
 	return s.Run(context.Background())
 }
 
-// killed runs a child, writes to its device, and kills the child before that
-// write has ended. The result is that of the write.
-func killed(t *testing.T, name string, id int) <-chan error {
+type stuck struct{ linux }
+
+type stuckChar struct{ charDevice }
+
+func (stuck) open(id int) (charDevice, error) {
+	c, err := linux{}.open(id)
+	return stuckChar{c}, err
+}
+
+func (c stuckChar) ring(depth int) (ring, error) {
+	r, err := c.charDevice.ring(depth)
+	return &stuckRing{ring: r}, err
+}
+
+type stuckRing struct {
+	ring
+	queue uint16
+}
+
+func (r *stuckRing) command(op uint32, cmd ioCmd) {
+	r.queue = cmd.queue
+	r.ring.command(op, cmd)
+}
+
+func (r *stuckRing) submit() error {
+	if r.queue > 0 {
+		time.Sleep(300 * time.Millisecond) // until the other one fetches
+		fmt.Println("stuck")
+		select {}
+	}
+	return r.ring.submit()
+}
+
+// startChild starts one and waits for the word that it says.
+func startChild(t *testing.T, name string, id int, word string) *exec.Cmd {
 	t.Helper()
 	cmd := exec.Command(os.Args[0])
 	cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%s:%d", childEnv, name, id))
@@ -361,10 +403,27 @@ func killed(t *testing.T, name string, id int) <-chan error {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	line := make([]byte, 9)
-	if _, err := out.Read(line); err != nil || string(line) != "attached\n" {
+	if line, err := bufio.NewReader(out).ReadString('\n'); err != nil || line != word+"\n" {
 		t.Fatalf("child: %q, %v", line, err)
 	}
+	return cmd
+}
+
+func killChild(t *testing.T, cmd *exec.Cmd) {
+	t.Helper()
+	if err := cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Wait(); err == nil {
+		t.Fatal("the child was not killed")
+	}
+}
+
+// killed runs a child, writes to its device, and kills the child before that
+// write has ended. The result is that of the write.
+func killed(t *testing.T, name string, id int) <-chan error {
+	t.Helper()
+	cmd := startChild(t, name, id, "attached")
 	f, err := os.OpenFile(blockPath(id), os.O_RDWR|unix.O_DIRECT, 0)
 	if err != nil {
 		t.Fatal(err)
@@ -384,12 +443,7 @@ func killed(t *testing.T, name string, id int) <-chan error {
 		}
 		inflight = strings.Join(strings.Fields(string(b)), " ")
 	}
-	if err := cmd.Process.Kill(); err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Wait(); err == nil {
-		t.Fatal("the child was not killed")
-	}
+	killChild(t, cmd)
 	return written
 }
 
@@ -410,6 +464,62 @@ func TestKernelRecover(t *testing.T) {
 				t.Errorf("read back: %v", err)
 			}
 		})
+	}
+}
+
+// A server that dies while it takes a device over leaves it to the next one, if
+// it has no queue yet. Else the device is removed: the kernel crashes when it
+// is asked again.
+func TestKernelDeathDuringRecovery(t *testing.T) {
+	needKernel(t)
+	marker := filepath.Join(t.TempDir(), "marker")
+	t.Setenv(markerEnv, marker)
+	for _, c := range []struct {
+		name string
+		die  func(t *testing.T)
+		want error
+	}{
+		{"no queue", beginRecovery, nil},
+		{"one queue", func(t *testing.T) { killChild(t, startChild(t, "stuck", 3, "stuck")) }, unix.EIO},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			written := killed(t, "as it is", 3)
+			c.die(t)
+			vol := devtest.NewMemory(device.Geometry{Size: 16 << 20, BlockSize: 4096})
+			b := show(t, linux{}, vol, Options{ID: -1, Identity: identity, Recover: true, Marker: marker})
+			if err := <-written; !errors.Is(err, c.want) {
+				t.Errorf("the write: %v, want %v", err, c.want)
+			}
+			want := make([]byte, 8192)
+			if c.want == nil {
+				want = bytes.Repeat([]byte{0xc3}, 8192)
+			}
+			got := make([]byte, 8192)
+			if err := b.ReadAt(t.Context(), got, 4096); err != nil || !bytes.Equal(got, want) {
+				t.Errorf("read back: %v", err)
+			}
+		})
+	}
+}
+
+// beginRecovery is what a server does that dies before it has a queue.
+func beginRecovery(t *testing.T) {
+	ctl, err := linux{}.control()
+	if err != nil {
+		t.Fatal(err)
+	}
+	begun, err := await(t.Context(), deathWait, func() (bool, error) {
+		err := newManager(ctl).startRecovery(3)
+		if errors.Is(err, unix.EBUSY) {
+			return false, nil
+		}
+		return err == nil, err
+	})
+	if err != nil || !begun {
+		t.Fatal(begun, err)
+	}
+	if err := ctl.close(); err != nil {
+		t.Error(err)
 	}
 }
 

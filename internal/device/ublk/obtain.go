@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
+	"os"
 
 	"golang.org/x/sys/unix"
 )
@@ -40,6 +42,9 @@ func (s *Server) obtain(ctx context.Context, m *manager) (info devInfo, taken bo
 	}
 	if s.opts.ID >= 0 {
 		want.id = uint32(s.opts.ID)
+	}
+	if err := s.unmark(); err != nil { // of a device that is gone
+		return info, false, err
 	}
 	// A number is not free at once when the last user of a removed device leaves.
 	added, err := await(ctx, holdWait, func() (bool, error) {
@@ -85,6 +90,8 @@ func (s *Server) takeOver(ctx context.Context, m *manager, info devInfo) (taken 
 		log.Info().Msg("removing a stopped block device of this volume")
 	case !s.opts.Recover:
 		log.Warn().Msg("removing the block device: not everything that its server had acknowledged is here; its users get I/O errors")
+	case s.marked():
+		log.Warn().Msg("removing the block device: a server died while it took it over; its users get I/O errors")
 	case !p.fits(s.vol.Geometry()):
 		log.Warn().Msg("removing the block device: the volume has another shape now; its users get I/O errors")
 	case s.opts.ID >= 0 && id != uint32(s.opts.ID):
@@ -108,25 +115,52 @@ func (s *Server) takeOver(ctx context.Context, m *manager, info devInfo) (taken 
 	return false, err
 }
 
-// resume makes the device of a dead server ready for this one.
+// resume makes the device of a dead server ready for this one. It leaves the
+// marker, see Options.Marker.
 func (s *Server) resume(ctx context.Context, m *manager, id uint32) error {
 	ready, err := await(ctx, deathWait, func() (bool, error) {
+		if err := s.mark(); err != nil {
+			return false, err
+		}
 		err := m.startRecovery(id)
 		switch {
-		case errors.Is(err, unix.EBUSY): // the dead one still has it open
-			return false, nil
-		case errors.Is(err, unix.EINVAL):
-			// It was begun by a server that died before it had all queues. The
-			// commands of the queues will tell.
+		case err == nil, errors.Is(err, unix.EINVAL):
+			// Invalid: a server has begun it before, and died without any queue.
 			return true, nil
+		case errors.Is(err, unix.EBUSY): // the dead one still has it open
+			return false, s.unmark()
 		}
-		return err == nil, err
+		return false, errors.Join(err, s.unmark())
 	})
 	if err == nil && !ready {
 		err = fmt.Errorf("%w: its last server does not close it", ErrInUse)
 	}
 	if err != nil {
 		return fmt.Errorf("take over %s: %w", blockPath(int(id)), err)
+	}
+	return nil
+}
+
+func (s *Server) mark() error {
+	if s.opts.Marker == "" {
+		return nil
+	}
+	return os.WriteFile(s.opts.Marker, nil, 0o600)
+}
+
+// marked says whether a server died between mark and unmark.
+func (s *Server) marked() bool {
+	_, err := os.Stat(s.opts.Marker)
+	return s.opts.Marker != "" && err == nil
+}
+
+// unmark says that no device is half taken over.
+func (s *Server) unmark() error {
+	if s.opts.Marker == "" {
+		return nil
+	}
+	if err := os.Remove(s.opts.Marker); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
 	}
 	return nil
 }
@@ -143,4 +177,13 @@ func stateName(state uint16) string {
 	default:
 		return fmt.Sprintf("state %d", state)
 	}
+}
+
+// untouched is for a device that was taken over and has no queue yet: the next
+// server may try it again.
+func (s *Server) untouched(taken bool) error {
+	if !taken {
+		return nil
+	}
+	return s.unmark()
 }

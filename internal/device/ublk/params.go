@@ -27,7 +27,7 @@ func newParams(g device.Geometry) params {
 	if discard <= 0 || discard > defaultDiscard {
 		discard = defaultDiscard
 	}
-	discard512 := uint32(discard >> sectorShift)
+	discard512 := uint32((discard - discard%int64(g.BlockSize)) >> sectorShift)
 	p := params{
 		len:   uint32(unsafe.Sizeof(params{})),
 		types: paramTypeBasic | paramTypeDiscard,

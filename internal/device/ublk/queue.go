@@ -75,14 +75,22 @@ const nowhere = 1
 // errAborted: the driver took all requests back, because the device was stopped.
 var errAborted = errors.New("the device was stopped")
 
+// stages is how the queues of a device begin. They take their first requests
+// only when all of them can: a device with some queues is no use, and worse,
+// see Options.Marker.
+type stages struct {
+	prepared func()          // called when the queue has what it needs
+	begin    <-chan struct{} // closed when it is to ask for requests
+	fetching func()          // called when it has
+}
+
 // run serves the queue until the device is stopped (errAborted), abandon was
 // called (nil), or something fails. ctx is that of the requests; a failure
-// cancels it. fetching is called once, when the kernel may send requests. No
-// request is under way when run returns.
+// cancels it. No request is under way when run returns.
 //
 // It keeps its thread for good. The thread ends with the goroutine, and so the
 // driver knows that nothing will come from it any more.
-func (q *queue) run(ctx context.Context, fail context.CancelFunc, fetching func()) (err error) {
+func (q *queue) run(ctx context.Context, fail context.CancelFunc, s stages) (err error) {
 	runtime.LockOSThread()
 	if q.descriptors, err = q.dev.descriptors(q.id, q.depth); err == nil {
 		q.ring, err = q.dev.ring(q.depth)
@@ -94,7 +102,11 @@ func (q *queue) run(ctx context.Context, fail context.CancelFunc, fetching func(
 	q.setOpen(true)
 	q.live = q.depth
 	q.written = make([]*buffer, q.depth)
-	err = q.serve(ctx, fetching)
+	s.prepared()
+	<-s.begin
+	if !q.quit.Load() {
+		err = q.serve(ctx, s.fetching)
+	}
 	if err != nil && !errors.Is(err, errAborted) {
 		err = fmt.Errorf("queue %d: %w", q.id, err)
 		fail()
@@ -154,8 +166,8 @@ func (q *queue) serve(ctx context.Context, fetching func()) error {
 	return nil
 }
 
-// abandon makes run return although the device is not stopped. Requests are to
-// be cancelled before. It may be called at any time.
+// abandon makes run return, once it may begin, although the device is not
+// stopped. Requests are to be cancelled before. It may be called at any time.
 func (q *queue) abandon() {
 	q.quit.Store(true)
 	q.mu.Lock()

@@ -2,6 +2,9 @@ package ublk
 
 import (
 	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -191,6 +194,73 @@ func TestDeathDuringRecovery(t *testing.T) {
 		f.fail[cmdEndUserRecovery] = broken
 		refused(t, f, vol, opts, broken)
 		delete(f.fail, cmdEndUserRecovery)
+		next := serve(t, f, vol, opts)
+		if next.disk.d != s.disk.d {
+			t.Error("it is another device")
+		}
+		next.stop()
+	})
+}
+
+// A server that fails before any queue asks for requests has done no harm. One
+// that fails with some of them has: the device must not be taken over again.
+func TestFailureWhileTakingOver(t *testing.T) {
+	broken := errors.New("broken")
+	for _, c := range []struct {
+		name    string
+		breakIt func(f *fakeDriver, err error)
+		want    error
+		goesOn  bool
+	}{
+		{"ring", func(f *fakeDriver, err error) { f.failRing = err }, broken, true},
+		{"open", func(f *fakeDriver, err error) { f.failOpen = err }, broken, true},
+		{"fetch", func(f *fakeDriver, err error) { f.failSubmit = err }, unix.EBUSY, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			marker := filepath.Join(t.TempDir(), "marker")
+			synctest.Test(t, func(t *testing.T) {
+				f := newFakeDriver(t)
+				vol := smallVolume()
+				opts := Options{ID: -1, Identity: identity, Queues: 2, QueueDepth: 2, Recover: true, Marker: marker}
+				s := serve(t, f, vol, opts)
+				vol.Block(devtest.Write)
+				written := make(chan error, 1)
+				go func() { written <- s.disk.WriteAt(t.Context(), pattern(1, 4096), 0) }()
+				if err := vol.AwaitBlocked(t.Context(), 1); err != nil {
+					t.Fatal(err)
+				}
+				s.kill()
+				c.breakIt(f, broken)
+				refused(t, f, smallVolume(), opts, c.want)
+				c.breakIt(f, nil)
+				next := serve(t, f, smallVolume(), opts)
+				if err := <-written; (err == nil) != c.goesOn {
+					t.Errorf("the write that waited: %v", err)
+				}
+				if (next.disk.d == s.disk.d) != c.goesOn {
+					t.Errorf("it is the same device: %v", !c.goesOn)
+				}
+				if _, err := os.Stat(marker); !errors.Is(err, fs.ErrNotExist) {
+					t.Errorf("the marker stays: %v", err)
+				}
+				next.stop()
+			})
+		})
+	}
+}
+
+// A marker of a device that is gone, perhaps with the machine, means nothing.
+func TestOldMarker(t *testing.T) {
+	marker := filepath.Join(t.TempDir(), "marker")
+	if err := os.WriteFile(marker, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	synctest.Test(t, func(t *testing.T) {
+		f := newFakeDriver(t)
+		vol := smallVolume()
+		opts := Options{ID: -1, Identity: identity, Recover: true, Marker: marker}
+		s := serve(t, f, vol, opts)
+		s.kill()
 		next := serve(t, f, vol, opts)
 		if next.disk.d != s.disk.d {
 			t.Error("it is another device")

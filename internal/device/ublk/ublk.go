@@ -36,6 +36,7 @@ import (
 
 	"github.com/rs/zerolog"
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 
 	"bs3/internal/device"
 )
@@ -56,6 +57,13 @@ type Options struct {
 	// acknowledged; else such a device is removed, and its users get I/O errors
 	// rather than a disk that has lost something.
 	Recover bool
+
+	// Marker, if set, is the path of a file that exists while a device is being
+	// taken over; a place that is empty after a reboot is best. Who finds it
+	// there removes the device instead: the server before died half-way, and
+	// trying again crashes Linux (seen with 6.12, where START_USER_RECOVERY
+	// follows a null pointer when some queues have a server and others not).
+	Marker string
 
 	// Queues is the number of hardware queues, each with a thread; 0 = one for
 	// each CPU, but at most 4. The kernel makes no more than there are CPUs. A
@@ -103,7 +111,7 @@ func New(vol device.Volume, opts Options) *Server {
 	if opts.QueueDepth <= 0 {
 		opts.QueueDepth = defaultDepth
 	}
-	opts.QueueDepth = min(opts.QueueDepth, maxQueueDepth)
+	opts.Queues, opts.QueueDepth = min(opts.Queues, maxQueues), min(opts.QueueDepth, maxQueueDepth)
 	return &Server{vol: vol, opts: opts, driver: linux{}}
 }
 
@@ -151,7 +159,7 @@ func (s *Server) attend(ctx context.Context, m *manager, info devInfo, taken boo
 	log := s.opts.Log.With().Str("device", path).Logger()
 	dev, err := s.driver.open(int(info.id))
 	if err != nil {
-		return !taken, err
+		return !taken, errors.Join(err, s.untouched(taken))
 	}
 	// Requests go on when ctx ends: the stop waits for them.
 	requests, cancel := context.WithCancel(context.WithoutCancel(ctx))
@@ -160,10 +168,13 @@ func (s *Server) attend(ctx context.Context, m *manager, info devInfo, taken boo
 		err = errors.Join(err, c.leave(), dev.close())
 	}()
 	if !c.start(requests) {
-		return !taken, fmt.Errorf("cannot serve %s", path)
+		err := fmt.Errorf("cannot serve %s", path)
+		return !taken, errors.Join(err, s.untouched(taken && !c.begun))
 	}
 	if taken {
-		err = m.endRecovery(info.id, os.Getpid())
+		if err = s.unmark(); err == nil {
+			err = m.endRecovery(info.id, os.Getpid())
+		}
 	} else {
 		// It reads, to find partitions. Nothing is lost if that fails.
 		unwatch := context.AfterFunc(ctx, cancel)
@@ -191,7 +202,7 @@ func (s *Server) attend(ctx context.Context, m *manager, info devInfo, taken boo
 		log.Warn().Err(err).Msg("not everything could be written back")
 	}
 	log.Info().Msg("stopping the block device")
-	if err := m.stop(info.id); err != nil {
+	if err := m.stop(info.id); err != nil && !errors.Is(err, unix.ENODEV) {
 		return false, fmt.Errorf("stop %s: %w", path, err)
 	}
 	return true, c.wait()
@@ -217,6 +228,9 @@ type crew struct {
 	cancel context.CancelFunc // of all requests
 	group  *errgroup.Group
 	ended  <-chan struct{} // closed when a queue has ended
+
+	begin chan struct{} // closed when the queues are to ask for requests
+	begun bool          // it is closed
 }
 
 func (s *Server) crew(dev charDevice, info devInfo, legacy bool, cancel context.CancelFunc) *crew {
@@ -227,7 +241,7 @@ func (s *Server) crew(dev charDevice, info devInfo, legacy bool, cancel context.
 		errLog:  s.opts.Log.Sample(&zerolog.BurstSampler{Burst: 10, Period: time.Minute}),
 	}
 	d.fast, _ = s.vol.(device.Fast)
-	c := &crew{shown: d, cancel: cancel}
+	c := &crew{shown: d, cancel: cancel, begin: make(chan struct{})}
 	for id := range info.queues {
 		c.queues = append(c.queues, &queue{shown: d, id: id})
 	}
@@ -238,15 +252,26 @@ func (s *Server) crew(dev charDevice, info devInfo, legacy bool, cancel context.
 
 // start starts the queues. It is true when all of them take requests.
 func (c *crew) start(requests context.Context) bool {
-	fetching := make(chan struct{}, len(c.queues))
+	steps := make(chan struct{}, len(c.queues))
+	step := func() { steps <- struct{}{} }
 	for _, q := range c.queues {
 		c.group.Go(func() error {
-			return q.run(requests, c.cancel, func() { fetching <- struct{}{} })
+			return q.run(requests, c.cancel, stages{prepared: step, begin: c.begin, fetching: step})
 		})
 	}
+	if !c.all(steps) {
+		return false
+	}
+	c.begun = true
+	close(c.begin)
+	return c.all(steps)
+}
+
+// all waits for a step of each queue. It is false when one ends instead.
+func (c *crew) all(steps <-chan struct{}) bool {
 	for range c.queues {
 		select {
-		case <-fetching:
+		case <-steps:
 		case <-c.ended:
 			return false
 		}
@@ -271,6 +296,10 @@ func (c *crew) leave() error {
 	c.cancel()
 	for _, q := range c.queues {
 		q.abandon()
+	}
+	if !c.begun {
+		c.begun = true
+		close(c.begin)
 	}
 	return c.wait()
 }

@@ -63,6 +63,20 @@ kill -0 $late || fail "a write to a device without a daemon has ended"
 start_ublk "${engine[@]}"
 wait $late || fail "the write that waited"
 
+# Daemons that are killed while they open the volume or take the device over.
+for delay in 0.2 0.4 0.5 0.6 0.7 0.8 0.9 1 1.2 1.5 2; do
+  kill_daemon
+  dd if=/dev/urandom of=/mnt/again bs=64k count=8 conv=fsync status=none &
+  again=$!
+  ./ublkd "${engine[@]}" > /dev/null 2>> $log &
+  daemon=$!
+  sleep $delay
+done
+kill_daemon
+start_ublk "${engine[@]}"
+[ "$dev" = "$first" ] || fail "it is $dev now, not $first"
+wait $again || fail "a write after daemons that were killed as they took over"
+
 # What it had acknowledged is lost: the device must not go on.
 kill_daemon
 rm -rf /run/bs3

@@ -83,11 +83,9 @@ func open(ctx context.Context, o *options, log zerolog.Logger) (device.Volume, f
 	default:
 		return nil, nil, fmt.Errorf("-volume %s", o.kind)
 	}
-	memory, err := filepath.Glob(filepath.Join(o.state, "*"))
-	if err != nil {
-		return nil, nil, err
-	}
-	o.ublk.Recover = len(memory) > 0
+	_, err := os.Stat(filepath.Join(o.state, "memory"))
+	o.ublk.Recover = err == nil
+	o.ublk.Marker = filepath.Join(o.state, "takeover")
 	store, err := dir.Open(ctx, o.dir)
 	if err != nil {
 		return nil, nil, err
