@@ -32,7 +32,7 @@ func newFsck(a *app) *cobra.Command {
 		Long: "fsck checks the volume record, the checkpoints, every object of the log, and the\n" +
 			"map that they make. It changes nothing, and may run while a daemon writes. What it\n" +
 			"finds is an error, a warning (after a crash it is usual, but damage looks the same)\n" +
-			"or an information. With any error the exit code is 65.",
+			"or a note (info). With any error the exit code is 65.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			var report *bs3.FsckReport
@@ -151,7 +151,7 @@ func printFsck(out io.Writer, r *bs3.FsckReport, quiet bool) error {
 	if r.Blocks > 0 {
 		row("data blocks read", "%d", r.Blocks)
 	}
-	row("found", "%d errors, %d warnings, %d informations", r.Errors, r.Warnings, r.Infos)
+	row("found", "%d errors, %d warnings, %d notes", r.Errors, r.Warnings, r.Infos)
 	return w.Flush()
 }
 
