@@ -158,9 +158,14 @@ var rulesOut = []ruleOut{
 	"time"
 `}}},
 	{"LNONCE", "chunk memory is replayed whosever it is", []ruleEdit{{"open.go", `
-		case writers[h.Nonce]:
+		case e.writersHere[h.Nonce]:
 `, `
-		case writers[h.Nonce] || true:
+		case true:
+`}, {"recover.go", `
+		if h, err := s.Header(); err == nil && !e.writersHere[h.Nonce] {
+			continue
+		}
+`, `
 `}}},
 	{"LCHAIN", "(with LASIDE) any claim of ours in the record makes all chunk memory ours", []ruleEdit{{"wlog/intents.go", `
 	for x, ok := replaces[recorded]; ok && !ours[x]; x, ok = replaces[x] {
@@ -181,9 +186,14 @@ var rulesOut = []ruleOut{
 	aside := path
 `}}},
 	{"LASIDE", "(with LCHAIN: any claim of ours in the record makes all chunk memory ours) memory of others stays where it is", []ruleEdit{{"open.go", `
-		case writers[h.Nonce]:
+		case e.writersHere[h.Nonce]:
 `, `
-		case writers[h.Nonce] || len(writers) > 1:
+		case e.writersHere[h.Nonce] || len(e.writersHere) > 1:
+`}, {"recover.go", `
+		if h, err := s.Header(); err == nil && !e.writersHere[h.Nonce] {
+			continue
+		}
+`, `
 `}, {"open.go", `
 	aside, err := e.dir.SetAside()
 	if err != nil {
