@@ -37,10 +37,10 @@ if [ ! -e kernel/done ]; then
   mkdir -p apt/lists/partial apt/cache/archives/partial apt/src kernel
   opt=(-o Dir::State::lists="$PWD/apt/lists" -o Dir::Cache="$PWD/apt/cache" -o APT::Sandbox::User=root)
   if [ "$(. /etc/os-release && echo "$VERSION_CODENAME")" = bookworm ]; then
-    cat /etc/apt/sources.list.d/*.sources 2>/dev/null |
+    { cat /etc/apt/sources.list.d/*.sources 2>/dev/null || true; } |
       awk 'BEGIN { RS = ""; ORS = "\n\n" } /(^|\n)Suites:([^\n]* )?bookworm( |\n|-updates)/ { print; exit }' |
       sed 's/^Suites:.*/Suites: bookworm-backports/' > apt/src/kernel.sources
-    cat /etc/apt/sources.list /etc/apt/sources.list.d/*.list 2>/dev/null |
+    { cat /etc/apt/sources.list /etc/apt/sources.list.d/*.list 2>/dev/null || true; } |
       sed -nE 's/^(deb( \[[^]]*\])? [^ ]+) bookworm .*/\1 bookworm-backports main/p' | head -1 > apt/src/kernel.list
     opt+=(-o Dir::Etc::sourcelist=/dev/null -o Dir::Etc::sourceparts="$PWD/apt/src")
   fi

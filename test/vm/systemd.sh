@@ -12,7 +12,7 @@ shift $((OPTIND - 1))
 version=$(ls "$VMDIR/kernel/lib/modules")
 if [ ! -e "$VMDIR/debian/done-$version" ]; then # once
   command -v debootstrap >/dev/null || apt-get install -qy --no-install-recommends debootstrap >/dev/null
-  mirror=$(cat /etc/apt/sources.list.d/*.sources /etc/apt/sources.list 2>/dev/null |
+  mirror=$({ cat /etc/apt/sources.list.d/*.sources /etc/apt/sources.list 2>/dev/null || true; } |
     sed -nE 's/^URIs: *([^ ]+).*/\1/p; s/^deb (\[[^]]*\] )?([^ ]+) .*/\2/p' | head -1)
   rm -rf "$VMDIR/debian"
   debootstrap --variant=minbase \
