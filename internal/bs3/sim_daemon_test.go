@@ -134,6 +134,7 @@ func (d *simDaemon) openReturned(e *Engine, err error) {
 		switch {
 		case errors.Is(err, ErrFenced) && d.epoch > 0 && w.claims[len(w.claims)-1].epoch > d.epoch:
 			w.count["fenced in open"]++
+		case errors.Is(err, ErrRefused) && w.spoiled:
 		case errors.Is(err, ErrRefused) && !d.takeover:
 			w.count["refused"]++
 		default:

@@ -437,6 +437,29 @@ func (run *simRun) finish(w *simWorld) {
 		d.await(d.ended, "close")
 		d.exit()
 	}
+	if w.ok() && r.IntN(8) == 0 {
+		run.spoil(w)
+	}
+}
+
+// spoil takes the volume all its checkpoints: it must not be opened any more.
+func (run *simRun) spoil(w *simWorld) {
+	w.mu.Lock()
+	for _, name := range w.named {
+		_ = w.store.Delete(context.Background(), []string{name}) // it never fails
+	}
+	w.logLocked("all checkpoints are lost")
+	w.spoiled = true
+	w.mu.Unlock()
+	d := w.startDaemon(w.hosts[0], run.cfg, 4, 2, true)
+	d.await(d.opened, "open")
+	if d.openErr == nil {
+		w.fail("BASE: %s opened a volume without its checkpoints", d.name)
+		d.kill()
+		return
+	}
+	d.exit()
+	w.add("spoiled", 1)
 }
 
 // settle looks at all of a volume that is at rest.

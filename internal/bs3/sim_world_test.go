@@ -41,6 +41,7 @@ type simWorld struct {
 	stored   map[key.Key]simStored // by the key, also of what was deleted since
 	deleted  map[key.Key]bool
 	named    []string // the checkpoints that the record names
+	spoiled  bool     // it lost all of them
 	damaged  string   // a checkpoint that was damaged, for as long as the record names it
 	claims   []simClaim
 	sessions []*simSession

@@ -214,39 +214,42 @@ func TestSlowRequestsAreOvertaken(t *testing.T) {
 
 // A FUA write is acknowledged after a flush that began after it.
 func TestFUA(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		vol := smallVolume()
-		s := serve(t, newFakeDriver(t), vol, Options{})
-		release := vol.Block(devtest.Flush)
-		acknowledged := make(chan error, 1)
-		for range 2 { // with and without Fast
-			go func() { acknowledged <- s.disk.d.do(opWrite|ioFlagFUA, 4096, 4096, pattern(7, 4096)) }()
-			if err := vol.AwaitBlocked(t.Context(), 1); err != nil {
-				t.Fatal(err)
-			}
-			s.want(pattern(7, 4096), 4096)
-			synctest.Wait()
-			if len(acknowledged) != 0 {
-				t.Error("acknowledged before it was flushed")
-			}
-			release()
-			if err := <-acknowledged; err != nil {
-				t.Error(err)
-			}
-			release = vol.Block(devtest.Flush, devtest.Write)
-			release()
-			release = vol.Block(devtest.Flush)
-		}
-		release()
-		if got := vol.Calls(devtest.Flush); got != 2 {
-			t.Errorf("%d flushes for two FUA writes", got)
-		}
-		s.write(pattern(8, 4096), 0)
-		if got := vol.Calls(devtest.Flush); got != 2 {
-			t.Error("a plain write flushes")
-		}
-		s.stop()
-	})
+	for name, hide := range map[string]func(*devtest.Memory) device.Volume{
+		"fast": func(m *devtest.Memory) device.Volume { return m },
+		"slow": func(m *devtest.Memory) device.Volume { return onlyVolume{m} },
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				vol := smallVolume()
+				s := serve(t, newFakeDriver(t), hide(vol), Options{})
+				release := vol.Block(devtest.Flush)
+				acknowledged := make(chan error, 1)
+				go func() { acknowledged <- s.disk.d.do(opWrite|ioFlagFUA, 4096, 4096, pattern(7, 4096)) }()
+				if err := vol.AwaitBlocked(t.Context(), 1); err != nil {
+					t.Fatal(err)
+				}
+				s.want(pattern(7, 4096), 4096)
+				synctest.Wait()
+				if len(acknowledged) != 0 {
+					t.Error("acknowledged before it was flushed")
+				}
+				release()
+				if err := <-acknowledged; err != nil {
+					t.Error(err)
+				}
+				s.write(pattern(8, 4096), 0)
+				if got := vol.Calls(devtest.Flush); got != 1 {
+					t.Errorf("%d flushes for one FUA write and one without", got)
+				}
+				broken := errors.New("broken")
+				vol.Fail(broken, devtest.Flush)
+				if err := s.disk.d.do(opWrite|ioFlagFUA, 4096, 4096, pattern(9, 4096)); !errors.Is(err, unix.EIO) {
+					t.Errorf("with a flush that fails: %v, want EIO", err)
+				}
+				s.stop()
+			})
+		})
+	}
 }
 
 func TestErrorsOfTheVolume(t *testing.T) {
