@@ -121,6 +121,8 @@ type Engine struct {
 	closed          error         // why nothing is taken any more; nil while serving
 	sinceCheckpoint logLength
 	flushes         gathering
+	written         int64    // bytes of data that were written, see Status
+	collected       GCReport // of all collections
 
 	inMemory sync.WaitGroup // chunks whose slots are in use
 	bodies   atomic.Int64   // readers of uploads that are not closed

@@ -176,6 +176,9 @@ func (r *logCheck) through(ctx context.Context, k key.Key) error {
 	f.begin("log", f.listed.from(r.next))
 	for r.next <= k {
 		t, err := r.ahead.next()
+		if err == nil && f.anothers(t.obj) {
+			return errGivenBack
+		}
 		if err == nil {
 			if why := r.notNext(t.obj); why != "" {
 				err = fmt.Errorf("object %d: %w: %s", r.next, layout.ErrDamaged, why)
@@ -210,6 +213,16 @@ func (r *logCheck) through(ctx context.Context, k key.Key) error {
 func (f *fsck) dead(k key.Key) bool {
 	o, here := f.kept[0].object(k)
 	return !here || o.Live == 0 && !o.Fence
+}
+
+// anothers says whether the object of o's key was deleted and its name taken by
+// o: the fence of a writer that put it there before it found itself fenced.
+func (f *fsck) anothers(o *layout.Object) bool {
+	if len(f.kept) == 0 || o.UUID != f.v.UUID || o.Key > f.kept[0].Key || !f.dead(o.Key) {
+		return false
+	}
+	before, here := f.kept[0].object(o.Key)
+	return !here || before.Epoch != o.Epoch
 }
 
 // notNext says why o can not be the next object of the log; empty if it can.

@@ -3,6 +3,7 @@ package bs3
 import (
 	"cmp"
 	"context"
+	"maps"
 	"slices"
 	"time"
 
@@ -77,15 +78,24 @@ func (e *Engine) collector() {
 		select {
 		case answer := <-e.gcRequests:
 			report, err := e.collect(ctx)
+			e.account(report)
 			answer <- gcAnswer{report, err}
 			e.background("garbage collection", err)
 		case <-tick:
-			_, err := e.collectByTime(ctx)
+			report, err := e.collectByTime(ctx)
+			e.account(report)
 			e.background("garbage collection", err)
 		case <-e.idle.Done():
 			return
 		}
 	}
+}
+
+// account adds a collection to what Status tells.
+func (e *Engine) account(r GCReport) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.collected.add(r)
 }
 
 // collect is a whole collection: everything that can be given back now is.
@@ -220,15 +230,17 @@ func (e *Engine) keptCheckpoints(ctx context.Context) ([]kept, error) {
 
 // deletable gives the objects that are dead in k and not deleted yet, by key.
 func (e *Engine) deletable(k kept) []key.Key {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	var keys []key.Key
-	for dead := range k.dead {
-		if o, here := e.maps.Object(dead); here && o.Live == 0 { // or a discard still counts it off
-			keys = append(keys, dead)
+	dead := slices.Sorted(maps.Keys(k.dead))
+	keys := dead[:0]
+	for some := range slices.Chunk(dead, e.opts.GC.Step) {
+		e.mu.Lock()
+		for _, k := range some {
+			if o, here := e.maps.Object(k); here && o.Live == 0 { // or a discard still counts it off
+				keys = append(keys, k)
+			}
 		}
+		e.mu.Unlock()
 	}
-	slices.Sort(keys)
 	return keys
 }
 

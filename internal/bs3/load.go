@@ -24,6 +24,9 @@ func (e *Engine) loadCheckpoint(ctx context.Context, v *layout.Volume) (position
 	for i := len(v.Checkpoints) - 1; i >= 0; i-- {
 		name := v.Checkpoints[i]
 		c, err := loadMap(ctx, e.store, e.uuid, name, e.maps)
+		if err == nil && int(c.BlockSize) != e.blockSize {
+			err = fmt.Errorf("%w: it has blocks of %d bytes, the volume of %d", layout.ErrDamaged, c.BlockSize, e.blockSize)
+		}
 		if err == nil {
 			e.seq = c.NextSeq
 			e.leaves = leavesOf(c, int((e.maps.Blocks()+layout.LeafBlocks-1)/layout.LeafBlocks))

@@ -22,6 +22,10 @@ type Status struct {
 	LiveBytes   int64 `json:"live_bytes"`   // of them, what the map needs
 	LogObjects  int   `json:"log_objects"`  // since the last checkpoint
 	LogBytes    int64 `json:"log_bytes"`
+
+	// Since the volume was opened:
+	WrittenBytes int64    `json:"written_bytes"` // data that was written, also by the replay of chunk memory
+	Collected    GCReport `json:"collected"`     // by all garbage collections
 }
 
 // Mode is what a flush of the volume means.
@@ -43,6 +47,7 @@ func (e *Engine) Status() Status {
 		ChunksInMemory: int(e.keys.Next() - e.durable - 1), FreeSlots: len(e.free), Slots: e.slots(), WritersWaiting: len(e.writers.line),
 		Objects: objects, StoredBytes: int64(total) * int64(e.blockSize), LiveBytes: int64(live) * int64(e.blockSize),
 		LogObjects: e.sinceCheckpoint.objects, LogBytes: e.sinceCheckpoint.bytes,
+		WrittenBytes: e.written, Collected: e.collected,
 	}
 	if e.closed != nil {
 		s.Failed = e.closed.Error()

@@ -5,10 +5,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
-	"bs3/internal/bs3/key"
 	"bs3/internal/bs3/layout"
 	"bs3/internal/bs3/objproxy"
 )
@@ -105,16 +105,17 @@ func (e *Engine) upload(c *chunk) error {
 			return fmt.Errorf("upload object %d: %w", c.obj.Key, err)
 		}
 		var done bool
-		if done, cond, err = e.contest(c.obj.Key); err != nil || done {
+		if done, cond, err = e.contest(&c.obj); err != nil || done {
 			return err
 		}
 	}
 }
 
-// contest judges what lies where our object of key k should be: done if it is
-// ours (the answer of an earlier try was lost), else the condition for the
-// next try. It waits for as long as the object can not be judged.
-func (e *Engine) contest(k key.Key) (done bool, next objproxy.Condition, err error) {
+// contest judges what lies where our object should be: done if it is ours (the
+// answer of an earlier try was lost), else the condition for the next try. It
+// waits for as long as the object can not be judged.
+func (e *Engine) contest(ours *layout.Object) (done bool, next objproxy.Condition, err error) {
+	k := ours.Key
 	for wait := time.Second; ; wait = min(2*wait, time.Minute) {
 		found, err := e.tails().read(e.ctx, k)
 		switch {
@@ -129,8 +130,10 @@ func (e *Engine) contest(k key.Key) (done bool, next objproxy.Condition, err err
 			return false, objproxy.IfVersion(found.version), nil
 		case found.obj.Epoch > e.epoch:
 			return false, next, fmt.Errorf("%w: object %d has epoch %d, ours is %d", ErrFenced, k, found.obj.Epoch, e.epoch)
-		case found.obj.Nonce == e.nonce:
+		case found.obj.Nonce == e.nonce && slices.Equal(found.obj.CRCs, ours.CRCs) && slices.Equal(found.obj.Records, ours.Records):
 			return true, next, nil
+		case found.obj.Nonce == e.nonce:
+			err = fmt.Errorf("object %d is by us, but has other content than we have for it", k)
 		default:
 			err = fmt.Errorf("object %d has our epoch %d, but writer %s, not us (%s)", k, e.epoch, found.obj.Nonce, e.nonce)
 		}

@@ -98,6 +98,7 @@ func (e *Engine) write(off int64, data []byte, crcs []uint32) {
 	block := uint64(off) / uint64(e.blockSize)
 	e.appendRecord(layout.Record{Block: block, Blocks: uint32(len(crcs)), Kind: layout.KindWrite, Index: index}, data, crcs)
 	e.maps.Write(block, uint32(len(crcs)), layout.Loc(c.obj.Key, index))
+	e.written += int64(len(data))
 	if !e.room(1) {
 		e.seal()
 	}

@@ -50,6 +50,9 @@ func printStatus(out io.Writer, s status, now time.Time) error {
 	}
 	row("stored", "%d objects, %s of data, %s of it live (%s is garbage)", s.Objects, size(s.StoredBytes), size(s.LiveBytes), share(s.StoredBytes-s.LiveBytes, s.StoredBytes))
 	row("since checkpoint", "%d objects, %s", s.LogObjects, size(s.LogBytes))
+	row("since the start", "%s written by clients and %s more by garbage collection (amplification %.2f), which deleted %d objects with %s",
+		size(s.WrittenBytes), size(s.Collected.MovedBytes), float64(s.WrittenBytes+s.Collected.MovedBytes)/float64(max(1, s.WrittenBytes)),
+		s.Collected.Deleted, size(s.Collected.FreedBytes))
 	row("log", "next key %d, all below %d are in the store", s.NextKey, s.DurableKey+1)
 	row("memory", "%d of %d slots are free, %d objects are not in the store, %d writers wait", s.FreeSlots, s.Slots, s.ChunksInMemory, s.WritersWaiting)
 	return w.Flush()
