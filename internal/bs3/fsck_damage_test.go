@@ -626,6 +626,22 @@ func TestFsckFindsWhatChecksumsDoNot(t *testing.T) {
 			t.Fatalf("%+v, then %+v", before, after)
 		}
 	})
+	t.Run("a deleted object's name is taken", func(t *testing.T) {
+		// By a writer that put its fence there before it found itself fenced.
+		d := sample(t, false)
+		for _, o := range d.older.Objects {
+			if o.Live > 0 || o.Fence || o.Epoch >= d.volume.Epoch {
+				continue
+			}
+			late := &layout.Object{Footer: layout.Footer{UUID: d.volume.UUID, Key: o.Key, Epoch: d.volume.Epoch, Nonce: layout.NewNonce(), BlockSize: blockSize, FirstSeq: 1, Fence: true}}
+			put(t, d, o.Key.Name(), layout.AppendTail(nil, late))
+			if r := clean(t, d); r.FromStart {
+				t.Errorf("the log is taken for complete without object %d: %+v", o.Key, r)
+			}
+			return
+		}
+		t.Fatal("no object is dead")
+	})
 	t.Run("dead data", func(t *testing.T) {
 		d := *base
 		d.Memory = base.Clone()
