@@ -27,18 +27,21 @@ func (v *volume) bucket() bucket {
 // objects lists all there are.
 func (b bucket) objects(t testing.TB) map[string]objproxy.Info {
 	t.Helper()
-	const most = 1000
-	list, err := b.store.List(context.Background(), "", "", most)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if len(list) == most {
-		t.Fatal("the test has made too many objects to list")
-	}
 	found := map[string]objproxy.Info{}
-	for _, info := range list {
-		info.Modified = time.Time{}
-		found[info.Name] = info
+	for after := ""; ; {
+		const most = 1000
+		list, err := b.store.List(context.Background(), "", after, most)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, info := range list {
+			info.Modified = time.Time{}
+			found[info.Name] = info
+			after = info.Name
+		}
+		if len(list) < most {
+			break
+		}
 	}
 	return found
 }

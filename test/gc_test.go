@@ -34,13 +34,15 @@ func (v *volume) call(result any, args ...string) {
 
 // status is a part of what `bs3 status --json` says.
 type status struct {
-	Epoch       uint64
-	Mode        string
-	Objects     int
-	StoredBytes int64 `json:"stored_bytes"`
-	LiveBytes   int64 `json:"live_bytes"`
-	LogObjects  int   `json:"log_objects"`
-	Store       struct {
+	Epoch        uint64
+	Mode         string
+	Objects      int
+	StoredBytes  int64 `json:"stored_bytes"`
+	LiveBytes    int64 `json:"live_bytes"`
+	LogObjects   int   `json:"log_objects"`
+	WrittenBytes int64 `json:"written_bytes"`
+	Collected    gcReport
+	Store        struct {
 		Where        string
 		WaitingSince *time.Time `json:"waiting_since"`
 		LastError    string     `json:"last_error"`

@@ -29,6 +29,9 @@ func TestKillUnderLiveClient(t *testing.T) {
 		{"wiped/dir/barrier", onDir, false, true, false, 5},
 	} {
 		t.Run(test.name, func(t *testing.T) {
+			if *long {
+				test.rounds = 50
+			}
 			seed := rand.Uint64()
 			t.Logf("seed %d", seed)
 			rng := rand.New(rand.NewPCG(seed, 0))

@@ -2,6 +2,7 @@ package test
 
 import (
 	"errors"
+	"flag"
 	"fmt"
 	"os"
 	"os/exec"
@@ -15,7 +16,11 @@ const binaryEnv = "BS3_BINARY"
 // requireEnv, if 1, makes a missing program a failure.
 const requireEnv = "BS3_REQUIRE_TOOLS"
 
+// long makes some tests as thorough as the issues ask for, see docs/TESTING.md.
+var long = flag.Bool("long", false, "more rounds, longer outages, more data")
+
 func TestMain(m *testing.M) {
+	flag.Parse()
 	code, err := runTests(m)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)

@@ -59,6 +59,7 @@ func TestFailingStoreAtOpen(t *testing.T) {
 			p.spoil(test.rule)
 			d = v.launch()
 			waitFor(t, time.Minute, "requests to fail", func() bool { return p.spoilt() >= 3 })
+			lastOutage(d)
 			d.expect("trying again", startLimit)
 			if found := d.logged(`"serving"`); len(found) > 0 {
 				t.Errorf("it serves without its store: %s", found[0])
@@ -79,6 +80,20 @@ func TestFailingStoreAtOpen(t *testing.T) {
 			}
 			d.stop()
 		})
+	}
+}
+
+// lastOutage lets an outage that has begun last for a minute, if tests may be
+// long.
+func lastOutage(d *daemon) {
+	d.t.Helper()
+	if !*long {
+		return
+	}
+	select {
+	case <-d.ended:
+		d.t.Fatal("the daemon ended while the store did not answer")
+	case <-time.After(time.Minute):
 	}
 }
 
@@ -248,6 +263,7 @@ func TestOutage(t *testing.T) {
 			if n := len(writes); n > memory+perConnection+8 {
 				t.Errorf("the daemon has taken %d MB", n)
 			}
+			lastOutage(d)
 			if !bytes.Equal(c.read(mib, int(mib)), fresh) {
 				t.Error("what is in memory reads wrongly")
 			}

@@ -3,6 +3,7 @@ package test
 import (
 	"bytes"
 	"errors"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strings"
@@ -140,5 +141,74 @@ func TestTakeoverFromALivingHost(t *testing.T) {
 			}
 			d.stop()
 		})
+	}
+}
+
+// A daemon that is stopped in the midst of everything, for longer than another
+// host needs to take the volume over, to write it anew, and to checkpoint and
+// collect it, destroys nothing when it goes on.
+func TestStoppedDaemonGoesOn(t *testing.T) {
+	const size = 16 * mib
+	for range 3 { // it is stopped at another point each time
+		a := newVolume(t, onVersitygw).with("write.chunk_size", 1).with("write.memory", 32).
+			with("gc.wait", 1).with("gc.idle_timeout", 0).with("gc.live_data", 0.5).with("checkpoint.interval", 1)
+		old := a.start()
+		busy := dial(t, a.socket)
+		ended := make(chan error, 1)
+		go func() {
+			for {
+				for off := int64(0); off < size; off += mib / 4 {
+					if _, err := busy.send(nbdWrite, off, int(mib/4), randomBytes(mib/4)).wait(10 * requestLimit); err != nil {
+						ended <- err
+						return
+					}
+				}
+			}
+		}()
+		waitFor(t, time.Minute, "the old daemon to have deleted something", func() bool { return a.status().Collected.Deleted > 0 })
+		time.Sleep(time.Duration(rand.IntN(500)) * time.Millisecond)
+		old.signal(syscall.SIGSTOP)
+
+		b := a.elsewhere().with("takeover", "auto").with("gc.wait", 0)
+		d := b.start()
+		c := dial(t, b.socket)
+		want := randomBytes(size)
+		for range 2 {
+			for off := int64(0); off < size; off += mib {
+				c.write(off, want[off:][:mib])
+			}
+			c.flush()
+			b.call(nil, "checkpoint")
+		}
+		b.call(nil, "gc", "--json")
+		before := b.bucket().objects(t)
+
+		old.signal(syscall.SIGCONT)
+		if code := old.wait(time.Minute); code != exitFenced {
+			t.Errorf("the fenced daemon's exit code is %d", code)
+		}
+		<-ended
+		after := b.bucket().objects(t)
+		for name, info := range before {
+			if after[name] != info {
+				t.Errorf("%s was %v, is %v", name, info, after[name])
+			}
+		}
+		t.Logf("%d objects, %d when the old daemon had gone on", len(before), len(after))
+		if !bytes.Equal(c.read(0, len(want)), want) {
+			t.Error("other data than written")
+		}
+		c.write(0, want[:mib]) // replaces what the old one left above the end
+		c.flush()
+		d.kill()
+		b.wipeState()
+		d = b.start("--takeover")
+		if !bytes.Equal(dial(t, b.socket).read(0, len(want)), want) {
+			t.Error("after a restart on nothing but the store: other data than written")
+		}
+		d.stop()
+		if code, out, errs := run(t, stopLimit, b.command("fsck", "--data")); code != 0 {
+			t.Errorf("fsck: exit code %d\n%s%s", code, out, errs)
+		}
 	}
 }

@@ -1,0 +1,145 @@
+package s3server
+
+import (
+	"io"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// object is immutable.
+type object struct {
+	pages    [][]byte // all but the last are pageSize long
+	size     int64    // bytes
+	etag     string
+	modified time.Time
+	users    atomic.Int32 // the bucket, if it is there, and who reads it
+}
+
+// send writes bytes [from, to) of the object.
+func (o *object) send(w io.Writer, from, to int64) error {
+	for from < to {
+		page := o.pages[from/pageSize][from%pageSize:]
+		n, err := w.Write(page[:min(int64(len(page)), to-from)])
+		if err != nil {
+			return err
+		}
+		from += int64(n)
+	}
+	return nil
+}
+
+// Counts are the requests to a bucket, and the bytes of objects that went in
+// and out.
+type Counts struct {
+	Put, Get, List, Delete, Head int64
+	In, Out                      int64
+}
+
+// Requests is how many they are.
+func (c Counts) Requests() int64 { return c.Put + c.Get + c.List + c.Delete + c.Head }
+
+// Sub is what was counted since before.
+func (c Counts) Sub(before Counts) Counts {
+	return Counts{
+		Put: c.Put - before.Put, Get: c.Get - before.Get, List: c.List - before.List,
+		Delete: c.Delete - before.Delete, Head: c.Head - before.Head,
+		In: c.In - before.In, Out: c.Out - before.Out,
+	}
+}
+
+type bucket struct {
+	pages                        *pages
+	puts, gets, lists            atomic.Int64
+	deletes, heads, bytesIn, out atomic.Int64
+
+	mu      sync.RWMutex
+	objects map[string]*object
+}
+
+func (b *bucket) counts() Counts {
+	return Counts{
+		Put: b.puts.Load(), Get: b.gets.Load(), List: b.lists.Load(), Delete: b.deletes.Load(), Head: b.heads.Load(),
+		In: b.bytesIn.Load(), Out: b.out.Load(),
+	}
+}
+
+// get gives an object, or nil. It must be released.
+func (b *bucket) get(name string) *object {
+	b.mu.RLock()
+	defer b.mu.RUnlock()
+	o := b.objects[name]
+	if o != nil {
+		o.users.Add(1)
+	}
+	return o
+}
+
+// release gives the memory of an object back that nobody uses any more.
+func (b *bucket) release(o *object) {
+	if o.users.Add(-1) == 0 {
+		b.pages.put(o)
+	}
+}
+
+// put stores o unless it must be absent and is not, or must be of another
+// version (refused).
+func (b *bucket) put(name string, o *object, absent bool, match string) (ok bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	there := b.objects[name]
+	if absent && there != nil || match != "" && (there == nil || there.etag != match) {
+		return false
+	}
+	o.users.Add(1)
+	b.objects[name] = o
+	if there != nil {
+		b.release(there)
+	}
+	return true
+}
+
+func (b *bucket) remove(names []string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, name := range names {
+		if o := b.objects[name]; o != nil {
+			delete(b.objects, name)
+			b.release(o)
+		}
+	}
+}
+
+// empty removes everything.
+func (b *bucket) empty() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, o := range b.objects {
+		b.release(o)
+	}
+	clear(b.objects)
+}
+
+// entry is an object in a list.
+type entry struct {
+	name string
+	*object
+}
+
+// list gives up to limit objects in order.
+func (b *bucket) list(prefix, after string, limit int) (found []entry, more bool) {
+	b.mu.RLock()
+	for name, o := range b.objects {
+		if strings.HasPrefix(name, prefix) && name > after {
+			found = append(found, entry{name, o})
+		}
+	}
+	b.mu.RUnlock()
+	slices.SortFunc(found, func(a, b entry) int { return strings.Compare(a.name, b.name) })
+	if len(found) > limit {
+		return found[:limit], true
+	}
+	return found, false
+}
