@@ -1,6 +1,6 @@
-// Package layout holds every byte that reaches a store or the file of chunk
-// memory: names, objects with their records, checkpoints, packs of leaves, the
-// volume record, slots. It is pure functions without state, safe for
+// Package layout holds every byte that reaches a store, the file of chunk
+// memory or the local log: names, objects with their records, checkpoints,
+// packs of leaves, the volume record, slots, frames. It is pure functions without state, safe for
 // concurrent use as far as their arguments are.
 //
 // docs/FORMAT.md is the same for someone who writes another reader. In short,
@@ -39,6 +39,17 @@
 //	              32 first sequence 8 │ nonce 16 │ zeros 4 │ CRC of bytes 0-59 4
 //	            2048 count of records 4
 //	            4096 data, CRCs, records, CRCs of records, each from a page on
+//
+//	local log      0 "bs3-ring" │ version 4 │ UUID 16 │ nonce 16 │ block size 4
+//	              48 size of the ring 8 │ zeros │ 508 CRC of bytes 0-507 4 │ zeros
+//	            4096 ring of frames, each from a page on
+//
+//	frame          0 "bs3-fram" │ version 4 │ UUID 16 │ nonce 16
+//	              44 position 8 │ key 8 │ first sequence 8 │ synced 8 │ block size 4
+//	              80 blocks 4 │ records 4 │ CRC of the rest of the head 4 │ zeros
+//	             124 CRC of bytes 0-123 4
+//	             128 records │ CRC of each block 4 │ zeros up to a page
+//	                 data blocks │ zeros up to a page
 //
 // The volume record is JSON with a checksum as its last member.
 //

@@ -190,6 +190,52 @@ func FuzzDecodeSlotHeader(f *testing.F) {
 	})
 }
 
+func FuzzDecodeLogHeader(f *testing.F) {
+	b := AppendLogHeader(nil, sampleLogHeader())
+	f.Add(b[:64], true)
+	f.Add(b, false)
+	f.Fuzz(func(t *testing.T, b []byte, seal bool) {
+		if seal {
+			page := make([]byte, LogHeaderSize)
+			copy(page, b)
+			sealEnd(page[:logCRC+4])
+			b = page
+		}
+		h, err := DecodeLogHeader(b)
+		if refused(t, err) {
+			return
+		}
+		if again := AppendLogHeader(nil, h); !bytes.Equal(again, b[:LogHeaderSize]) {
+			t.Fatalf("encodes to other bytes:\n%x\n%x", again[:64], b[:64])
+		}
+	})
+}
+
+func FuzzDecodeFrame(f *testing.F) {
+	b := AppendFrame(nil, sampleFrame())
+	f.Add(b, true)
+	f.Add(b[:FrameHeaderSize+3*RecordSize+4*4], true)
+	f.Add(b, false)
+	f.Fuzz(func(t *testing.T, b []byte, seal bool) {
+		if seal && len(b) >= FrameHeaderSize {
+			b = append(bytes.Clone(b), make([]byte, LogAlign)...)
+			b = b[:logAlign(int64(len(b)-LogAlign))]
+			binary.LittleEndian.PutUint32(b[frameBodyCRC:], CRC(b[FrameHeaderSize:]))
+			sealEnd(b[:FrameHeaderSize])
+		}
+		fr, err := DecodeFrame(b)
+		if refused(t, err) {
+			return
+		}
+		if again := AppendFrame(nil, fr); !bytes.Equal(again, b[:len(again)]) {
+			t.Fatalf("encodes to other bytes:\n%x\n%x", again, b)
+		}
+		if h, err := DecodeFrameHeader(b); err != nil || h != fr.FrameHeader || h.NextSeq() < h.FirstSeq || h.Size() < h.HeadSize()+h.DataSize() {
+			t.Fatalf("header %+v, %v", h, err)
+		}
+	})
+}
+
 func FuzzCheckPackHeader(f *testing.F) {
 	f.Add(AppendPackHeader(nil, sampleUUID), true)
 	f.Add(AppendPackHeader(nil, sampleUUID), false)

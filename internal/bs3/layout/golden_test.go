@@ -92,6 +92,30 @@ func TestGolden(t *testing.T) {
 	gotM, err := DecodeMemoryHeader(b)
 	check("chunk memory", gotM, m, err)
 
+	l := sampleLogHeader()
+	b = AppendLogHeader(nil, l)
+	golden(t, "log-v1", b)
+	gotL, err := DecodeLogHeader(b)
+	check("local log", gotL, l, err)
+
+	fr := sampleFrame()
+	b = append(AppendFrame(nil, fr), sampleData()...)
+	golden(t, "frame-v1", b)
+	gotF, err := DecodeFrame(b)
+	check("frame", gotF, fr, err)
+	if err := gotF.VerifyData(b[fr.HeadSize():]); err != nil {
+		t.Error(err)
+	}
+
+	logged := sampleVolume()
+	logged.LocalLog = &LocalLog{Host: "0123456789abcdef0123456789abcdef", Hostname: "host <1>", Path: "/var/cache/bs3"}
+	if b, err = EncodeVolume(logged); err != nil {
+		t.Fatal(err)
+	}
+	golden(t, "volume-log-v1.json", b)
+	gotV, err = DecodeVolume(b)
+	check("volume record with a local log", gotV, logged, err)
+
 	// The page of a slot, with a record and its checksum behind it.
 	page := make([]byte, 4096, 4096+RecordSize+4)
 	EncodeSlotHeader(page, sampleSlotHeader())
@@ -139,6 +163,12 @@ func TestFlips(t *testing.T) {
 	b = AppendMemoryHeader(nil, sampleMemoryHeader())
 	eachFlip(b, func(at int, f []byte) { _, err := DecodeMemoryHeader(f); wrong("chunk memory", at, err) })
 
+	b = AppendLogHeader(nil, sampleLogHeader())
+	eachFlip(b, func(at int, f []byte) { _, err := DecodeLogHeader(f); wrong("local log", at, err) })
+	b = AppendFrame(nil, sampleFrame())
+	eachFlip(b, func(at int, f []byte) { _, err := DecodeFrame(f); wrong("frame", at, err) })
+	eachFlip(sampleData(), func(at int, f []byte) { wrong("data of a frame", at, sampleFrame().VerifyData(f)) })
+
 	b = make([]byte, SlotHeaderSize)
 	EncodeSlotHeader(b, sampleSlotHeader())
 	eachFlip(b, func(at int, f []byte) { _, err := DecodeSlotHeader(f); wrong("slot", at, err) })
@@ -164,6 +194,9 @@ func TestCut(t *testing.T) {
 		"checkpoint": {AppendCheckpoint(nil, sampleCheckpoint()), func(b []byte) error { _, err := DecodeCheckpoint(b); return err }, false},
 		"volume":     {v, func(b []byte) error { _, err := DecodeVolume(b); return err }, false},
 		"memory":     {AppendMemoryHeader(nil, sampleMemoryHeader()), func(b []byte) error { _, err := DecodeMemoryHeader(b); return err }, true},
+		"log":        {AppendLogHeader(nil, sampleLogHeader()), func(b []byte) error { _, err := DecodeLogHeader(b); return err }, true},
+		"frame":      {AppendFrame(nil, sampleFrame()), func(b []byte) error { _, err := DecodeFrame(b); return err }, true},
+		"frame data": {sampleData(), sampleFrame().VerifyData, false},
 		"slot":       {slot, func(b []byte) error { _, err := DecodeSlotHeader(b); return err }, true},
 		"pack":       {pack[:PackHeaderSize], func(b []byte) error { return CheckPackHeader(b, sampleUUID) }, true},
 		"leaf":       {pack[refs[0].Offset:][:refs[0].Length], func(b []byte) error { return DecodeLeaf(b, entries) }, false},

@@ -127,6 +127,27 @@ func sampleSlotHeader() SlotHeader {
 	return SlotHeader{Key: 0x0102030405, Nonce: sampleNonce, Epoch: 0x1112131415161718, FirstSeq: 0x2122232425262728}
 }
 
+func sampleLogHeader() *LogHeader {
+	return &LogHeader{UUID: sampleUUID, Nonce: sampleNonce, BlockSize: 512, Size: 0x010203040506000}
+}
+
+// sampleFrame goes with sampleData.
+func sampleFrame() *Frame {
+	f := &Frame{
+		FrameHeader: FrameHeader{
+			UUID: sampleUUID, Nonce: sampleNonce, Position: 0x010203040506000, Key: 0x0102030405,
+			FirstSeq: 0x2122232425262728, Synced: 0x2122232425262720, BlockSize: sampleBlockSize, Blocks: 4, Records: 3,
+		},
+		CRCs: sampleObject().CRCs,
+		Records: []Record{
+			{Block: 0x31323334, Blocks: 3, Kind: KindWrite, Index: 0, Seq: 0x2122232425262728},
+			{Block: 0x41424344, Blocks: MaxZeroBlocks, Kind: KindZero, Seq: 0x2122232425262729},
+			{Block: 0x71727374, Blocks: 1, Kind: KindWrite, Index: 3, Seq: 0x212223242526272a},
+		},
+	}
+	return f
+}
+
 // Generators of valid values.
 
 func genObject() *rapid.Generator[*Object] {

@@ -24,6 +24,16 @@ type Volume struct {
 	Checkpoints []string  `json:"checkpoints"` // names of the kept ones, oldest first
 	ChangeID    string    `json:"change_id"`   // random, by which a writer knows its own change
 	Deleted     bool      `json:"deleted"`     // tombstone
+	// LocalLog is where flushed writes may lie that the store does not have; nil =
+	// nowhere. Without that log the volume is only opened by who gives them up.
+	LocalLog *LocalLog `json:"local_log,omitempty"`
+}
+
+// LocalLog is the place of the local log of a writer.
+type LocalLog struct {
+	Host     string `json:"host"`     // machine id
+	Hostname string `json:"hostname"` // for people
+	Path     string `json:"path"`     // the directory it is in
 }
 
 // Writer is who holds, or held, the epoch of a volume.
@@ -161,7 +171,14 @@ func (v *Volume) check() error {
 	if v.Writer.PID < 0 {
 		return damaged("pid is %d", v.Writer.PID)
 	}
+	var log LocalLog
+	if v.LocalLog != nil {
+		log = *v.LocalLog
+	}
 	for _, f := range []struct{ name, text string }{
+		{"local_log.host", log.Host},
+		{"local_log.hostname", log.Hostname},
+		{"local_log.path", log.Path},
 		{"host", v.Writer.Host},
 		{"hostname", v.Writer.Hostname},
 		{"state_path", v.Writer.StatePath},

@@ -29,6 +29,11 @@ func TestVolumeRoundTrip(t *testing.T) {
 		}
 		v.ChangeID, v.Deleted = rapid.String().Draw(t, "change"), rapid.Bool().Draw(t, "deleted")
 		v.Checkpoints = v.Checkpoints[:rapid.IntRange(0, 2).Draw(t, "checkpoints")]
+		if rapid.Bool().Draw(t, "logged") {
+			v.LocalLog = &LocalLog{
+				Host: rapid.String().Draw(t, "log host"), Hostname: rapid.String().Draw(t, "log hostname"), Path: rapid.String().Draw(t, "log path"),
+			}
+		}
 		b, err := EncodeVolume(v)
 		if err != nil {
 			t.Fatal(err)
@@ -112,6 +117,10 @@ func TestVolumeRules(t *testing.T) {
 		"hostname":   func(v *Volume) { v.Writer.Hostname = "\xff" },
 		"state_path": func(v *Volume) { v.Writer.StatePath = "\xff" },
 		"change_id":  func(v *Volume) { v.ChangeID = "\xff" },
+
+		"local_log.host":     func(v *Volume) { v.LocalLog = &LocalLog{Host: "\xff"} },
+		"local_log.hostname": func(v *Volume) { v.LocalLog = &LocalLog{Hostname: "\xff"} },
+		"local_log.path":     func(v *Volume) { v.LocalLog = &LocalLog{Path: "\xff"} },
 	} {
 		v := sampleVolume()
 		change(v)
