@@ -21,11 +21,43 @@ COVERED     := ./internal/bs3/layout ./internal/bs3/mapproxy/sectormap ./interna
 unit cover fuzz e2e: export BS3_REQUIRE_TOOLS := 1
 unit cover fuzz e2e: export BS3_VERSITYGW     := $(TOOLS)/versitygw
 
-.PHONY: build run test test-vm deps apt-deps fmt vet lint unit cover fuzz sim rules e2e clean
+.PHONY: build install uninstall run test test-vm deps apt-deps fmt vet lint unit cover fuzz sim rules e2e clean
 
 # The binary is a static one. -race, in the tests, does need cgo.
 build:
 	CGO_ENABLED=0 $(GO) build -ldflags '$(LDFLAGS)' -o bs3 .
+
+# Where make install puts things; DESTDIR, before all of them, is for packagers.
+# Nothing is built: run make build first, as the user who has Go.
+PREFIX     ?= /usr/local
+SYSCONFDIR ?= /etc
+BINDIR      = $(DESTDIR)$(PREFIX)/bin
+UNITDIR     = $(DESTDIR)$(PREFIX)/lib/systemd/system
+DOCDIR      = $(DESTDIR)$(PREFIX)/share/doc/bs3
+CONFDIR     = $(DESTDIR)$(SYSCONFDIR)/bs3
+UNITS      := bs3.service bs3@.service bs3-gc.service bs3-gc.timer
+
+# A configuration that is there stays as it is.
+install:
+	@[ -x bs3 ] || { echo "there is no bs3 to install: make build" >&2; exit 1; }
+	install -D -m 0755 bs3 $(BINDIR)/bs3
+	install -d $(UNITDIR) $(DOCDIR)/docs $(CONFDIR)
+	for u in $(UNITS); do \
+	  sed 's,/usr/local/,$(PREFIX)/,g; s,/etc/bs3/,$(SYSCONFDIR)/bs3/,g' contrib/systemd/$$u > $(UNITDIR)/$$u && chmod 0644 $(UNITDIR)/$$u || exit 1; \
+	done
+	install -m 0644 README.md CHANGELOG.md config.toml $(DOCDIR)
+	install -m 0644 docs/*.md $(DOCDIR)/docs
+	[ -e $(CONFDIR)/config.toml ] || install -m 0600 config.toml $(CONFDIR)/config.toml
+	$(RELOAD_UNITS)
+
+# The configuration, the state and what the store holds stay.
+uninstall:
+	rm -f $(BINDIR)/bs3 $(addprefix $(UNITDIR)/,$(UNITS))
+	rm -rf $(DOCDIR)
+	$(RELOAD_UNITS)
+
+# The running service manager learns of new units, if it is its root that changes.
+RELOAD_UNITS = @[ -n '$(DESTDIR)' ] || [ ! -d /run/systemd/system ] || systemctl daemon-reload
 
 # Serves a volume below .bs3 until Ctrl-C.
 run: build
