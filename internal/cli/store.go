@@ -56,6 +56,7 @@ func openStore(ctx context.Context, c config.Config, why purpose, log zerolog.Lo
 			HTTP2:        c.S3.HTTP2,
 			StorageClass: c.S3.StorageClass,
 			Checksums:    s3.Checksums(c.S3.Checksums),
+			SignPayload:  s3.SignPayload(c.S3.SignPayload),
 		})
 		if err != nil {
 			return nil, fmt.Errorf("%w: %w", errStore, err)

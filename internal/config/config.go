@@ -40,6 +40,10 @@ const (
 
 	ChecksumsWhenRequired  = "when_required"
 	ChecksumsWhenSupported = "when_supported"
+
+	SignPayloadAuto   = "auto"
+	SignPayloadAlways = "always"
+	SignPayloadNever  = "never"
 )
 
 // Config holds every key in the unit of the file. The tags are read by this
@@ -94,6 +98,7 @@ type S3 struct {
 	Uploaders       int    `toml:"uploaders" env:"BS3_S3_UPLOADERS" env-description:"Most uploads at a time"`
 	Downloaders     int    `toml:"downloaders" env:"BS3_S3_DOWNLOADERS" env-description:"Most downloads at a time"`
 	Checksums       string `toml:"checksums" env:"BS3_S3_CHECKSUMS" env-description:"Checksums of requests: when_required or when_supported"`
+	SignPayload     string `toml:"sign_payload" env:"BS3_S3_SIGNPAYLOAD" env-description:"Hash what is uploaded for the signature: auto (unless it goes over TLS), always or never"`
 	HTTP2           bool   `toml:"http2" env:"BS3_S3_HTTP2" env-description:"Speak HTTP/2 where the server does"`
 	StorageClass    string `toml:"storage_class" env:"BS3_S3_STORAGECLASS" env-description:"Storage class of new objects; empty = the bucket's own"`
 	UnsafeNoFencing bool   `toml:"unsafe_no_fencing" env:"BS3_S3_UNSAFENOFENCING" env-description:"Serve from a store without conditional puts, where nothing keeps two writers apart"`
@@ -188,6 +193,7 @@ func Default() Config {
 			Uploaders:   32,
 			Downloaders: 128,
 			Checksums:   ChecksumsWhenRequired,
+			SignPayload: SignPayloadAuto,
 		},
 		Ublk: Ublk{ID: -1},
 		Write: Write{

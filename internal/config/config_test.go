@@ -351,6 +351,7 @@ func TestRules(t *testing.T) {
 		{"s3.uploaders", func(c *Config) { c.S3.Uploaders = 0 }},
 		{"s3.downloaders", func(c *Config) { c.S3.Downloaders = 5000 }},
 		{"s3.checksums", func(c *Config) { c.S3.Checksums = "never" }},
+		{"s3.sign_payload", func(c *Config) { c.S3.SignPayload = "sometimes" }},
 		{"", func(c *Config) {
 			c.S3.Checksums = "when_supported"
 			c.S3.HTTP2 = true

@@ -169,6 +169,7 @@ func (s S3) check(k *checker) {
 	k.require(s.Region != "", "s3.region", "must not be empty")
 	k.require((s.AccessKey == "") == (s.SecretKey == ""), "s3.secret_key", "access_key and secret_key are set both or neither")
 	k.oneOf(s.Checksums, "s3.checksums", ChecksumsWhenRequired, ChecksumsWhenSupported)
+	k.oneOf(s.SignPayload, "s3.sign_payload", SignPayloadAuto, SignPayloadAlways, SignPayloadNever)
 	k.require(regexp.MustCompile(`^[A-Z0-9_]*$`).MatchString(s.StorageClass), "s3.storage_class",
 		"must be empty or a storage class of S3 such as STANDARD_IA")
 	if u, ok := remote(s.Remote); !ok {

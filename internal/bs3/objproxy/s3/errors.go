@@ -19,13 +19,20 @@ var errNoETag = errors.New("the store gave no ETag")
 // transientCodes are refusals of one attempt, not of the request, whose
 // status does not say so.
 var transientCodes = []string{
-	"RequestTimeout", "IncompleteBody", "BadDigest", "XAmzContentSHA256Mismatch", "XAmzContentChecksumMismatch",
+	skewedCode, "RequestTimeout", "IncompleteBody", "BadDigest", "XAmzContentSHA256Mismatch", "XAmzContentChecksumMismatch",
 }
 
-// answer takes the status and S3's code from an error of the SDK. The status
-// is 0 if there was no answer; the code is invented by the SDK ("NotFound") if
-// the answer had no body.
+// skewedCode: one of the two clocks is wrong. The next try is signed with the
+// store's.
+const skewedCode = "RequestTimeTooSkewed"
+
+// answer takes the status and S3's code from an error of a requester or of the
+// SDK. The status is 0 if there was no answer; the code is empty, or invented
+// by the SDK ("NotFound"), if the answer had no body.
 func answer(err error) (status int, code string) {
+	if e, ok := errors.AsType[*refusal](err); ok {
+		return e.status, e.code
+	}
 	if e, ok := errors.AsType[*smithyhttp.ResponseError](err); ok {
 		status = e.HTTPStatusCode()
 	}
@@ -37,7 +44,7 @@ func answer(err error) (status int, code string) {
 
 // requestError says what the failure of a request means where it could not be
 // asked: ErrTransient, or permanent. ctx is the caller's, without the time
-// limit of the request. The SDK's error is not wrapped: a time limit of ours
+// limit of the request. The cause is not wrapped: a time limit of ours
 // must not look like the end of the caller's ctx.
 func requestError(ctx context.Context, what string, err error) error {
 	if e := ctx.Err(); e != nil {
@@ -54,8 +61,9 @@ func transient(err error) bool {
 	switch {
 	case status == 0:
 		// No answer. Else the request was not even made: no credentials.
+		_, lost := errors.AsType[*noAnswer](err)
 		_, sent := errors.AsType[*smithyhttp.RequestSendError](err)
-		return sent || errors.Is(err, context.DeadlineExceeded)
+		return lost || sent || errors.Is(err, context.DeadlineExceeded)
 	case status >= 200 && status < 300:
 		return true // an answer that cannot be read
 	case status == http.StatusRequestTimeout, status == http.StatusConflict, status == http.StatusTooManyRequests:
@@ -70,7 +78,8 @@ func transient(err error) bool {
 	}
 }
 
-func getError(ctx context.Context, what string, err error) error {
+func (s *Store) getError(ctx context.Context, name string, err error) error {
+	what := s.describe("get", name)
 	switch status, code := answer(err); {
 	case status == http.StatusNotFound && code == "NoSuchKey":
 		return fmt.Errorf("%s: %w", what, objproxy.ErrNotFound)
@@ -81,14 +90,16 @@ func getError(ctx context.Context, what string, err error) error {
 }
 
 // bodyError is about an answer that broke off or does not match its checksum.
-func bodyError(ctx context.Context, what string, err error) error {
+func (s *Store) bodyError(ctx context.Context, name string, err error) error {
+	what := s.describe("get", name)
 	if e := ctx.Err(); e != nil {
 		return fmt.Errorf("%s: %w", what, e)
 	}
 	return fmt.Errorf("%s: %w: the answer is broken: %s", what, objproxy.ErrTransient, err.Error())
 }
 
-func (s *Store) putError(ctx context.Context, what, name string, err error, cond objproxy.Condition) error {
+func (s *Store) putError(ctx context.Context, name string, err error, cond objproxy.Condition) error {
+	what := s.describe("put", name)
 	version, isVersion := cond.Version()
 	if !cond.Absent() && !isVersion {
 		return requestError(ctx, what, err)

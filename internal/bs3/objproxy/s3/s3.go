@@ -41,6 +41,21 @@ const (
 	ChecksumsWhenSupported Checksums = "when_supported"
 )
 
+// SignPayload says whether the signature of a Put covers its payload. Hashing
+// takes more time than all the rest of a Put does.
+type SignPayload string
+
+const (
+	// SignPayloadAuto signs it unless the connection is TLS, which protects it
+	// already. The zero value means this too.
+	SignPayloadAuto SignPayload = "auto"
+	// SignPayloadAlways signs it.
+	SignPayloadAlways SignPayload = "always"
+	// SignPayloadNever does not: without TLS nothing but TCP's checksum tells
+	// whether what arrives is what was sent.
+	SignPayloadNever SignPayload = "never"
+)
+
 // Options says where the bucket is and how to talk to it.
 type Options struct {
 	Bucket   string
@@ -54,6 +69,7 @@ type Options struct {
 	HTTP2                bool // over TLS, if the server offers it
 	StorageClass         string
 	Checksums            Checksums
+	SignPayload          SignPayload
 }
 
 const (
@@ -75,12 +91,15 @@ const (
 
 // Store is an objproxy.Store in a bucket.
 type Store struct {
-	client       *s3.Client
+	objects      *requester // for GETs and PUTs
+	client       *s3.Client // for the rest
 	bucket       string
 	prefix       string // empty or ends in a slash
 	endpoint     string // for messages
 	region       string
-	storageClass types.StorageClass
+	storageClass string
+	checksums    bool // send and verify them wherever that is possible
+	signPayload  bool
 	requestTime  time.Duration
 }
 
@@ -101,7 +120,7 @@ func New(ctx context.Context, o Options) (*Store, error) {
 		bucket:       o.Bucket,
 		endpoint:     o.Endpoint,
 		region:       o.Region,
-		storageClass: types.StorageClass(o.StorageClass),
+		storageClass: o.StorageClass,
 		requestTime:  requestTime,
 	}
 	if s.endpoint == "" {
@@ -115,24 +134,37 @@ func New(ctx context.Context, o Options) (*Store, error) {
 	case "", ChecksumsWhenRequired:
 	case ChecksumsWhenSupported:
 		requests, responses = aws.RequestChecksumCalculationWhenSupported, aws.ResponseChecksumValidationWhenSupported
+		s.checksums = true
 	default:
 		return nil, fmt.Errorf("checksums %q: want %q or %q", o.Checksums, ChecksumsWhenRequired, ChecksumsWhenSupported)
 	}
+	client := httpClient(o)
 	s.client = s3.NewFromConfig(cfg, func(c *s3.Options) {
 		c.Region = o.Region
 		if o.Endpoint != "" {
 			c.BaseEndpoint = &o.Endpoint
 		}
 		c.UsePathStyle = true
-		c.HTTPClient = httpClient(o)
+		c.HTTPClient = client
 		c.Retryer = aws.NopRetryer{}
 		c.RequestChecksumCalculation = requests
 		c.ResponseChecksumValidation = responses
 		c.DisableLogOutputChecksumValidationSkipped = true
 		c.Logger = logging.Nop{} // errors are returned, not logged
-		// Waiting for "100 Continue" costs every chunk a round trip.
-		c.ContinueHeaderThresholdBytes = -1
 	})
+	var err error
+	if s.objects, err = newRequester(ctx, client, s.client.Options(), o.Bucket); err != nil {
+		return nil, err
+	}
+	switch o.SignPayload {
+	case "", SignPayloadAuto:
+		s.signPayload = !s.objects.tls
+	case SignPayloadAlways:
+		s.signPayload = true
+	case SignPayloadNever:
+	default:
+		return nil, fmt.Errorf("sign payload %q: want %q, %q or %q", o.SignPayload, SignPayloadAuto, SignPayloadAlways, SignPayloadNever)
+	}
 	return s, nil
 }
 
@@ -174,42 +206,6 @@ func setUnackedTime(_, _ string, c syscall.RawConn) error {
 // limit bounds one request that carries so many bytes.
 func (s *Store) limit(ctx context.Context, bytes int64) (context.Context, context.CancelFunc) {
 	return context.WithTimeout(ctx, s.requestTime+time.Duration(bytes)*time.Second/slowestRate)
-}
-
-// Put implements objproxy.Store.
-func (s *Store) Put(ctx context.Context, name string, body objproxy.Body, cond objproxy.Condition) (objproxy.Version, error) {
-	what := s.describe("put", name)
-	in := &s3.PutObjectInput{
-		Bucket:        &s.bucket,
-		Key:           aws.String(s.prefix + name),
-		ContentLength: aws.Int64(body.Size()),
-		StorageClass:  s.storageClass,
-	}
-	version, isVersion := cond.Version()
-	switch {
-	case cond.Absent():
-		in.IfNoneMatch = aws.String("*")
-	case isVersion && version == "":
-		return "", fmt.Errorf("%s: %w: nothing has an empty version", what, objproxy.ErrExists)
-	case isVersion:
-		in.IfMatch = aws.String(string(version))
-	}
-	// Once it is closed nobody reads the body any more, so nothing of an
-	// abandoned request outlives this call.
-	r := body.Open()
-	defer r.Close()
-	in.Body = r
-
-	reqCtx, cancel := s.limit(ctx, body.Size())
-	defer cancel()
-	out, err := s.client.PutObject(reqCtx, in)
-	if err != nil {
-		return "", s.putError(ctx, what, name, err, cond)
-	}
-	if aws.ToString(out.ETag) == "" {
-		return "", fmt.Errorf("%s: %w: %w", what, objproxy.ErrTransient, errNoETag)
-	}
-	return objproxy.Version(*out.ETag), nil
 }
 
 // List implements objproxy.Store. It gives no versions.
