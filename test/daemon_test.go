@@ -61,6 +61,7 @@ func emptyVolume(t testing.TB) *volume {
 	socket := filepath.Join(sockets, "nbd.sock")
 	return &volume{t: t, dir: dir, socket: socket, config: map[string]any{
 		"size":           1,
+		"transport":      "nbd",
 		"state.path":     filepath.Join(dir, "state"),
 		"nbd.listen":     "unix:" + socket,
 		"control.socket": filepath.Join(sockets, "control.sock"),

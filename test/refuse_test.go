@@ -23,12 +23,12 @@ const (
 func TestBrokenConfiguration(t *testing.T) {
 	v := newVolume(t, onDir)
 	v.with("size", 0).with("block_size", 1000).with("colour", "red").with("write.memory", 1).
-		with("transport", "ublk").with("s3.uploaders", "many").with("nbd.listen", "nowhere")
+		with("transport", "scsi").with("s3.uploaders", "many").with("nbd.listen", "nowhere")
 	code, _, errs := run(t, startLimit, v.command())
 	if code != exitRefused {
 		t.Errorf("exit code %d", code)
 	}
-	for _, want := range []string{"size = 0", "block_size = 1000", "colour", "write.memory = 1", `transport = "ublk"`, "s3.uploaders", `nbd.listen = "nowhere"`} {
+	for _, want := range []string{"size = 0", "block_size = 1000", "colour", "write.memory = 1", `transport = "scsi"`, "s3.uploaders", `nbd.listen = "nowhere"`} {
 		if !strings.Contains(errs, want) {
 			t.Errorf("it does not complain about %s:\n%s", want, errs)
 		}

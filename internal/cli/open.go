@@ -18,6 +18,9 @@ import (
 // volume is an open volume of either kind.
 type volume struct {
 	device.Volume
+	id       string                                    // which volume it is
+	whole    bool                                      // it has all that its last daemon had acknowledged
+	state    string                                    // directory that outlives the daemon; empty = none
 	failed   <-chan struct{}                           // closed when it serves no more; nil if it always does
 	calls    control.Calls                             // what it answers on the control socket; nil = it has none
 	collect  func(context.Context)                     // collects garbage, and logs how it went
@@ -75,6 +78,9 @@ func openVolume(ctx context.Context, c config.Config, log zerolog.Logger) (*volu
 	d := &controls{engine: engine, store: store, noCheckpoints: c.SkipCheckpoint, log: log}
 	return &volume{
 		Volume:  engine,
+		id:      engine.UUID().String(),
+		whole:   engine.Whole(),
+		state:   state,
 		failed:  engine.Done(),
 		calls:   d.calls(),
 		collect: d.collect,
@@ -106,6 +112,7 @@ func openNull(c config.Config, log zerolog.Logger) *volume {
 		Volume: null.New(device.Geometry{
 			Size: c.Size * config.GB, BlockSize: c.BlockSize, IOMin: c.IOMin, IOOpt: c.IOOpt,
 		}),
+		id:      "null-" + c.Name,
 		collect: func(context.Context) { log.Warn().Msg("null = true: there is no garbage to collect") },
 		close:   func(context.Context) error { return nil },
 		announce: func(event *zerolog.Event) *zerolog.Event {

@@ -15,7 +15,6 @@ import (
 
 	"bs3/internal/config"
 	"bs3/internal/control"
-	"bs3/internal/device/nbd"
 )
 
 // run is the daemon.
@@ -65,29 +64,30 @@ var errStopping = errors.New("the daemon is stopping")
 // collects garbage when collect says so. What to try is written to hints,
 // unless it is nil, as soon as clients can connect.
 func serve(ctx context.Context, c config.Config, log zerolog.Logger, collect <-chan struct{}, hints io.Writer) error {
-	network, address, err := c.NBD.Address()
+	transport, err := chooseTransport(c, thisMachine(), log)
 	if err != nil {
-		return fmt.Errorf("nbd.listen: %w", err)
-	}
-	if network == "unix" {
-		// By default the socket lies in a directory that a reboot removes.
-		if err := os.MkdirAll(filepath.Dir(address), 0o700); err != nil {
-			return fmt.Errorf("directory of the NBD socket: %w", err)
-		}
+		return err
 	}
 	v, err := openVolume(ctx, c, log)
 	if err != nil {
 		return err
 	}
-	err = serveVolume(ctx, v, c, log, collect, nbd.Options{
-		Network: network, Address: address, ExportName: c.Name, Log: log,
-		Listening: func(addr net.Addr) {
-			v.announce(log.Info()).Str("nbd", uri(addr)).Msg("serving")
-			if hints != nil {
-				printHints(hints, addr, c.Size)
-			}
-		},
+	show, err := newDoor(transport, v, c, log, func(s shown) {
+		event := v.announce(log.Info()).Str("transport", transport)
+		if s.device != "" {
+			event = event.Str("device", s.device)
+		}
+		if s.nbd != nil {
+			event = event.Str("nbd", uri(s.nbd))
+		}
+		event.Msg("serving")
+		if hints != nil && s.nbd != nil {
+			printHints(hints, s.nbd, c.Size)
+		}
 	})
+	if err == nil {
+		err = serveVolume(ctx, v, c, log, collect, show)
+	}
 	log.Info().Msg("closing the volume")
 	// The clean stop has no time limit: who is in a hurry signals again.
 	err = errors.Join(err, v.close(context.WithoutCancel(ctx)))
@@ -97,9 +97,9 @@ func serve(ctx context.Context, c config.Config, log zerolog.Logger, collect <-c
 	return err
 }
 
-// serveVolume serves v until ctx ends or v fails. When it returns, everything
+// serveVolume shows v until ctx ends or v fails. When it returns, everything
 // that uses v has ended; what clients have sent is finished.
-func serveVolume(ctx context.Context, v *volume, c config.Config, log zerolog.Logger, collect <-chan struct{}, o nbd.Options) error {
+func serveVolume(ctx context.Context, v *volume, c config.Config, log zerolog.Logger, collect <-chan struct{}, show door) error {
 	serving, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
 	defer context.AfterFunc(ctx, func() { cancel(errStopping) })()
 	var beside sync.WaitGroup
@@ -136,7 +136,7 @@ func serveVolume(ctx context.Context, v *volume, c config.Config, log zerolog.Lo
 			}
 		}
 	})
-	return nbd.New(v.Volume, o).Run(serving)
+	return show(serving)
 }
 
 // isTerminal says whether f is a character device, which is near enough to

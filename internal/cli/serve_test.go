@@ -28,10 +28,10 @@ func serveNull(t *testing.T, c config.Config, v *volume, collect <-chan struct{}
 	t.Cleanup(cancel)
 	listening, ended := make(chan struct{}), make(chan error, 1)
 	go func() {
-		ended <- serveVolume(ctx, v, c, zerolog.Nop(), collect, nbd.Options{
+		ended <- serveVolume(ctx, v, c, zerolog.Nop(), collect, nbd.New(v.Volume, nbd.Options{
 			Network: "unix", Address: filepath.Join(t.TempDir(), "nbd.sock"), Log: zerolog.Nop(),
 			Listening: func(net.Addr) { close(listening) },
-		})
+		}).Run)
 	}()
 	select {
 	case <-listening:

@@ -57,17 +57,17 @@ type Config struct {
 
 	Null        bool   `toml:"null" env:"BS3_NULL" env-description:"Serve a device that drops writes and reads zeros, to measure the transport"`
 	Store       string `toml:"store" env:"BS3_STORE" env-description:"Where the objects live: s3 or dir"`
-	Transport   string `toml:"transport" env:"BS3_TRANSPORT" env-description:"How the device is shown: auto or nbd (buse and ublk: not yet)"`
+	Transport   string `toml:"transport" env:"BS3_TRANSPORT" env-description:"How the device is shown: auto, buse, ublk or nbd"`
 	Takeover    string `toml:"takeover" env:"BS3_TAKEOVER" env-description:"What to do with a volume that another host did not release: refuse or auto (also --takeover)"`
-	Major       int    `toml:"major" env:"BS3_MAJOR" env-description:"Number N of /dev/buseN" later:"the BUSE transport"`
-	Threads     int    `toml:"threads" env:"BS3_THREADS" env-description:"Threads and queues of the device; 0 = one per CPU" later:"the BUSE and ublk transports"`
-	CPUsPerNode int    `toml:"cpus_per_node" env:"BS3_CPUS_PER_NODE" env-description:"CPUs of one NUMA node; 0 = ask the kernel" later:"the BUSE transport"`
+	Major       int    `toml:"major" env:"BS3_MAJOR" env-description:"BUSE: number N of /dev/buseN"`
+	Threads     int    `toml:"threads" env:"BS3_THREADS" env-description:"BUSE, ublk: queues of the device, with a thread each; 0 = one per CPU, of ublk at most 4"`
+	CPUsPerNode int    `toml:"cpus_per_node" env:"BS3_CPUS_PER_NODE" env-description:"BUSE: CPUs of one NUMA node; 0 = all"`
 	Size        int64  `toml:"size" env:"BS3_SIZE" env-description:"Size of the device in GB"`
 	BlockSize   int    `toml:"block_size" env:"BS3_BLOCKSIZE" env-description:"Block size of the device in bytes: 512 or 4096"`
 	IOMin       int    `toml:"io_min" env:"BS3_IO_MIN" env-description:"Preferred smallest request in bytes; 0 = block_size"`
 	IOOpt       int    `toml:"io_opt" env:"BS3_IO_OPT" env-description:"Preferred request size in bytes; 0 = none"`
-	Scheduler   bool   `toml:"scheduler" env:"BS3_SCHEDULER" env-description:"Use the kernel's I/O scheduler" later:"the BUSE transport"`
-	QueueDepth  int    `toml:"queue_depth" env:"BS3_QUEUEDEPTH" env-description:"Requests per queue of the device" later:"the BUSE and ublk transports"`
+	Scheduler   bool   `toml:"scheduler" env:"BS3_SCHEDULER" env-description:"Have the kernel's I/O scheduler order requests"`
+	QueueDepth  int    `toml:"queue_depth" env:"BS3_QUEUEDEPTH" env-description:"BUSE, ublk: requests per queue of the device"`
 
 	S3         S3         `toml:"s3"`
 	Dir        Dir        `toml:"dir"`
@@ -117,7 +117,7 @@ type State struct {
 // NBD is the NBD server.
 type NBD struct {
 	Listen  string `toml:"listen" env:"BS3_NBD_LISTEN" env-description:"unix:PATH or tcp:HOST:PORT; empty = unix:STATE/nbd.sock, STATE being state.path"`
-	Device  string `toml:"device" env:"BS3_NBD_DEVICE" env-description:"Kernel NBD device to attach" later:"attaching the kernel's NBD client"`
+	Device  string `toml:"device" env:"BS3_NBD_DEVICE" env-description:"Device /dev/nbdN of the kernel to attach to the server, for transport nbd; empty = none"`
 	TLSCert string `toml:"tls_cert" env:"BS3_NBD_TLSCERT" env-description:"Certificate of the server" later:"TLS for NBD"`
 	TLSKey  string `toml:"tls_key" env:"BS3_NBD_TLSKEY" env-description:"File of the certificate's private key" later:"TLS for NBD"`
 	TLSCA   string `toml:"tls_ca" env:"BS3_NBD_TLSCA" env-description:"Certificates that sign those of clients" later:"TLS for NBD"`
@@ -125,22 +125,22 @@ type NBD struct {
 
 // Ublk is the ublk transport.
 type Ublk struct {
-	ID int `toml:"id" env:"BS3_UBLK_ID" env-description:"Number N of /dev/ublkbN; -1 = the first free one" later:"the ublk transport"`
+	ID int `toml:"id" env:"BS3_UBLK_ID" env-description:"Number N of /dev/ublkbN; -1 = the first free one, or the one that a killed daemon left"`
 }
 
 // Write is the way of a write.
 type Write struct {
 	Durable       bool `toml:"durable" env:"BS3_WRITE_DURABLE" env-description:"true: a flush waits until all before it is in the store; false: it only keeps the order"`
-	BufSize       int  `toml:"shared_buffer_size" env:"BS3_WRITE_BUFSIZE" env-description:"Memory per thread shared with the kernel for writes, in MB" later:"the BUSE transport"`
+	BufSize       int  `toml:"shared_buffer_size" env:"BS3_WRITE_BUFSIZE" env-description:"BUSE: memory per thread shared with the kernel for writes, in MB"`
 	ChunkSize     int  `toml:"chunk_size" env:"BS3_WRITE_CHUNKSIZE" env-description:"Data of one object in MB; fixed when the volume is made"`
-	CollisionSize int  `toml:"collision_chunk_size" env:"BS3_WRITE_COLSIZE" env-description:"Size of the areas whose writes the kernel numbers, in MB" later:"the BUSE transport"`
+	CollisionSize int  `toml:"collision_chunk_size" env:"BS3_WRITE_COLSIZE" env-description:"BUSE: size of the areas whose writes the kernel numbers, in MB"`
 	Memory        int  `toml:"memory" env:"BS3_WRITE_MEMORY" env-description:"Memory for writes that are not in the store yet, in MB"`
 	Linger        int  `toml:"linger" env:"BS3_WRITE_LINGER" env-description:"Longest time a write waits for its object to fill, in ms"`
 }
 
 // Read is the way of a read.
 type Read struct {
-	BufSize   int `toml:"shared_buffer_size" env:"BS3_READ_BUFSIZE" env-description:"Memory per thread shared with the kernel for reads, in MB" later:"the BUSE transport"`
+	BufSize   int `toml:"shared_buffer_size" env:"BS3_READ_BUFSIZE" env-description:"BUSE: memory per thread shared with the kernel for reads, in MB"`
 	CacheSize int `toml:"cache_size" env:"BS3_READ_CACHESIZE" env-description:"Memory for what was read or written lately, in MB; 0 = none"`
 	Readahead int `toml:"readahead" env:"BS3_READ_READAHEAD" env-description:"Most to read ahead of a sequential stream, in MB; 0 = nothing"`
 }

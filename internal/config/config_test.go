@@ -109,6 +109,7 @@ func TestLocalFile(t *testing.T) {
 	}
 	want := Default()
 	want.Store, want.Dir.Path, want.State.Path, want.NBD.Listen = StoreDir, ".bs3/store", ".bs3/state", "unix:.bs3/nbd.sock"
+	want.Transport = TransportNBD
 	want.fill("local")
 	if c != want {
 		t.Errorf("got %+v, want %+v", c, want)
@@ -191,9 +192,9 @@ func TestAllProblemsAtOnce(t *testing.T) {
 	_, err := Parse("/etc/bs3/x.toml", []byte(`
 block_size = 1024
 nul = true
-transport = "ublk"
+transport = "scsi"
 store = "tape"
-major = 3
+major = -3
 queue_depth = "deep"
 ublk = 4
 [write]
@@ -220,13 +221,13 @@ red = 1
 		`size = "big" (variable BS3_SIZE): must be an integer`,
 		`profiler = "perhaps" (variable BS3_PROFILER): must be true or false`,
 		`block_size = 1024 (/etc/bs3/x.toml): must be 512 or 4096 bytes`,
-		`transport = "ublk" (/etc/bs3/x.toml): not yet: this version has only nbd; leave it at "auto"`,
+		`transport = "scsi" (/etc/bs3/x.toml): must be one of auto, buse, ublk, nbd`,
+		`major = -3 (/etc/bs3/x.toml): must be from 0 to 65535`,
 		`nbd.listen = "nonsense" (/etc/bs3/x.toml): must be unix:PATH or tcp:HOST:PORT`,
 		`s3.uploaders = 0 (variable BS3_S3_UPLOADERS): must be from 1 to 4096`,
 		`store = "tape" (/etc/bs3/x.toml): must be one of s3, dir`,
 		`write.memory = 8 (/etc/bs3/x.toml): must hold at least 4 chunks of write.chunk_size, that is 16 MB, and at most 1048576 MB`,
 		`gc.live_data = 1.5 (/etc/bs3/x.toml): must be from 0 to 1`,
-		`major = 3 (/etc/bs3/x.toml): not yet: this version is without the BUSE transport; leave it at 0`,
 	}
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
@@ -256,9 +257,7 @@ func TestSyntaxError(t *testing.T) {
 func TestNotYet(t *testing.T) {
 	noEnvironment(t)
 	for _, key := range []string{
-		"major", "threads", "cpus_per_node", "scheduler", "queue_depth", "write.shared_buffer_size",
-		"write.collision_chunk_size", "read.shared_buffer_size",
-		"cache.path", "cache.size", "control.listen", "nbd.device", "nbd.tls_cert", "nbd.tls_key", "nbd.tls_ca", "ublk.id",
+		"cache.path", "cache.size", "control.listen", "nbd.tls_cert", "nbd.tls_key", "nbd.tls_ca",
 	} {
 		c := Default()
 		c.fill("x")
@@ -302,9 +301,39 @@ func TestRules(t *testing.T) {
 		{"", func(c *Config) { c.IOMin = 512 << 10; c.IOOpt = 4 << 20 }},
 		{"io_opt", func(c *Config) { c.IOOpt = 64 << 20 }},
 		{"io_opt", func(c *Config) { c.IOMin = 8192; c.IOOpt = 4096 }},
-		{"transport", func(c *Config) { c.Transport = "buse" }},
 		{"transport", func(c *Config) { c.Transport = "iscsi" }},
 		{"", func(c *Config) { c.Transport = "nbd" }},
+		{"", func(c *Config) { c.Transport = "nbd"; c.NBD.Device = "/dev/nbd15" }},
+		{"", func(c *Config) { c.NBD.Device = "/dev/nbd0" }},
+		{"nbd.device", func(c *Config) { c.NBD.Device = "/dev/nbd" }},
+		{"nbd.device", func(c *Config) { c.NBD.Device = "/dev/nbd01" }},
+		{"nbd.device", func(c *Config) { c.NBD.Device = "/dev/nbd0p1" }},
+		{"nbd.device", func(c *Config) { c.NBD.Device = "nbd0" }},
+		{"nbd.device", func(c *Config) { c.NBD.Device = "/dev/nbd32768" }},
+		{"nbd.device", func(c *Config) { c.NBD.Device = "/dev/nbd0"; c.Transport = "ublk" }},
+		{"nbd.device", func(c *Config) { c.NBD.Device = "/dev/nbd0"; c.Transport = "buse" }},
+		{"", func(c *Config) { c.Transport = "ublk"; c.Threads = 8; c.QueueDepth = 4096; c.Ublk.ID = 7 }},
+		{"queue_depth", func(c *Config) { c.Transport = "ublk"; c.QueueDepth = 4097 }},
+		{"queue_depth", func(c *Config) { c.QueueDepth = 0 }},
+		{"threads", func(c *Config) { c.Threads = -1 }},
+		{"cpus_per_node", func(c *Config) { c.CPUsPerNode = -1 }},
+		{"ublk.id", func(c *Config) { c.Ublk.ID = -2 }},
+		{"", func(c *Config) { c.Transport = "buse"; c.Major = 65535; c.QueueDepth = 10240; c.Scheduler = true }},
+		{"major", func(c *Config) { c.Transport = "buse"; c.Major = 65536 }},
+		{"queue_depth", func(c *Config) { c.Transport = "buse"; c.QueueDepth = 10241 }},
+		{"", func(c *Config) { c.Write.BufSize, c.Read.BufSize, c.Write.CollisionSize = 3, 1000, 5 }}, // no BUSE
+		{"", func(c *Config) {
+			c.Transport = "buse"
+			c.Write.BufSize, c.Read.BufSize, c.Write.CollisionSize = 4096, 8, 1024
+		}},
+		{"write.shared_buffer_size", func(c *Config) { c.Transport = "buse"; c.Write.BufSize = 4100 }},
+		{"write.shared_buffer_size", func(c *Config) { c.Transport = "buse"; c.Write.BufSize = 34 }},
+		{"read.shared_buffer_size", func(c *Config) { c.Transport = "buse"; c.Read.BufSize = 7 }},
+		{"read.shared_buffer_size", func(c *Config) { c.Transport = "buse"; c.Read.BufSize = 33 }},
+		{"write.collision_chunk_size", func(c *Config) { c.Transport = "buse"; c.Write.CollisionSize = 0 }},
+		{"write.collision_chunk_size", func(c *Config) { c.Transport = "buse"; c.Write.CollisionSize = 3 }},
+		{"write.collision_chunk_size", func(c *Config) { c.Transport = "buse"; c.Write.CollisionSize = 2048 }},
+		{"write.chunk_size", func(c *Config) { c.Transport = "buse"; c.Null = true; c.Write.ChunkSize = 0 }},
 		{"", func(c *Config) { c.Takeover = "auto" }},
 		{"takeover", func(c *Config) { c.Takeover = "always" }},
 		{"", func(c *Config) { c.NBD.Listen = "tcp:[::1]:10809" }},

@@ -136,15 +136,7 @@ func (c Config) checkDevice(k *checker) {
 	io(c.IOOpt, "io_opt")
 	k.require(c.IOOpt == 0 || c.IOOpt >= c.IOMin, "io_opt", "must be 0 or at least io_min (%d)", c.IOMin)
 
-	switch c.Transport {
-	case TransportAuto, TransportNBD:
-	case TransportBUSE, TransportUblk:
-		k.require(false, "transport", "not yet: this version has only nbd; leave it at %q", TransportAuto)
-	default:
-		k.oneOf(c.Transport, "transport", TransportAuto, TransportBUSE, TransportUblk, TransportNBD)
-	}
-	_, _, err := c.NBD.Address()
-	k.require(err == nil, "nbd.listen", "%v", err)
+	c.checkDoors(k)
 }
 
 func (c Config) checkStore(k *checker) {

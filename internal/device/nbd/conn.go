@@ -128,9 +128,16 @@ func (c *conn) serve() {
 		c.log.Debug().Err(err).Msg("NBD handshake ended")
 		return
 	}
+	c.log.Debug().Bool("structured", c.structured).Bool("status", c.status).Msg("NBD client is connected")
+	err := c.serveRequests()
+	c.log.Debug().Err(err).Msg("NBD client is gone")
+}
+
+// serveRequests is the transmission phase. It returns what ended it (see
+// transmit) when all tasks have ended.
+func (c *conn) serveRequests() error {
 	c.srv.settle(c)
 	c.serving.Store(true)
-	c.log.Debug().Bool("structured", c.structured).Bool("status", c.status).Msg("NBD client is connected")
 	err := c.transmit()
 	if errors.Is(err, errDisconnect) || errors.Is(err, errStopping) && !c.hungUp {
 		close(c.settled)
@@ -145,7 +152,7 @@ func (c *conn) serve() {
 		c.tasks.Wait()
 		close(c.settled)
 	}
-	c.log.Debug().Err(err).Msg("NBD client is gone")
+	return err
 }
 
 // transmit serves requests until one of errDisconnect, errStopping, or the

@@ -206,17 +206,20 @@ func (c *conn) refuse(option, kind uint32, why string) {
 
 // appendExport appends size and transmission flags.
 func (c *conn) appendExport(b []byte) []byte {
-	g := c.srv.geometry
-	flags := uint16(flagHasFlags | flagSendFlush | flagSendFUA | flagMultiConn)
-	if g.ReadOnly {
-		flags |= flagReadOnly
-	} else {
-		flags |= flagSendTrim | flagSendWriteZeroes | flagSendFastZero
-	}
+	g, flags := c.srv.geometry, c.srv.flags()
 	if c.structured {
 		flags |= flagSendDF
 	}
 	return binary.BigEndian.AppendUint16(binary.BigEndian.AppendUint64(b, uint64(g.Size)), flags)
+}
+
+// flags are the transmission flags that need no structured replies.
+func (s *Server) flags() uint16 {
+	flags := uint16(flagHasFlags | flagSendFlush | flagSendFUA | flagMultiConn)
+	if s.geometry.ReadOnly {
+		return flags | flagReadOnly
+	}
+	return flags | flagSendTrim | flagSendWriteZeroes | flagSendFastZero
 }
 
 // exports says whether a client may ask for name.

@@ -85,9 +85,10 @@ type Server struct {
 	buffers  buffers
 	overlaps overlaps
 
-	wg    sync.WaitGroup // one for each connection
-	mu    sync.Mutex
-	conns map[*conn]struct{}
+	wg      sync.WaitGroup // one for each connection
+	mu      sync.Mutex
+	conns   map[*conn]struct{}
+	stopped bool // no more of them
 }
 
 // New makes a server of vol.
@@ -190,14 +191,15 @@ func (s *Server) take(ctx context.Context, nc net.Conn) {
 	}
 	s.wg.Go(func() {
 		c.serve()
-		s.mu.Lock()
-		delete(s.conns, c)
-		s.mu.Unlock()
+		s.drop(c)
 	})
 }
 
 // stop ends all connections and waits for them.
 func (s *Server) stop() {
+	s.mu.Lock()
+	s.stopped = true
+	s.mu.Unlock()
 	for _, c := range s.connections() {
 		c.stop()
 	}

@@ -12,6 +12,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"bs3/internal/device/blockdev"
 )
 
 // What follows is the edge to the kernel; the tests put another one there.
@@ -120,18 +122,7 @@ func (linux) open(id int) (charDevice, error) {
 	return &charFile{fd: fd}, nil
 }
 
-func (linux) writeBack(id int) error {
-	f, err := os.Open(blockPath(id))
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	// Unlike fsync it reaches the file system that is mounted on the device.
-	if err := unix.IoctlSetInt(int(f.Fd()), unix.BLKFLSBUF, 0); err != nil {
-		return os.NewSyscallError("ioctl BLKFLSBUF", err)
-	}
-	return nil
-}
+func (linux) writeBack(id int) error { return blockdev.WriteBack(blockPath(id)) }
 
 // controlRing gives control commands, one after the other.
 type controlRing struct {

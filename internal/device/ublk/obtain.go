@@ -14,27 +14,8 @@ import (
 // left, if it may go on (taken), or a new one. What a dead server left and may
 // not go on is removed.
 func (s *Server) obtain(ctx context.Context, m *manager) (info devInfo, taken bool, err error) {
-	ids, err := s.driver.devices()
-	if err != nil {
-		return info, false, fmt.Errorf("list the devices: %w", err)
-	}
-	for _, id := range ids {
-		info, err := m.info(uint32(id))
-		switch {
-		case errors.Is(err, unix.ENODEV): // it has just gone
-		case err != nil:
-			return info, false, fmt.Errorf("ask for device %d: %w", id, err)
-		case s.opts.Identity == 0 || info.serverFlags != s.opts.Identity:
-			if id == s.opts.ID {
-				return info, false, fmt.Errorf("%w: %s is not of this volume (server process %d, %s)",
-					ErrInUse, blockPath(id), info.pid, stateName(info.state))
-			}
-		default:
-			taken, err := s.takeOver(ctx, m, info)
-			if taken || err != nil {
-				return info, taken, err
-			}
-		}
+	if info, taken, err = s.claim(ctx, m); taken || err != nil {
+		return info, taken, err
 	}
 	want := devInfo{
 		queues: uint16(s.opts.Queues), depth: uint16(s.opts.QueueDepth), maxIOBytes: maxIOBytes,
@@ -60,6 +41,34 @@ func (s *Server) obtain(ctx context.Context, m *manager) (info devInfo, taken bo
 		err = fmt.Errorf("add a device: %w", err)
 	}
 	return info, false, err
+}
+
+// claim takes over what a dead server of this volume has left (taken), or
+// removes it.
+func (s *Server) claim(ctx context.Context, m *manager) (info devInfo, taken bool, err error) {
+	ids, err := s.driver.devices()
+	if err != nil {
+		return info, false, fmt.Errorf("list the devices: %w", err)
+	}
+	for _, id := range ids {
+		info, err := m.info(uint32(id))
+		switch {
+		case errors.Is(err, unix.ENODEV): // it has just gone
+		case err != nil:
+			return info, false, fmt.Errorf("ask for device %d: %w", id, err)
+		case s.opts.Identity == 0 || info.serverFlags != s.opts.Identity:
+			if id == s.opts.ID {
+				return info, false, fmt.Errorf("%w: %s is not of this volume (server process %d, %s)",
+					ErrInUse, blockPath(id), info.pid, stateName(info.state))
+			}
+		default:
+			taken, err := s.takeOver(ctx, m, info)
+			if taken || err != nil {
+				return info, taken, err
+			}
+		}
+	}
+	return info, false, nil
 }
 
 // takeOver takes a device of this volume over from its dead server, or removes

@@ -29,7 +29,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"runtime"
 	"time"
@@ -132,11 +131,8 @@ func (s *Server) Run(ctx context.Context) error {
 }
 
 func (s *Server) run(ctx context.Context) error {
-	ctl, err := s.driver.control()
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		return fmt.Errorf("%w: %w", ErrNoDriver, err)
-	case err != nil:
+	ctl, err := openControl(s.driver)
+	if err != nil {
 		return err
 	}
 	m := newManager(ctl)

@@ -1,0 +1,50 @@
+package kernel
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/rs/zerolog"
+)
+
+// Available says whether the kernel has its NBD client (nil), or why not.
+// Errors: ErrNoDriver.
+func Available() error { return linux().available() }
+
+// DisconnectLeft disconnects the devices that dead servers of the volume have
+// left. It is for a daemon that shows the volume in another way: what it writes
+// is not in the caches of such a device, which must therefore never be gone on
+// with.
+func DisconnectLeft(volume string, log zerolog.Logger) error {
+	if err := disconnectAll(linux(), volume, "", log); err != nil {
+		return fmt.Errorf("kernel NBD: %w", err)
+	}
+	return nil
+}
+
+// disconnectAll disconnects all devices of the volume but the one of backend
+// keep.
+func disconnectAll(d driver, volume, keep string, log zerolog.Logger) error {
+	devices, err := d.devices()
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for index, backend := range devices {
+		if !isOf(backend, volume) || backend == keep {
+			continue
+		}
+		log.Warn().Str("device", blockPath(index)).
+			Msg("disconnecting a block device of this volume that may not go on; its users get I/O errors")
+		if err := d.disconnect(index); err != nil {
+			errs = append(errs, fmt.Errorf("disconnect %s: %w", blockPath(index), err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// prefix begins the backends of a volume's devices.
+func prefix(volume string) string { return "bs3:" + volume + ":" }
+
+func isOf(backend, volume string) bool { return strings.HasPrefix(backend, prefix(volume)) }

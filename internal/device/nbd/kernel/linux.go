@@ -1,0 +1,200 @@
+package kernel
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/mdlayher/genetlink"
+	"github.com/mdlayher/netlink"
+
+	"bs3/internal/device/blockdev"
+)
+
+// What follows is the edge to the kernel; the tests put another one there.
+
+// driver is the NBD client of the kernel.
+type driver interface {
+	// available says whether it is there.
+	available() error
+	// devices gives the backends of the devices that are connected, or were and
+	// are held, and have one.
+	devices() (map[int]string, error)
+	// backend gives that of a device, "" if it has none. connected says whether
+	// it is, or was and is held.
+	backend(index int) (backend string, connected bool, err error)
+	// connect connects a device that is not.
+	connect(c connection) error
+	// reconnect gives a device another socket, unless the one it has is alive.
+	reconnect(c connection) error
+	// disconnect disconnects one, which fails its requests.
+	disconnect(index int) error
+	// writeBack has what is held for the block device written to it.
+	writeBack(index int) error
+	// stuckAfter sets the age at which requests are looked after.
+	stuckAfter(index int, age time.Duration) error
+}
+
+// connection is what the kernel is told of one.
+type connection struct {
+	index       int
+	size        int64 // bytes
+	blockSize   int   // bytes
+	flags       uint16
+	deadTimeout time.Duration
+	backend     string
+	socket      int // a file descriptor
+}
+
+// Numbers of linux/nbd-netlink.h.
+const (
+	family        = "nbd"
+	familyVersion = 1
+
+	cmdConnect     = 1
+	cmdDisconnect  = 2
+	cmdReconfigure = 3
+
+	attrIndex       = 1
+	attrSize        = 2
+	attrBlockSize   = 3
+	attrTimeout     = 4
+	attrServerFlags = 5
+	attrSockets     = 7
+	attrDeadTimeout = 8
+	attrBackend     = 9 // since Linux 5.14; older ones ignore it
+
+	sockItem = 1
+	sockFD   = 1
+)
+
+func blockPath(index int) string { return "/dev/nbd" + strconv.Itoa(index) }
+
+// client is the real driver.
+type client struct {
+	dial  func() (*genetlink.Conn, error)
+	sysfs string // block devices
+}
+
+func linux() driver {
+	return client{
+		dial:  func() (*genetlink.Conn, error) { return genetlink.Dial(nil) },
+		sysfs: "/sys/block",
+	}
+}
+
+// converse asks the kernel for the family of commands, and runs f with it.
+func (c client) converse(f func(conn *genetlink.Conn, id uint16) error) (err error) {
+	conn, err := c.dial()
+	if err != nil {
+		return fmt.Errorf("open netlink: %w", err)
+	}
+	defer func() { err = errors.Join(err, conn.Close()) }()
+	fam, err := conn.GetFamily(family)
+	if errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("%w (netlink has no family %s)", ErrNoDriver, family)
+	}
+	if err != nil {
+		return fmt.Errorf("ask netlink for the family %s: %w", family, err)
+	}
+	return f(conn, fam.ID)
+}
+
+func (c client) available() error {
+	return c.converse(func(*genetlink.Conn, uint16) error { return nil })
+}
+
+// command gives one command and waits for its end.
+func (c client) command(command uint8, attributes func(*netlink.AttributeEncoder)) error {
+	e := netlink.NewAttributeEncoder()
+	attributes(e)
+	data, err := e.Encode()
+	if err != nil {
+		return err
+	}
+	return c.converse(func(conn *genetlink.Conn, id uint16) error {
+		m := genetlink.Message{Header: genetlink.Header{Command: command, Version: familyVersion}, Data: data}
+		// Errors are answered in any case, successes only if that is asked for.
+		_, err := conn.Execute(m, id, netlink.Request|netlink.Acknowledge)
+		return err
+	})
+}
+
+func (c connection) attributes(e *netlink.AttributeEncoder) {
+	e.Uint32(attrIndex, uint32(c.index))
+	e.Uint64(attrSize, uint64(c.size))
+	e.Uint64(attrBlockSize, uint64(c.blockSize))
+	e.Uint64(attrTimeout, 0) // seconds; requests wait for ever
+	e.Uint64(attrServerFlags, uint64(c.flags))
+	e.Uint64(attrDeadTimeout, uint64(c.deadTimeout/time.Second))
+	e.String(attrBackend, c.backend)
+	e.Nested(attrSockets, func(list *netlink.AttributeEncoder) error {
+		list.Nested(sockItem, func(item *netlink.AttributeEncoder) error {
+			item.Uint32(sockFD, uint32(c.socket))
+			return nil
+		})
+		return nil
+	})
+}
+
+func (c client) connect(to connection) error { return c.command(cmdConnect, to.attributes) }
+
+func (c client) reconnect(to connection) error { return c.command(cmdReconfigure, to.attributes) }
+
+func (c client) disconnect(index int) error {
+	return c.command(cmdDisconnect, func(e *netlink.AttributeEncoder) { e.Uint32(attrIndex, uint32(index)) })
+}
+
+// file is one of sysfs' attributes of a device.
+func (c client) file(index int, name string) string {
+	return filepath.Join(c.sysfs, "nbd"+strconv.Itoa(index), name)
+}
+
+func (c client) devices() (map[int]string, error) {
+	files, err := filepath.Glob(filepath.Join(c.sysfs, "nbd*", "backend"))
+	if err != nil {
+		return nil, err
+	}
+	found := map[int]string{}
+	for _, file := range files {
+		index, err := strconv.Atoi(strings.TrimPrefix(filepath.Base(filepath.Dir(file)), "nbd"))
+		if err != nil {
+			continue
+		}
+		backend, _, err := c.backend(index)
+		if err != nil {
+			return nil, err
+		}
+		if backend != "" {
+			found[index] = backend
+		}
+	}
+	return found, nil
+}
+
+func (c client) backend(index int) (backend string, connected bool, err error) {
+	// That of the process that connected it; it stays until nobody holds it.
+	_, err = os.Stat(c.file(index, "pid"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return "", false, nil
+	}
+	if err != nil {
+		return "", false, err
+	}
+	text, err := os.ReadFile(c.file(index, "backend"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return "", true, nil
+	}
+	return strings.TrimSuffix(string(text), "\n"), true, err
+}
+
+func (client) writeBack(index int) error { return blockdev.WriteBack(blockPath(index)) }
+
+func (c client) stuckAfter(index int, age time.Duration) error {
+	return os.WriteFile(c.file(index, "queue/io_timeout"), []byte(strconv.FormatInt(age.Milliseconds(), 10)), 0)
+}

@@ -1,0 +1,56 @@
+package ublk
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+
+	"github.com/rs/zerolog"
+)
+
+// Available says whether this process can use the ublk driver of the kernel
+// (nil), or why not. Errors: ErrNoDriver.
+func Available() error { return available(linux{}) }
+
+func available(d driver) error {
+	ctl, err := openControl(d)
+	if err != nil {
+		return err
+	}
+	return ctl.close()
+}
+
+// openControl opens the way for control commands. Errors: ErrNoDriver.
+func openControl(d driver) (control, error) {
+	ctl, err := d.control()
+	if errors.Is(err, fs.ErrNotExist) {
+		err = fmt.Errorf("%w: %w", ErrNoDriver, err)
+	}
+	return ctl, err
+}
+
+// RemoveLeft removes the devices that dead servers of the volume with this
+// identity have left. It is for a daemon that shows the volume in another way:
+// what it writes is not in the caches of such a device, which must therefore
+// never be taken over. There is nothing to do without a driver, nor for a
+// process that may not use it.
+func RemoveLeft(ctx context.Context, identity uint64, log zerolog.Logger) error {
+	return removeLeft(ctx, linux{}, identity, log)
+}
+
+func removeLeft(ctx context.Context, d driver, identity uint64, log zerolog.Logger) error {
+	ctl, err := openControl(d)
+	if errors.Is(err, ErrNoDriver) || errors.Is(err, fs.ErrPermission) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("ublk: %w", err)
+	}
+	s := &Server{opts: Options{ID: -1, Identity: identity, Log: log}, driver: d}
+	_, _, err = s.claim(ctx, newManager(ctl))
+	if err = errors.Join(err, ctl.close()); err != nil {
+		return fmt.Errorf("ublk: remove the devices that dead servers have left: %w", err)
+	}
+	return nil
+}
