@@ -70,6 +70,9 @@ type Options struct {
 	// then the administrator alone keeps a second writer away.
 	UnsafeNoFencing bool
 
+	// Progress, if set, is told how Open gets on, from its goroutine.
+	Progress func(OpenProgress)
+
 	// OpenFor bounds how long Open asks a store that does not answer while no
 	// chunk memory waits for it; 0 = five minutes.
 	OpenFor time.Duration
@@ -114,6 +117,7 @@ type Engine struct {
 	seq             uint64 // of the next record
 	free            []*wlog.Slot
 	writers         queue
+	probed          chan struct{} // who was first of the writers at the last Probe, and could go on
 	heapFree        int           // chunks that may still be built on the heap
 	heapWait        chan struct{} // closed when one more may; nil if nobody waits
 	durable         key.Key

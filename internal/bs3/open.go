@@ -111,6 +111,7 @@ func (e *Engine) takeOver(ctx context.Context) (err error) {
 		return err
 	}
 	e.log.Info().Uint64("epoch", e.epoch).Stringer("volume", e.uuid).Msg("claimed the volume; reading the log")
+	e.opening("reading the checkpoint", 0, 0)
 	fence, err := e.readLog(ctx, v)
 	if err != nil {
 		// What we miss may have been removed by a successor.
@@ -197,6 +198,9 @@ func (e *Engine) readyState() error {
 		if e.memory, err = e.dir.CreateMemory(want); err != nil {
 			return err
 		}
+	}
+	if err := e.memory.Lock(); err != nil {
+		e.log.Warn().Err(err).Msg("chunk memory may be swapped out; if memory runs short while somebody writes to the device, both can come to a halt")
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()

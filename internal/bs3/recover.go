@@ -48,6 +48,7 @@ func (e *Engine) rollForward(ctx context.Context, p position) (key.Key, error) {
 				return 0, e.unreadable(err)
 			}
 			p = position{k + 1, found.obj.Epoch}
+			e.opening("reading the log", e.sinceCheckpoint.objects, 0)
 			read = ahead.next
 			continue
 		default: // a leftover of a writer that was fenced before it
@@ -126,6 +127,7 @@ func (e *Engine) replay(ctx context.Context) error {
 			return fmt.Errorf("replay chunk memory: %w", err)
 		}
 		replayed++
+		e.opening("replaying writes", replayed, len(found))
 	}
 	if err := e.flushToStore(ctx); err != nil {
 		return fmt.Errorf("replay chunk memory: %w", err)

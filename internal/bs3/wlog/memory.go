@@ -122,6 +122,19 @@ func (m *Memory) Slots() []*Slot { return m.slots }
 // Path is the file, for messages; empty on the heap.
 func (m *Memory) Path() string { return m.path }
 
+// Lock keeps the memory from being swapped out, until Close: the kernel frees
+// memory by writing to the device, and what it writes goes there first. It
+// needs CAP_IPC_LOCK or the room in RLIMIT_MEMLOCK; without, nothing is locked.
+func (m *Memory) Lock() error {
+	if m.path == "" {
+		return nil
+	}
+	if err := unix.Mlock(m.buf); err != nil {
+		return fmt.Errorf("lock %d MiB of chunk memory (RLIMIT_MEMLOCK, see ulimit -l): %w", len(m.buf)>>20, err)
+	}
+	return nil
+}
+
 // Close unmaps the memory; the file stays for the next open. No slot may be
 // used any more.
 func (m *Memory) Close() error {

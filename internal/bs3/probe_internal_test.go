@@ -1,0 +1,172 @@
+package bs3
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"bs3/internal/bs3/objproxy/objtest"
+)
+
+// probe gives the outcome of a Probe, or late if it takes too long.
+func probe(t *testing.T, e *Engine, late error) error {
+	t.Helper()
+	ctx, cancel := context.WithTimeoutCause(t.Context(), time.Second, late)
+	defer cancel()
+	return e.Probe(ctx)
+}
+
+// While the store is away everything that needs it waits, for however long,
+// and the volume still moves.
+func TestProbeWithoutStore(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		away := make(chan struct{})
+		o := tinyOptions(t)
+		hooks := &objtest.Hooks{Inner: o.Store}
+		o.Store = hooks
+		e, err := Open(t.Context(), o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		stored := make([]byte, 512)
+		if err := errors.Join(e.WriteAt(t.Context(), stored, 0), e.Flush(t.Context())); err != nil {
+			t.Fatal(err)
+		}
+		hooks.Before = func(context.Context, objtest.Op) error { <-away; return nil }
+		var waiting sync.WaitGroup
+		for i := range 100 { // more than chunk memory takes
+			waiting.Go(func() {
+				if err := e.WriteAt(t.Context(), make([]byte, 512), int64(1+i)*512); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		waiting.Go(func() {
+			if err := errors.Join(e.ReadAt(t.Context(), stored, 0), e.Flush(t.Context())); err != nil {
+				t.Error(err)
+			}
+			if _, err := e.GC(t.Context()); err != nil {
+				t.Error(err)
+			}
+		})
+		for range 10 {
+			time.Sleep(time.Minute)
+			if err := probe(t, e, errors.New("blocked")); err != nil {
+				t.Fatalf("a volume whose store is away does not move: %v", err)
+			}
+		}
+		if s := e.Status(); s.WritersWaiting == 0 || s.FreeSlots != 0 {
+			t.Errorf("chunk memory is not full: %+v", s)
+		}
+		close(away)
+		waiting.Wait()
+		if err := e.Close(t.Context()); err != nil {
+			t.Error(err)
+		}
+		if err := probe(t, e, errors.New("blocked")); err != nil {
+			t.Errorf("a closed volume: %v", err)
+		}
+	})
+}
+
+// What keeps a volume from moving keeps a probe from success.
+func TestProbeOfStuckVolume(t *testing.T) {
+	e, err := Open(t.Context(), tinyOptions(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := e.Close(t.Context()); err != nil {
+			t.Error(err)
+		}
+	}()
+	if err := probe(t, e, nil); err != nil {
+		t.Fatal(err)
+	}
+
+	// A reader of chunk memory that stays.
+	v := e.eras.enter()
+	late := errors.New("too late")
+	if err := probe(t, e, late); !errors.Is(err, late) {
+		t.Errorf("with a reader that stays: %v", err)
+	}
+	e.eras.leave(v)
+
+	// A chunk lock that is not given back.
+	e.mu.Lock()
+	probed := make(chan error, 1)
+	go func() { probed <- e.Probe(t.Context()) }()
+	select {
+	case err := <-probed:
+		t.Errorf("without the chunk lock: %v", err)
+	case <-time.After(100 * time.Millisecond):
+	}
+	e.mu.Unlock()
+	if err := <-probed; err != nil {
+		t.Error(err)
+	}
+
+	// A writer that nobody has told of the free slots. One look is not enough to
+	// know: it may be about to try.
+	e.mu.Lock()
+	w := e.writers.join()
+	e.mu.Unlock()
+	if err := probe(t, e, late); err != nil {
+		t.Errorf("the first look at a writer: %v", err)
+	}
+	if err := probe(t, e, late); !errors.Is(err, errLineStuck) {
+		t.Errorf("with a writer that waits for nothing: %v", err)
+	}
+	e.mu.Lock()
+	e.writers.quit(w)
+	e.mu.Unlock()
+	if err := probe(t, e, late); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestOpenProgress(t *testing.T) {
+	o := tinyOptions(t)
+	o.StatePath = t.TempDir()
+	var seen []OpenProgress
+	o.Progress = func(p OpenProgress) { seen = append(seen, p) }
+	e, err := Open(t.Context(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range 3 { // an object each
+		if err := errors.Join(e.WriteAt(t.Context(), make([]byte, 512), int64(i)*512), e.Flush(t.Context())); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i := range 2 { // in chunk memory
+		if err := e.WriteAt(t.Context(), make([]byte, 512), int64(i)*512); err != nil {
+			t.Fatal(err)
+		}
+	}
+	gone, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := e.Close(gone); err == nil {
+		t.Fatal("the engine was to die")
+	}
+	seen = nil
+	if e, err = Open(t.Context(), o); err != nil {
+		t.Fatal(err)
+	}
+	want := []OpenProgress{
+		{Stage: "reading the checkpoint"},
+		{"reading the log", 1, 0}, // the fence
+		{"reading the log", 2, 0}, {"reading the log", 3, 0}, {"reading the log", 4, 0},
+		{"replaying writes", 1, 2}, {"replaying writes", 2, 2},
+	}
+	if !slices.Equal(seen, want) {
+		t.Errorf("%v, want %v", seen, want)
+	}
+	if err := e.Close(t.Context()); err != nil {
+		t.Error(err)
+	}
+}

@@ -1,0 +1,139 @@
+// Package systemd tells the service manager how the daemon is doing, by the
+// protocol of sd_notify(3). Started by something else than a service manager,
+// it says nothing to nobody.
+package systemd
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/coreos/go-systemd/v22/daemon"
+	"github.com/rs/zerolog"
+)
+
+const (
+	// lookEvery is how often a service is asked how it is doing.
+	lookEvery = 2 * time.Second
+	// extendBy is how much longer a start or a stop may take than until the next
+	// message. It only matters where the unit sets a time-out.
+	extendBy = 30 * time.Second
+)
+
+// Service is what is asked, from one goroutine, every now and then.
+type Service interface {
+	// Status is the line that `systemctl status` shows.
+	Status() string
+	// Probe returns nil once the service has shown that it moves. It may block for
+	// as long as it does not. What only waits for others, moves.
+	Probe(ctx context.Context) error
+}
+
+// Notifier speaks to the service manager. Its methods may be called from any
+// goroutine, Run once.
+type Notifier struct {
+	log      zerolog.Logger
+	send     func(state string) error // nil: there is no manager
+	watchdog time.Duration            // longest time between two signs of life; 0 = none are expected
+
+	mu    sync.Mutex
+	phase phase
+}
+
+// phase is where the daemon is in its life.
+type phase int
+
+const (
+	starting phase = iota
+	serving
+	stopping
+)
+
+// New finds out by the environment whether there is a service manager, and
+// what it wants to hear.
+func New(log zerolog.Logger) (*Notifier, error) {
+	// Whoever does not listen is told again and again; the log is not.
+	n := &Notifier{log: log.Sample(&zerolog.BurstSampler{Burst: 2, Period: time.Minute})}
+	listens, err := daemon.SdNotify(false, "STATUS=starting")
+	if err != nil {
+		return nil, fmt.Errorf("service manager: %w", err)
+	}
+	if !listens {
+		return n, nil
+	}
+	n.send = func(state string) error {
+		_, err := daemon.SdNotify(false, state)
+		return err
+	}
+	if n.watchdog, err = daemon.SdWatchdogEnabled(false); err != nil {
+		return nil, fmt.Errorf("watchdog of the service manager: %w", err)
+	}
+	return n, nil
+}
+
+// Ready says that the service is there.
+func (n *Notifier) Ready() { n.enter(serving, daemon.SdNotifyReady) }
+
+// Stopping says that the service is about to end.
+func (n *Notifier) Stopping() { n.enter(stopping, daemon.SdNotifyStopping) }
+
+func (n *Notifier) enter(p phase, state string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if p <= n.phase { // it stops before it was ready, and then is
+		return
+	}
+	n.phase = p
+	n.say(state)
+}
+
+func (n *Notifier) say(states ...string) {
+	if n.send == nil || len(states) == 0 {
+		return
+	}
+	if err := n.send(strings.Join(states, "\n")); err != nil {
+		n.log.Warn().Err(err).Msg("the service manager does not listen")
+	}
+}
+
+// Run keeps the manager informed until ctx ends: of the status, whenever that
+// changes; that starting and stopping take their time; and that the service
+// moves, as long as it does.
+func (n *Notifier) Run(ctx context.Context, s Service) {
+	if n.send == nil {
+		return
+	}
+	every := lookEvery
+	if n.watchdog > 0 {
+		every = min(every, n.watchdog/3)
+	}
+	tick := time.NewTicker(every)
+	defer tick.Stop()
+	for said := ""; ; {
+		var states []string
+		if status := strings.ReplaceAll(s.Status(), "\n", " "); status != said {
+			said = status
+			states = append(states, "STATUS="+status)
+		}
+		n.mu.Lock()
+		if n.phase != serving {
+			states = append(states, fmt.Sprintf("EXTEND_TIMEOUT_USEC=%d", (every+extendBy).Microseconds()))
+		}
+		n.mu.Unlock()
+		n.say(states...)
+		if n.watchdog > 0 {
+			if err := s.Probe(ctx); err == nil {
+				n.say(daemon.SdNotifyWatchdog)
+			} else if ctx.Err() == nil {
+				n.log.Error().Err(err).Msg("the service does not move; the watchdog is not told otherwise")
+			}
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+	}
+}

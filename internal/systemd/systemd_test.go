@@ -1,0 +1,205 @@
+package systemd
+
+import (
+	"context"
+	"errors"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/rs/zerolog"
+)
+
+// service is one whose answers a test sets.
+type service struct {
+	mu     sync.Mutex
+	status string
+	probe  func(ctx context.Context) error
+}
+
+func (s *service) Status() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.status
+}
+
+func (s *service) Probe(ctx context.Context) error {
+	s.mu.Lock()
+	probe := s.probe
+	s.mu.Unlock()
+	if probe == nil {
+		return nil
+	}
+	return probe(ctx)
+}
+
+func (s *service) set(status string, probe func(ctx context.Context) error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.status, s.probe = status, probe
+}
+
+// manager collects what a Notifier says.
+type manager struct {
+	mu    sync.Mutex
+	heard []string
+}
+
+func (m *manager) hear(state string) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.heard = append(m.heard, strings.Split(state, "\n")...)
+	return nil
+}
+
+// since forgets what was heard, and returns it.
+func (m *manager) since() []string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	heard := m.heard
+	m.heard = nil
+	return heard
+}
+
+func count(heard []string, prefix string) (n int) {
+	for _, h := range heard {
+		if strings.HasPrefix(h, prefix) {
+			n++
+		}
+	}
+	return n
+}
+
+// notified runs a Notifier in virtual time while f runs.
+func notified(t *testing.T, watchdog time.Duration, s *service, f func(n *Notifier, m *manager)) {
+	synctest.Test(t, func(t *testing.T) {
+		m := &manager{}
+		n := &Notifier{log: zerolog.Nop(), send: m.hear, watchdog: watchdog}
+		ctx, cancel := context.WithCancel(t.Context())
+		var wg sync.WaitGroup
+		wg.Go(func() { n.Run(ctx, s) })
+		f(n, m)
+		cancel()
+		wg.Wait()
+	})
+}
+
+func TestLife(t *testing.T) {
+	s := &service{status: "opening"}
+	notified(t, 0, s, func(n *Notifier, m *manager) {
+		time.Sleep(9 * time.Second)
+		heard := m.since()
+		if count(heard, "STATUS=") != 1 || heard[0] != "STATUS=opening" {
+			t.Errorf("while it opens: %q", heard)
+		}
+		// Each of them lasts for longer than until the next.
+		if n := count(heard, "EXTEND_TIMEOUT_USEC=32000000"); n != 5 {
+			t.Errorf("%d extensions in 9 s: %q", n, heard)
+		}
+
+		s.set("serving\nwell", nil)
+		n.Ready()
+		time.Sleep(10 * time.Second)
+		if heard := m.since(); !slices.Equal(heard, []string{"READY=1", "STATUS=serving well"}) {
+			t.Errorf("while it serves: %q", heard)
+		}
+
+		s.set("closing", nil)
+		n.Stopping()
+		time.Sleep(10 * time.Second)
+		heard = m.since()
+		if heard[0] != "STOPPING=1" || heard[1] != "STATUS=closing" || count(heard, "EXTEND_TIMEOUT_USEC=") != 5 {
+			t.Errorf("while it closes: %q", heard)
+		}
+	})
+}
+
+// A service that is stopped while it starts never says that it is ready.
+func TestStoppedWhileStarting(t *testing.T) {
+	notified(t, 0, &service{}, func(n *Notifier, m *manager) {
+		n.Stopping()
+		n.Ready()
+		n.Stopping()
+		if heard := m.since(); count(heard, "STOPPING=1") != 1 || count(heard, "READY=1") != 0 {
+			t.Errorf("%q", heard)
+		}
+	})
+}
+
+func TestWatchdog(t *testing.T) {
+	s := &service{}
+	notified(t, 3*time.Second, s, func(n *Notifier, m *manager) {
+		n.Ready()
+		time.Sleep(9500 * time.Millisecond)
+		if n := count(m.since(), "WATCHDOG=1"); n != 10 {
+			t.Errorf("%d signs of life in 9.5 s", n)
+		}
+		s.set("", func(context.Context) error { return errors.New("it does not move") })
+		time.Sleep(10 * time.Second)
+		if n := count(m.since(), "WATCHDOG=1"); n != 0 {
+			t.Errorf("%d signs of life of a service that does not move", n)
+		}
+		s.set("", nil) // it moves again
+		time.Sleep(2 * time.Second)
+		if n := count(m.since(), "WATCHDOG=1"); n == 0 {
+			t.Error("no sign of life")
+		}
+		// A probe that hangs is none; and it does not keep Run from ending.
+		s.set("", func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() })
+		time.Sleep(5 * time.Second)
+		m.since()
+		time.Sleep(10 * time.Second)
+		if heard := m.since(); len(heard) != 0 {
+			t.Errorf("while a probe hangs: %q", heard)
+		}
+	})
+}
+
+// The socket of a manager, and the environment that names it.
+func TestSocket(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "notify")
+	l, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = l.Close() }()
+	t.Setenv("NOTIFY_SOCKET", path)
+	t.Setenv("WATCHDOG_USEC", "5000000")
+	n, err := New(zerolog.Nop())
+	if err != nil || n.watchdog != 5*time.Second {
+		t.Fatalf("%+v, %v", n, err)
+	}
+	n.Ready()
+	for _, want := range []string{"STATUS=starting", "READY=1"} {
+		b := make([]byte, 100)
+		if got, err := l.Read(b); err != nil || string(b[:got]) != want {
+			t.Errorf("%q, %v, want %q", b[:got], err, want)
+		}
+	}
+	t.Setenv("WATCHDOG_USEC", "soon")
+	if _, err := New(zerolog.Nop()); err == nil {
+		t.Error("a watchdog time that is no number is taken")
+	}
+	_ = l.Close()
+	os.Remove(path)
+	if _, err := New(zerolog.Nop()); err == nil {
+		t.Error("a socket that is not there is taken")
+	}
+}
+
+func TestNoManager(t *testing.T) {
+	t.Setenv("NOTIFY_SOCKET", "")
+	n, err := New(zerolog.Nop())
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.Ready()
+	n.Run(t.Context(), nil) // returns at once, and asks nobody
+	n.Stopping()
+}
