@@ -34,7 +34,9 @@ const sigV4 = "sigv4"
 // take two to three times as much CPU. Credentials, region and endpoint are
 // the SDK's.
 type requester struct {
-	http        *http.Client
+	// transport, and no http.Client: a signature is for one address, so a
+	// redirect is an answer.
+	transport   http.RoundTripper
 	credentials aws.CredentialsProvider
 	signer      *v4.Signer
 	bucket      string // URL of the bucket with a slash at its end
@@ -47,7 +49,7 @@ type requester struct {
 }
 
 // newRequester resolves where the bucket is. It sends no request.
-func newRequester(ctx context.Context, client *http.Client, o s3.Options, bucket string) (*requester, error) {
+func newRequester(ctx context.Context, transport http.RoundTripper, o s3.Options, bucket string) (*requester, error) {
 	p := s3.EndpointParameters{
 		Bucket:         &bucket,
 		Region:         &o.Region,
@@ -61,7 +63,7 @@ func newRequester(ctx context.Context, client *http.Client, o s3.Options, bucket
 		return nil, fmt.Errorf("find the address of bucket %s: %w", bucket, err)
 	}
 	r := &requester{
-		http:        client,
+		transport:   transport,
 		credentials: o.Credentials,
 		signer: v4.NewSigner(func(o *v4.SignerOptions) {
 			o.DisableURIPathEscaping = true // S3 signs paths as they are sent
@@ -119,7 +121,7 @@ func (r *requester) do(ctx context.Context, method, object string, header http.H
 	if err := r.signer.SignHTTP(ctx, credentials, req, payload, r.service, r.region, now); err != nil {
 		return nil, fmt.Errorf("sign the request: %w", err)
 	}
-	answer, err := r.http.Do(req)
+	answer, err := r.transport.RoundTrip(req)
 	if err != nil {
 		return nil, &noAnswer{err}
 	}

@@ -138,14 +138,18 @@ func New(ctx context.Context, o Options) (*Store, error) {
 	default:
 		return nil, fmt.Errorf("checksums %q: want %q or %q", o.Checksums, ChecksumsWhenRequired, ChecksumsWhenSupported)
 	}
-	client := httpClient(o)
+	transport := Transport(o)
 	s.client = s3.NewFromConfig(cfg, func(c *s3.Options) {
 		c.Region = o.Region
 		if o.Endpoint != "" {
 			c.BaseEndpoint = &o.Endpoint
 		}
 		c.UsePathStyle = true
-		c.HTTPClient = client
+		c.HTTPClient = &http.Client{
+			Transport: transport,
+			// A signature is for one address: a redirect is an answer.
+			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+		}
 		c.Retryer = aws.NopRetryer{}
 		c.RequestChecksumCalculation = requests
 		c.ResponseChecksumValidation = responses
@@ -153,7 +157,7 @@ func New(ctx context.Context, o Options) (*Store, error) {
 		c.Logger = logging.Nop{} // errors are returned, not logged
 	})
 	var err error
-	if s.objects, err = newRequester(ctx, client, s.client.Options(), o.Bucket); err != nil {
+	if s.objects, err = newRequester(ctx, transport, s.client.Options(), o.Bucket); err != nil {
 		return nil, err
 	}
 	switch o.SignPayload {
@@ -168,9 +172,10 @@ func New(ctx context.Context, o Options) (*Store, error) {
 	return s, nil
 }
 
-// httpClient is our own and not the SDK's, whose transport is cloned after
-// HTTP/2 was set up in it and then cannot be told otherwise.
-func httpClient(o Options) *http.Client {
+// Transport is how a store with these options speaks HTTP; for who wants to
+// measure what it could do at most. It is our own and not the SDK's, which is
+// cloned after HTTP/2 was set up in it and then cannot be told otherwise.
+func Transport(o Options) *http.Transport {
 	dialer := &net.Dialer{Timeout: dialTime, Control: setUnackedTime}
 	t := &http.Transport{
 		Proxy:               http.ProxyFromEnvironment,
@@ -180,17 +185,14 @@ func httpClient(o Options) *http.Client {
 		IdleConnTimeout:     idleTime,
 		DisableCompression:  true,
 		Protocols:           new(http.Protocols),
-		// Net/http's 4 KiB would cost a system call each.
-		WriteBufferSize: 64 << 10,
-		ReadBufferSize:  64 << 10,
+		// A head and a block of 4 KiB fit; net/http's 4 KiB would cost another
+		// system call each. Larger payloads pass them by.
+		WriteBufferSize: 16 << 10,
+		ReadBufferSize:  16 << 10,
 	}
 	t.Protocols.SetHTTP1(true)
 	t.Protocols.SetHTTP2(o.HTTP2)
-	return &http.Client{
-		Transport: t,
-		// A signature is for one address: a redirect is an answer.
-		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-	}
+	return t
 }
 
 func setUnackedTime(_, _ string, c syscall.RawConn) error {
