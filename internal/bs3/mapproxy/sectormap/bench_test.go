@@ -33,21 +33,35 @@ func fill(m *Map, block, n uint64) {
 	}
 }
 
-// sparse gives a map of 1 TiB that has all its leaves.
+// sparse gives a map of 1 TiB that has all its leaves, entry by entry.
 func sparse() *Map {
 	m := New(tebibyte)
 	for b := uint64(0); b < tebibyte; b += LeafBlocks {
-		m.Set(b, 1, layout.Loc(key.Key(b/LeafBlocks), 7), nil)
+		scatter(m, b)
+	}
+	return m
+}
+
+// runs gives a map of 1 TiB whose leaves have 16 spans each.
+func runs() *Map {
+	m := New(tebibyte)
+	for b := uint64(0); b < tebibyte; b += 256 {
+		m.Set(b, 256, layout.Loc(key.Key(b*7919%tebibyte), 0), nil)
 	}
 	return m
 }
 
 func BenchmarkGet(b *testing.B) {
-	m, at := sparse(), places(tebibyte)
-	i := 0
-	for b.Loop() {
-		m.Get(at[i%drawn])
-		i++
+	for name, make := range map[string]func() *Map{"entries": sparse, "spans": runs} {
+		b.Run(name, func(b *testing.B) {
+			m, at := make(), places(tebibyte)
+			b.ReportMetric(float64(m.Bytes())/(1<<20), "MiB")
+			i := 0
+			for b.Loop() {
+				m.Get(at[i%drawn])
+				i++
+			}
+		})
 	}
 }
 
@@ -101,7 +115,9 @@ func BenchmarkSet(b *testing.B) {
 // The same while a frozen view makes each leaf be copied once.
 func BenchmarkSetFrozen(b *testing.B) {
 	m := New(1 << 22)
-	fill(m, 0, m.Blocks())
+	for b := uint64(0); b < m.Blocks(); b += LeafBlocks {
+		scatter(m, b)
+	}
 	var f *Frozen
 	i := uint64(0)
 	for b.Loop() {
@@ -148,7 +164,7 @@ func BenchmarkUnmap(b *testing.B) {
 					m.dir[i].Store(l)
 					m.state[i] = leafState{gen: m.gen, mapped: LeafBlocks}
 					m.mapped.Add(LeafBlocks)
-					m.leaves.Add(1)
+					m.spans.Add(int64(len(l.spans)))
 					i++
 				}
 				if c.first > 0 {

@@ -6,23 +6,39 @@ import (
 	"bs3/internal/bs3/layout"
 )
 
-// Leaf maps LeafBlocks consecutive blocks. Those that callers get to see, from
-// a Frozen or from Unmap, do not change any more.
+// Leaf maps LeafBlocks consecutive blocks: by a few spans, which do not change,
+// or entry by entry. Those that callers get to see, from a Frozen or from
+// Unmap, do not change any more.
 //
 // The entries are plain words used with sync/atomic, not atomic.Uint64, so
 // that copying a leaf nobody writes to is one memmove: 4096 atomic stores
-// would hold the writers up for 20 µs.
+// would hold the writers up for 20 µs. They are not inside of Leaf because 32
+// KiB and a few bytes would take 40 KiB.
 type Leaf struct {
-	entries [LeafBlocks]uint64
+	entries *[LeafBlocks]uint64 // nil in a leaf of spans
+	spans   []span
 }
 
 func (l *Leaf) load(i uint64) layout.Location {
-	return layout.Location(atomic.LoadUint64(&l.entries[i]))
+	if l.entries != nil {
+		return layout.Location(atomic.LoadUint64(&l.entries[i]))
+	}
+	j := after(l.spans, uint16(i))
+	if j == len(l.spans) || l.spans[j].from > uint16(i) {
+		return 0
+	}
+	return l.spans[j].part(uint16(i), uint16(i)+1).loc
 }
 
 // Each calls f for the mapped blocks of the leaf, in order: n consecutive
 // locations from loc, which lie in one object.
 func (l *Leaf) Each(f func(loc layout.Location, n uint32)) {
+	if l.entries == nil {
+		for _, s := range l.spans {
+			f(s.loc, s.blocks())
+		}
+		return
+	}
 	for rest := l.entries[:]; len(rest) > 0; {
 		loc, n := run(rest)
 		if loc != 0 {
@@ -35,7 +51,11 @@ func (l *Leaf) Each(f func(loc layout.Location, n uint32)) {
 // Entries copies the leaf to dst, LeafBlocks long.
 func (l *Leaf) Entries(dst []layout.Location) {
 	dst = dst[:LeafBlocks]
-	for i, e := range l.entries {
+	entries := l.entries
+	if entries == nil {
+		entries = dense(l.spans)
+	}
+	for i, e := range entries {
 		dst[i] = layout.Location(e)
 	}
 }
@@ -43,12 +63,36 @@ func (l *Leaf) Entries(dst []layout.Location) {
 // lookup appends the runs of the n blocks from block, which lie in l.
 func (l *Leaf) lookup(block uint64, n uint32, runs []Run, first int) []Run {
 	from := block % LeafBlocks
+	if l.entries == nil {
+		return l.lookupSpans(block-from, uint16(from), uint16(from)+uint16(n), runs, first)
+	}
 	for rest := l.entries[from : from+uint64(n)]; len(rest) > 0; {
 		loc, n := run(rest)
 		runs = appendRun(runs, first, Run{Block: block, N: n, Loc: loc})
 		block += uint64(n)
 		rest = rest[n:]
 	}
+	return runs
+}
+
+// lookupSpans appends the runs of the entries [from, to); start is the leaf's
+// first block.
+func (l *Leaf) lookupSpans(start uint64, from, to uint16, runs []Run, first int) []Run {
+	hole := func(end uint16) {
+		if from < end {
+			runs = appendRun(runs, first, Run{Block: start + uint64(from), N: uint32(end - from)})
+		}
+	}
+	for _, s := range l.spans[after(l.spans, from):] {
+		if s.from >= to {
+			break
+		}
+		hole(s.from)
+		s = s.part(max(s.from, from), min(s.to, to))
+		runs = appendRun(runs, first, Run{Block: start + uint64(s.from), N: s.blocks(), Loc: s.loc})
+		from = s.to
+	}
+	hole(to)
 	return runs
 }
 
@@ -71,20 +115,24 @@ func run(entries []uint64) (loc layout.Location, n uint32) {
 }
 
 // merger gathers consecutive locations of one object and passes them to f as
-// one. Unmapped ones are dropped.
+// one. It counts them.
 type merger struct {
-	f   func(loc layout.Location, n uint32)
-	loc layout.Location
-	n   uint32
+	f     func(loc layout.Location, n uint32)
+	loc   layout.Location
+	n     uint32
+	count uint32 // of this leaf
 }
 
-func (r *merger) add(loc layout.Location) {
+func (r *merger) add(loc layout.Location) { r.addRun(loc, 1) }
+
+func (r *merger) addRun(loc layout.Location, n uint32) {
+	r.count += n
 	if r.n > 0 && follows(r.loc, r.n, loc) {
-		r.n++
+		r.n += n
 		return
 	}
 	r.flush()
-	r.loc, r.n = loc, 1
+	r.loc, r.n = loc, n
 }
 
 func (r *merger) flush() {

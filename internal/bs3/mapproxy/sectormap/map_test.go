@@ -7,6 +7,7 @@ import (
 	"sync/atomic"
 	"testing"
 
+	"bs3/internal/bs3/key"
 	"bs3/internal/bs3/layout"
 )
 
@@ -47,7 +48,7 @@ func TestLoad(t *testing.T) {
 	if got := m.Lookup(0, LeafBlocks+2, nil); !slices.Equal(got, want) {
 		t.Errorf("lookup: %v, not %v", got, want)
 	}
-	if m.Mapped() != 2 || m.Bytes() != 2*16+LeafBlocks*8 {
+	if m.Mapped() != 2 || m.Bytes() != 2*16+spanBytes {
 		t.Errorf("%d blocks mapped in %d bytes", m.Mapped(), m.Bytes())
 	}
 	f := m.Freeze()
@@ -76,15 +77,52 @@ func TestOutside(t *testing.T) {
 	}
 }
 
+// scatter makes the leaf that begins with block b one that is kept entry by
+// entry.
+func scatter(m *Map, b uint64) {
+	for i := range uint64(maxSpans + 1) {
+		m.Set(b+2*i, 1, layout.Loc(key.Key(b/LeafBlocks), 7), nil)
+	}
+}
+
+// A leaf is a list of spans for as long as these are few, and as what it is
+// loaded makes no difference to what it says.
+func TestSpansAndEntries(t *testing.T) {
+	m := New(LeafBlocks)
+	if scatter(m, 0); m.dir[0].Load().entries == nil {
+		t.Fatalf("%d spans are not too many", maxSpans+1)
+	}
+	if want := int64(16 + leafBytes); m.Bytes() != want {
+		t.Errorf("%d bytes, want %d", m.Bytes(), want)
+	}
+	m.Unmap(2*maxSpans, 1, nil, nil)
+	f := m.Freeze()
+	defer f.Release()
+	entries := make([]layout.Location, LeafBlocks)
+	f.Leaf(0).Entries(entries)
+	again := New(LeafBlocks)
+	if again.Load(0, entries); again.dir[0].Load().entries != nil || again.Bytes() != 16+maxSpans*spanBytes {
+		t.Errorf("%d spans are too many", maxSpans)
+	}
+	if a, b := m.Lookup(0, LeafBlocks, nil), again.Lookup(0, LeafBlocks, nil); !slices.Equal(a, b) || len(a) != 2*maxSpans {
+		t.Errorf("%v\nloaded: %v", a, b)
+	}
+	for b := range uint64(LeafBlocks) {
+		if m.Get(b) != again.Get(b) {
+			t.Fatalf("block %d: %v, loaded %v", b, m.Get(b), again.Get(b))
+		}
+	}
+}
+
 // An untouched part of a leaf that a frozen view shares is not copied by
 // unmapping it, and without a live view nothing is copied at all.
 func TestCopiesOnlyWhenNeeded(t *testing.T) {
 	m := New(LeafBlocks)
-	m.Set(0, 10, layout.Loc(0, 0), nil)
+	scatter(m, 0)
 	first := m.dir[0].Load()
 	f := m.Freeze()
 	g := m.Freeze()
-	m.Unmap(10, 100, nil, nil)
+	m.Unmap(200, 100, nil, nil)
 	if m.dir[0].Load() != first {
 		t.Error("unmapping nothing copied the leaf")
 	}
@@ -109,7 +147,7 @@ func TestCopiesOnlyWhenNeeded(t *testing.T) {
 
 func TestSetAllocatesNothing(t *testing.T) {
 	m := New(LeafBlocks)
-	m.Set(0, LeafBlocks, layout.Loc(0, 0), nil)
+	scatter(m, 0)
 	var dead uint64
 	old := func(_ layout.Location, n uint32) { dead += uint64(n) }
 	runs := make([]Run, 0, 64)
@@ -141,7 +179,7 @@ func TestMemoryOfEmptyTebibyte(t *testing.T) {
 	for b := uint64(0); b < tebibyte; b += 64 * LeafBlocks {
 		m.Set(b, 1, layout.Loc(0, 0), nil)
 	}
-	if want := int64(65536*16 + 1024*LeafBlocks*8); m.Bytes() != want {
+	if want := int64(65536*16 + 1024*spanBytes); m.Bytes() != want {
 		t.Errorf("the map says %d bytes, not %d", m.Bytes(), want)
 	}
 	gone := 0

@@ -87,7 +87,22 @@ func (o model) check(t *rapid.T, m *Map) {
 	if m.Mapped() != mapped {
 		t.Fatalf("%d blocks mapped, not %d", m.Mapped(), mapped)
 	}
-	if want := int64(modelLeaves*16 + len(leaves)*LeafBlocks*8); m.Bytes() != want {
+	want := int64(modelLeaves * 16)
+	for i := range m.dir {
+		switch leaf := m.dir[i].Load(); {
+		case leaf == nil:
+		case !leaves[i]:
+			t.Fatalf("leaf %d is there but empty", i)
+		case leaf.entries != nil:
+			want += leafBytes
+		default:
+			want += int64(len(leaf.spans)) * spanBytes
+			if len(leaf.spans) > maxSpans+2 {
+				t.Fatalf("leaf %d has %d spans", i, len(leaf.spans))
+			}
+		}
+	}
+	if m.Bytes() != want {
 		t.Fatalf("the map takes %d bytes, not %d", m.Bytes(), want)
 	}
 }
@@ -185,6 +200,20 @@ func TestAgainstModel(t *testing.T) {
 					now[block+i] = loc.Add(uint32(i))
 				}
 				touch(block, n)
+			},
+			"scatter": func(t *rapid.T) { // until the leaves have many spans
+				block, _ := draw(t)
+				k := key.Key(rapid.Uint64Range(0, 3).Draw(t, "key"))
+				for i := range uint64(2 * maxSpans) {
+					b := block + 3*i
+					if b >= modelBlocks {
+						break
+					}
+					loc := layout.Loc(k, uint32(5*i))
+					m.Set(b, 1, loc, nil)
+					now[b] = loc
+					touch(b, 1)
+				}
 			},
 			"unmap": func(t *rapid.T) {
 				block, n := draw(t)

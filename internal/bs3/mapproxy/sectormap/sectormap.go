@@ -1,14 +1,17 @@
 // Package sectormap is the flat map of a volume: for every logical block the
-// place in the log where its bytes lie, 8 bytes a block.
+// place in the log where its bytes lie, at most 8 bytes a block.
 //
-//	directory                leaves, LeafBlocks entries each
-//	[ 0 | * | 0 | * | … ]    [ location | 0 | location | … ]
-//	      |       |
-//	      v       v
+//	directory                leaves of LeafBlocks entries
+//	[ 0 | * | 0 | * | … ]
+//	      |       '--------> [ location | 0 | location | … ]     entry by entry
+//	      '----------------> [ entries a-b from location, … ]    a few spans
 //
 // A leaf is allocated when its first block is mapped and dropped when its last
 // one is unmapped, so an empty volume costs its directory only (16 bytes for
-// each LeafBlocks blocks: the pointer and the writers' bookkeeping).
+// each LeafBlocks blocks: the pointer and the writers' bookkeeping). It begins
+// as a list of spans, 16 bytes each, that a writer replaces as a whole, and
+// becomes an array of entries when it would have more than 64; the other way
+// it goes when it is loaded the next time.
 //
 // Concurrency. Readers (Get, Lookup) take no lock: a directory slot is an
 // atomic pointer and an entry is loaded atomically. Writers (Set, Unmap, Load,
@@ -50,14 +53,14 @@ type Map struct {
 	unfrozen atomic.Uint32 // leaves with a smaller generation are shared with a live Frozen
 
 	mapped atomic.Uint64 // blocks
-	leaves atomic.Int64
+	dense  atomic.Int64  // leaves that are kept entry by entry
+	spans  atomic.Int64  // in the other leaves
 
 	freezes sync.Mutex // covers live; held for a few instructions only
 	live    []uint32   // generations of the live Frozens, ascending
 }
 
-// leafState is what writers know of a leaf. It is not inside Leaf because a
-// leaf of 32 KiB and a few bytes would take 40 KiB.
+// leafState is what writers know of a leaf.
 type leafState struct {
 	gen    uint32 // Map.gen at the last change; 0: not changed since Load
 	mapped uint32 // entries that are mapped
@@ -88,10 +91,10 @@ func (m *Map) Blocks() uint64 { return m.blocks }
 // Mapped is the number of mapped blocks. It is safe beside a writer.
 func (m *Map) Mapped() uint64 { return m.mapped.Load() }
 
-// Bytes is the memory that the map takes, without the leaves that only a
+// Bytes is about the memory that the map takes, without the leaves that only a
 // Frozen still holds. It is safe beside a writer.
 func (m *Map) Bytes() int64 {
-	return int64(len(m.dir))*16 + m.leaves.Load()*leafBytes
+	return int64(len(m.dir))*16 + m.dense.Load()*leafBytes + m.spans.Load()*spanBytes
 }
 
 // Get says where block is; 0 if it is unmapped. It is safe beside a writer.

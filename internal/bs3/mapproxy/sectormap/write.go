@@ -13,27 +13,49 @@ func (m *Map) Set(block uint64, n uint32, loc layout.Location, old func(loc layo
 	m.check(block, uint64(n))
 	was := merger{f: old}
 	for n > 0 {
-		i, from := block/LeafBlocks, block%LeafBlocks
+		i, from := block/LeafBlocks, uint16(block%LeafBlocks)
 		c := min(n, LeafBlocks-uint32(from))
-		leaf := m.writable(i)
-		fresh := uint32(0)
-		for j := from; j < from+uint64(c); j++ {
-			prev := layout.Location(atomic.SwapUint64(&leaf.entries[j], uint64(loc)))
-			if prev == 0 {
-				fresh++
-			} else {
-				was.add(prev)
-			}
-			loc++
-		}
-		if fresh > 0 {
+		was.count = 0
+		m.setPart(i, span{from, from + uint16(c), loc}, &was)
+		if fresh := c - was.count; fresh > 0 {
 			m.state[i].mapped += fresh
 			m.mapped.Add(uint64(fresh))
 		}
 		block += uint64(c)
+		loc += layout.Location(c)
 		n -= c
 	}
 	was.flush()
+}
+
+// setPart maps a part of leaf i.
+func (m *Map) setPart(i uint64, put span, was *merger) {
+	leaf := m.dir[i].Load()
+	if leaf == nil || leaf.entries == nil {
+		var spans []span
+		if leaf != nil {
+			spans = leaf.spans
+		}
+		if len(spans) < maxSpans {
+			m.showSpans(i, spans, replaced(spans, put.from, put.to, put, was))
+			return
+		}
+	}
+	entries := m.writable(i)
+	loc := put.loc
+	for j := put.from; j < put.to; j++ {
+		if prev := layout.Location(atomic.SwapUint64(&entries[j], uint64(loc))); prev != 0 {
+			was.add(prev)
+		}
+		loc++
+	}
+}
+
+// showSpans makes a leaf of spans out of leaf i, which was one or empty.
+func (m *Map) showSpans(i uint64, before, spans []span) {
+	m.dir[i].Store(&Leaf{spans: spans})
+	m.state[i].gen = m.gen
+	m.spans.Add(int64(len(spans) - len(before)))
 }
 
 // Unmap unmaps the n blocks from block. A leaf that lies in the range as a
@@ -58,7 +80,7 @@ func (m *Map) Unmap(block, n uint64, old func(loc layout.Location, n uint32), go
 				gone(leaf)
 			}
 		default:
-			m.unmapPart(i, leaf, block-start, c-start, &was)
+			m.unmapPart(i, leaf, uint16(block-start), uint16(c-start), &was)
 		}
 		block = c
 	}
@@ -67,30 +89,34 @@ func (m *Map) Unmap(block, n uint64, old func(loc layout.Location, n uint32), go
 
 // unmapPart unmaps the entries [from, to) of leaf i. A leaf that has none
 // mapped there is left alone, so that it is not copied either.
-func (m *Map) unmapPart(i uint64, leaf *Leaf, from, to uint64, was *merger) {
-	for from < to && leaf.load(from) == 0 {
-		from++
-	}
-	if from == to {
-		return
-	}
-	leaf = m.writable(i)
-	freed := uint32(0)
-	for j := from; j < to; j++ {
-		prev := leaf.load(j)
-		if prev == 0 {
-			continue
+func (m *Map) unmapPart(i uint64, leaf *Leaf, from, to uint16, was *merger) {
+	was.count = 0
+	if leaf.entries == nil {
+		if j := after(leaf.spans, from); j == len(leaf.spans) || leaf.spans[j].from >= to {
+			return
 		}
-		atomic.StoreUint64(&leaf.entries[j], 0)
-		was.add(prev)
-		freed++
+		// One that is cut in two may make them more than maxSpans.
+		m.showSpans(i, leaf.spans, replaced(leaf.spans, from, to, span{}, was))
+	} else {
+		for from < to && leaf.load(uint64(from)) == 0 {
+			from++
+		}
+		if from == to {
+			return
+		}
+		entries := m.writable(i)
+		for j := from; j < to; j++ {
+			if prev := layout.Location(atomic.SwapUint64(&entries[j], 0)); prev != 0 {
+				was.add(prev)
+			}
+		}
 	}
-	if freed == m.state[i].mapped {
+	if was.count == m.state[i].mapped {
 		m.drop(i)
 		return
 	}
-	m.state[i].mapped -= freed
-	m.mapped.Add(-uint64(freed))
+	m.state[i].mapped -= was.count
+	m.mapped.Add(-uint64(was.count))
 }
 
 // Load fills an empty leaf, at open, before the map is shared. Entries past
@@ -98,44 +124,59 @@ func (m *Map) unmapPart(i uint64, leaf *Leaf, from, to uint64, was *merger) {
 // freeze.
 func (m *Map) Load(leaf int, entries []layout.Location) {
 	start := uint64(leaf) * LeafBlocks
-	l, n := new(Leaf), uint32(0)
-	for i, loc := range entries[:min(uint64(len(entries)), m.blocks-start)] {
+	entries = entries[:min(uint64(len(entries)), m.blocks-start)]
+	n := uint32(0)
+	for _, loc := range entries {
 		if loc != 0 {
-			l.entries[i] = uint64(loc)
 			n++
 		}
 	}
 	if n == 0 {
 		return
 	}
-	m.dir[leaf].Store(l)
+	if spans, few := spansOf(entries); few {
+		m.dir[leaf].Store(&Leaf{spans: spans})
+		m.spans.Add(int64(len(spans)))
+	} else {
+		l := &Leaf{entries: new([LeafBlocks]uint64)}
+		for i, loc := range entries {
+			l.entries[i] = uint64(loc)
+		}
+		m.dir[leaf].Store(l)
+		m.dense.Add(1)
+	}
 	m.state[leaf] = leafState{mapped: n}
 	m.mapped.Add(uint64(n))
-	m.leaves.Add(1)
 }
 
-// writable gives leaf i for changing entries: as it is if no live Frozen has
-// it, or else a copy, which readers already see.
-func (m *Map) writable(i uint64) *Leaf {
+// writable gives the entries of leaf i, which is there, for changing them: as
+// they are if no live Frozen has them, or else a copy, which readers already
+// see.
+func (m *Map) writable(i uint64) *[LeafBlocks]uint64 {
 	leaf, s := m.dir[i].Load(), &m.state[i]
 	switch {
-	case leaf == nil:
-		leaf = new(Leaf)
+	case leaf.entries == nil:
+		m.spans.Add(-int64(len(leaf.spans)))
+		m.dense.Add(1)
+		leaf = &Leaf{entries: dense(leaf.spans)}
 		m.dir[i].Store(leaf)
-		m.leaves.Add(1)
 	case m.Shared(s.gen):
-		frozen := leaf
-		leaf = &Leaf{entries: frozen.entries}
+		entries := *leaf.entries
+		leaf = &Leaf{entries: &entries}
 		m.dir[i].Store(leaf)
 	}
 	s.gen = m.gen
-	return leaf
+	return leaf.entries
 }
 
 // drop takes leaf i, which is there, out of the map.
 func (m *Map) drop(i uint64) {
+	if leaf := m.dir[i].Load(); leaf.entries == nil {
+		m.spans.Add(-int64(len(leaf.spans)))
+	} else {
+		m.dense.Add(-1)
+	}
 	m.dir[i].Store(nil)
 	m.mapped.Add(-uint64(m.state[i].mapped))
-	m.leaves.Add(-1)
 	m.state[i] = leafState{}
 }

@@ -1,0 +1,99 @@
+package sectormap
+
+import (
+	"sort"
+
+	"bs3/internal/bs3/layout"
+)
+
+// span is a part of a leaf whose entries are consecutive locations of one
+// object, as long as it can be. It begins at entry from and ends before entry
+// to.
+type span struct {
+	from, to uint16 // to is at most LeafBlocks
+	loc      layout.Location
+}
+
+// maxSpans is the length from which on a leaf is kept entry by entry: its spans
+// would take a thirtieth of that, but each change copies them.
+const maxSpans = 64
+
+const spanBytes = 16
+
+// part gives the entries [from, to) of s, which it has.
+func (s span) part(from, to uint16) span {
+	return span{from, to, s.loc + layout.Location(from-s.from)}
+}
+
+func (s span) blocks() uint32 { return uint32(s.to - s.from) }
+
+// after gives the place of the first span that ends behind entry i.
+func after(spans []span, i uint16) int {
+	return sort.Search(len(spans), func(j int) bool { return spans[j].to > i })
+}
+
+// appendSpan appends s, as a part of the last one if it goes on there.
+func appendSpan(spans []span, s span) []span {
+	if s.from == s.to {
+		return spans
+	}
+	if n := len(spans); n > 0 {
+		if last := &spans[n-1]; last.to == s.from && follows(last.loc, last.blocks(), s.loc) {
+			last.to = s.to
+			return spans
+		}
+	}
+	return append(spans, s)
+}
+
+// replaced gives a copy of spans with put, which may be empty, in the place of
+// what was at the entries [from, to), and tells was of that.
+func replaced(spans []span, from, to uint16, put span, was *merger) []span {
+	fresh := make([]span, 0, len(spans)+2)
+	i := after(spans, from)
+	fresh = append(fresh, spans[:i]...)
+	if i < len(spans) && spans[i].from < from {
+		fresh = append(fresh, spans[i].part(spans[i].from, from))
+	}
+	fresh = appendSpan(fresh, put)
+	for ; i < len(spans) && spans[i].from < to; i++ {
+		s := spans[i]
+		hit := s.part(max(s.from, from), min(s.to, to))
+		was.addRun(hit.loc, hit.blocks())
+		if s.to > to {
+			fresh = appendSpan(fresh, s.part(to, s.to))
+		}
+	}
+	for ; i < len(spans); i++ {
+		fresh = appendSpan(fresh, spans[i])
+	}
+	return fresh
+}
+
+// spansOf gives entries as spans; false if they are more than maxSpans.
+func spansOf(entries []layout.Location) ([]span, bool) {
+	var few [maxSpans]span
+	spans := few[:0]
+	for i, loc := range entries {
+		if !loc.Mapped() {
+			continue
+		}
+		s := span{uint16(i), uint16(i) + 1, loc}
+		if n := len(spans); n == maxSpans && !(spans[n-1].to == s.from && follows(spans[n-1].loc, spans[n-1].blocks(), loc)) {
+			return nil, false
+		}
+		spans = appendSpan(spans, s)
+	}
+	return append([]span(nil), spans...), true
+}
+
+// dense gives spans entry by entry.
+func dense(spans []span) *[LeafBlocks]uint64 {
+	entries := new([LeafBlocks]uint64)
+	for _, s := range spans {
+		for i := s.from; i < s.to; i++ {
+			entries[i] = uint64(s.loc) + uint64(i-s.from)
+		}
+	}
+	return entries
+}
