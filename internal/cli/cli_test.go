@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"os"
 	"os/exec"
@@ -310,9 +311,16 @@ func TestInfoOfABadDirectory(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(dir, "file"), nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	code, _, errs := bs3Main(t, dir, []string{"BS3_STORE=dir", "BS3_DIR_PATH=file"}, "info")
-	if code != exitStore || !strings.Contains(errs, "file") {
-		t.Errorf("exit %d, %s", code, errs)
+	for _, verb := range []string{"info", "fsck"} {
+		for _, path := range []string{"file", "missing"} { // which none of them makes
+			code, _, errs := bs3Main(t, dir, []string{"BS3_STORE=dir", "BS3_DIR_PATH=" + path}, verb)
+			if code != exitStore || !strings.Contains(errs, path) {
+				t.Errorf("%s: exit %d, %s", verb, code, errs)
+			}
+		}
+	}
+	if _, err := os.Stat(filepath.Join(dir, "missing")); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the missing directory: %v", err)
 	}
 }
 

@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 	"fmt"
+	"os"
 	"time"
 
 	"github.com/rs/zerolog"
@@ -42,7 +43,14 @@ func openStore(ctx context.Context, c config.Config, why purpose, log zerolog.Lo
 	switch c.Store {
 	case config.StoreDir:
 		s.where = "directory " + c.Dir.Path
-		open = func(ctx context.Context) (objproxy.Store, error) { return dir.Open(ctx, c.Dir.Path) }
+		open = func(ctx context.Context) (objproxy.Store, error) {
+			if why == toAsk { // dir.Open would make it
+				if _, err := os.Stat(c.Dir.Path); err != nil {
+					return nil, err
+				}
+			}
+			return dir.Open(ctx, c.Dir.Path)
+		}
 	case config.StoreS3:
 		s.where = bucketName(c.S3)
 		b, err := s3.New(ctx, s3.Options{
