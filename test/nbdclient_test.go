@@ -29,7 +29,7 @@ const (
 )
 
 // requestLimit ends a request that hangs.
-const requestLimit = time.Minute
+const requestLimit = 3 * time.Minute
 
 // client is a small NBD client: it has many requests under way on one
 // connection and knows when each was acknowledged. Safe for concurrent use.

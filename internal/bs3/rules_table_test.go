@@ -181,7 +181,7 @@ var rulesOut = []ruleOut{
 	{"LNONCE", "chunk memory is replayed whosever it is", []ruleEdit{{"open.go", `
 		case e.writersHere[h.Nonce]:
 `, `
-		case true:
+		case len(h.Nonce) > 0:
 `}, {"recover.go", `
 		if h, err := s.Header(); err == nil && !e.writersHere[h.Nonce] {
 			continue

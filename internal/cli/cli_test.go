@@ -312,10 +312,10 @@ func TestInfoOfABadDirectory(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, verb := range []string{"info", "fsck"} {
-		for _, path := range []string{"file", "missing"} { // which none of them makes
+		for path, want := range map[string]int{"file": exitStore, "missing": exitOther} { // which none of them makes
 			code, _, errs := bs3Main(t, dir, []string{"BS3_STORE=dir", "BS3_DIR_PATH=" + path}, verb)
-			if code != exitStore || !strings.Contains(errs, path) {
-				t.Errorf("%s: exit %d, %s", verb, code, errs)
+			if code != want || !strings.Contains(errs, path) {
+				t.Errorf("%s of %s: exit %d, %s", verb, path, code, errs)
 			}
 		}
 	}
