@@ -9,6 +9,7 @@
 //	internal/config         the configuration file and the environment
 //	internal/control        the socket on which a running daemon is spoken to
 //	internal/listen         sockets, with the manners that unix sockets need
+//	internal/systemd        what the service manager is told
 //	internal/device         what a transport serves; below it the transports
 //	  nbd                   the NBD server
 //	  devtest               a volume in memory and the tests every volume must pass

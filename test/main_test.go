@@ -50,6 +50,7 @@ func runTests(m *testing.M) (code int, err error) {
 	binary := filepath.Join(dir, "bs3")
 	build := exec.Command("go", "build", "-o", binary, "..")
 	build.Stderr = os.Stderr
+	build.Env = append(os.Environ(), "CGO_ENABLED=0") // as make build does
 	if err := build.Run(); err != nil {
 		return 0, fmt.Errorf("build bs3: %w", err)
 	}

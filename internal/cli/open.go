@@ -29,7 +29,7 @@ type volume struct {
 }
 
 // openVolume opens what c describes. It is here that concrete types meet.
-func openVolume(ctx context.Context, c config.Config, log zerolog.Logger) (*volume, error) {
+func openVolume(ctx context.Context, c config.Config, h *health, log zerolog.Logger) (*volume, error) {
 	if c.Null {
 		return openNull(c, log), nil
 	}
@@ -46,6 +46,7 @@ func openVolume(ctx context.Context, c config.Config, log zerolog.Logger) (*volu
 	if err != nil {
 		return nil, err
 	}
+	h.opening(store)
 	engine, err := bs3.Open(ctx, bs3.Options{
 		Store: store,
 		Log:   log,
@@ -71,10 +72,12 @@ func openVolume(ctx context.Context, c config.Config, log zerolog.Logger) (*volu
 
 		Takeover:        c.Takeover == config.TakeoverAuto,
 		UnsafeNoFencing: c.S3.UnsafeNoFencing,
+		Progress:        h.progress,
 	})
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("open the volume in %s: %w", store.where, err), store.close())
 	}
+	h.opened(engine)
 	d := &controls{engine: engine, store: store, noCheckpoints: c.SkipCheckpoint, log: log}
 	return &volume{
 		Volume:  engine,

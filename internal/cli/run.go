@@ -48,7 +48,10 @@ func (a *app) run(cmd *cobra.Command, _ []string) error {
 	if a.local {
 		hints = cmd.OutOrStdout()
 	}
-	err = serve(ctx, c, log, collect, hints)
+	becomeIOFlusher(log)
+	h, end := newHealth(ctx, log)
+	defer end()
+	err = serve(ctx, c, h, log, collect, hints)
 	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
 		// Stopped before there was anything to serve.
 		log.Info().Msg("stopped while opening the volume")
@@ -63,12 +66,12 @@ var errStopping = errors.New("the daemon is stopping")
 // serve opens the volume and serves it until ctx ends or the volume fails. It
 // collects garbage when collect says so. What to try is written to hints,
 // unless it is nil, as soon as clients can connect.
-func serve(ctx context.Context, c config.Config, log zerolog.Logger, collect <-chan struct{}, hints io.Writer) error {
+func serve(ctx context.Context, c config.Config, h *health, log zerolog.Logger, collect <-chan struct{}, hints io.Writer) error {
 	transport, err := chooseTransport(c, thisMachine(), log)
 	if err != nil {
 		return err
 	}
-	v, err := openVolume(ctx, c, log)
+	v, err := openVolume(ctx, c, h, log)
 	if err != nil {
 		return err
 	}
@@ -81,6 +84,7 @@ func serve(ctx context.Context, c config.Config, log zerolog.Logger, collect <-c
 			event = event.Str("nbd", uri(s.nbd))
 		}
 		event.Msg("serving")
+		h.serving(v, s)
 		if hints != nil && s.nbd != nil {
 			printHints(hints, s.nbd, c.Size)
 		}
@@ -89,6 +93,7 @@ func serve(ctx context.Context, c config.Config, log zerolog.Logger, collect <-c
 		err = serveVolume(ctx, v, c, log, collect, show)
 	}
 	log.Info().Msg("closing the volume")
+	h.stopping()
 	// The clean stop has no time limit: who is in a hurry signals again.
 	err = errors.Join(err, v.close(context.WithoutCancel(ctx)))
 	if err == nil {

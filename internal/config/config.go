@@ -2,9 +2,10 @@
 // is read from and what is allowed. It is the only package that knows TOML and
 // environment variables; what it returns is a plain value.
 //
-// Values come from three places, later ones winning: Default, a TOML file, the
-// environment. Everything that is wrong is collected in one *Error, so that a
-// user mends a configuration once and not once per mistake.
+// Values come from these places, later ones winning: Default, a TOML file, for
+// secrets the credentials of a systemd unit, the environment. Everything that
+// is wrong is collected in one *Error, so that a user mends a configuration once
+// and not once per mistake.
 package config
 
 import (

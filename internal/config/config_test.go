@@ -18,6 +18,7 @@ import (
 // noEnvironment hides the variables of whoever runs the tests.
 func noEnvironment(t *testing.T) {
 	t.Helper()
+	t.Setenv("CREDENTIALS_DIRECTORY", "")
 	for _, v := range Variables() {
 		old, set := os.LookupEnv(v.Env)
 		if set {
@@ -181,6 +182,48 @@ func TestEnvironmentWins(t *testing.T) {
 	t.Setenv("BS3_S3_REMOTE", "")
 	if c, err = Parse("x.toml", []byte("[s3]\nremote = \"http://h\"")); err != nil || c.S3.Remote != "" {
 		t.Errorf("a variable set to nothing does not win: %q, %v", c.S3.Remote, err)
+	}
+}
+
+func TestCredentials(t *testing.T) {
+	noEnvironment(t)
+	dir := t.TempDir()
+	t.Setenv("CREDENTIALS_DIRECTORY", dir)
+	file := []byte("[s3]\naccess_key = \"file\"\nsecret_key = \"file\"")
+	write := func(name, text string) {
+		t.Helper()
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o400); err != nil {
+			t.Fatal(err)
+		}
+	}
+	expect := func(access, secret Secret) {
+		t.Helper()
+		c, err := Parse("x.toml", file)
+		if err != nil || c.S3.AccessKey != access || c.S3.SecretKey != secret {
+			t.Errorf("access %q, secret %q, %v; want %q, %q", string(c.S3.AccessKey), string(c.S3.SecretKey), err, string(access), string(secret))
+		}
+	}
+	expect("file", "file") // there are none
+	write("bs3.s3.access_key", "credential a\n")
+	write("bs3.s3.secret_key", "credential s")
+	write("bs3.size", "16") // no secret, and so none of ours
+	expect("credential a", "credential s")
+	t.Setenv("BS3_S3_SECRETKEY", "environment")
+	expect("credential a", "environment")
+
+	// What is wrong with a key is told with the place it comes from, and not if
+	// its value comes from another one.
+	file = []byte("[s3]\naccess_key = 1")
+	expect("credential a", "environment")
+	if err := os.Remove(filepath.Join(dir, "bs3.s3.access_key")); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(filepath.Join(dir, "bs3.s3.access_key"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	_, err := Parse("x.toml", nil)
+	if got := problems(t, err); !strings.HasPrefix(got[0], "s3.access_key (credential bs3.s3.access_key): cannot be read") {
+		t.Errorf("%q", got)
 	}
 }
 

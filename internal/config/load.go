@@ -17,7 +17,8 @@ import (
 	"github.com/ilyakaznacheev/cleanenv"
 )
 
-// Load reads the file at path, then the environment, and checks the result.
+// Load reads the file at path, then the credentials of the service manager,
+// then the environment, and checks the result.
 // explicit says that the user named the file: then it must exist. The error is
 // an *Error.
 func Load(path string, explicit bool) (Config, error) {
@@ -35,6 +36,7 @@ func Parse(path string, text []byte) (Config, error) {
 	if err := l.file(path, text); err != nil {
 		return Config{}, err
 	}
+	l.credentials(os.Getenv("CREDENTIALS_DIRECTORY"))
 	l.environment()
 	c.fill(name(path))
 
@@ -216,6 +218,33 @@ func assign(field reflect.Value, v any) bool {
 	return true
 }
 
+// credentials takes the secrets that the service manager has put into dir
+// (systemd.exec(5), Credentials): the file bs3.KEY for the key of that name. A
+// newline at its end is no part of it. Without dir there are none.
+func (l *loader) credentials(dir string) {
+	if dir == "" {
+		return
+	}
+	for _, s := range l.settings {
+		if s.field.Type() != reflect.TypeFor[Secret]() {
+			continue
+		}
+		name := "bs3." + s.key
+		text, err := os.ReadFile(filepath.Join(dir, name))
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		l.forget(s.key)
+		source := "credential " + name
+		if err != nil {
+			l.problems = append(l.problems, Problem{Key: s.key, Source: source, Rule: "cannot be read: " + err.Error()})
+			continue
+		}
+		s.field.SetString(strings.TrimRight(string(text), "\r\n"))
+		l.sources[s.key] = source
+	}
+}
+
 // environment takes the variables that are set.
 //
 // cleanenv stops at the first variable that it cannot read, so it is given one
@@ -230,8 +259,7 @@ func (l *loader) environment() {
 			Name: "Value", Type: s.field.Type(), Tag: reflect.StructTag(`env:"` + s.env + `"`),
 		}}))
 		source := "variable " + s.env
-		// What the file said about this key no longer matters.
-		l.problems = slices.DeleteFunc(l.problems, func(p Problem) bool { return p.Key == s.key })
+		l.forget(s.key)
 		if err := cleanenv.ReadEnv(one.Interface()); err != nil {
 			l.problems = append(l.problems, Problem{Key: s.key, Value: s.show(raw), Source: source, Rule: s.kind()})
 			continue
@@ -239,6 +267,11 @@ func (l *loader) environment() {
 		s.field.Set(one.Elem().Field(0))
 		l.sources[s.key] = source
 	}
+}
+
+// forget drops what was wrong with a key, whose value now comes from elsewhere.
+func (l *loader) forget(key string) {
+	l.problems = slices.DeleteFunc(l.problems, func(p Problem) bool { return p.Key == key })
 }
 
 // syntaxRule says what is wrong with a text that is no TOML, without quoting a

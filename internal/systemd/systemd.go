@@ -52,25 +52,25 @@ const (
 )
 
 // New finds out by the environment whether there is a service manager, and
-// what it wants to hear.
-func New(log zerolog.Logger) (*Notifier, error) {
+// what it wants to hear. One that can not be spoken to is logged; no device
+// should be missing because of that.
+func New(log zerolog.Logger) *Notifier {
 	// Whoever does not listen is told again and again; the log is not.
 	n := &Notifier{log: log.Sample(&zerolog.BurstSampler{Burst: 2, Period: time.Minute})}
 	listens, err := daemon.SdNotify(false, "STATUS=starting")
 	if err != nil {
-		return nil, fmt.Errorf("service manager: %w", err)
-	}
-	if !listens {
-		return n, nil
+		n.log.Warn().Err(err).Msg("the service manager does not listen")
+	} else if !listens {
+		return n
 	}
 	n.send = func(state string) error {
 		_, err := daemon.SdNotify(false, state)
 		return err
 	}
 	if n.watchdog, err = daemon.SdWatchdogEnabled(false); err != nil {
-		return nil, fmt.Errorf("watchdog of the service manager: %w", err)
+		n.log.Warn().Err(err).Msg("the service manager's watchdog is not understood")
 	}
-	return n, nil
+	return n
 }
 
 // Ready says that the service is there.

@@ -1,0 +1,36 @@
+package cli
+
+import (
+	"errors"
+	"fmt"
+	"syscall"
+
+	"github.com/rs/zerolog"
+	"golang.org/x/sys/unix"
+)
+
+// becomeIOFlusher has Linux treat this process as a part of its block layer
+// (PR_SET_IO_FLUSHER, prctl(2)): an allocation of ours must not wait for memory
+// that is freed by writing to the device that we serve, nor a write to the
+// store's directory for the other writes that the device holds up.
+//
+// The state belongs to a thread, and new threads have that of the one that
+// starts them. So all threads that there are get it; that needs a program
+// without cgo, which may have threads that Go does not know of.
+func becomeIOFlusher(log zerolog.Logger) {
+	_, _, errno := syscall.AllThreadsSyscall6(unix.SYS_PRCTL, unix.PR_SET_IO_FLUSHER, 1, 0, 0, 0, 0)
+	if errno == 0 {
+		return
+	}
+	event, why := log.Warn(), error(errno)
+	switch {
+	case errors.Is(errno, unix.EPERM):
+		why = fmt.Errorf("%w: it needs CAP_SYS_RESOURCE", errno)
+		if unix.Geteuid() != 0 {
+			event = log.Info() // who is not root mounts nothing that is written back to us
+		}
+	case errors.Is(errno, unix.ENOTSUP):
+		why = fmt.Errorf("%w: this program was built with cgo", errno)
+	}
+	event.Err(why).Msg("memory that runs short while a file system on the device is written to can bring both to a halt: no PR_SET_IO_FLUSHER")
+}
