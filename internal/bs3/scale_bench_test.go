@@ -98,8 +98,15 @@ func BenchmarkOpenLog(b *testing.B) {
 }
 
 // BenchmarkOpenFull opens a volume of 1 TiB of which every block is mapped, in
-// random order, from its checkpoint.
+// random order or in runs of 1 MiB, from its checkpoint.
 func BenchmarkOpenFull(b *testing.B) {
+	for name, run := range map[string]uint64{"random": 1, "runs": 256} {
+		b.Run(name, func(b *testing.B) { benchOpenFull(b, run) })
+	}
+}
+
+// benchOpenFull maps runs of that many blocks in random order.
+func benchOpenFull(b *testing.B, run uint64) {
 	const size = 1 << 40
 	const blocks, perObject = size / 4096, 1024
 	memory := objtest.NewMemory()
@@ -112,7 +119,8 @@ func BenchmarkOpenFull(b *testing.B) {
 	var pack []byte
 	for leaf := range uint32(blocks / layout.LeafBlocks) {
 		for i := range entries { // a permutation of all locations
-			at := (uint64(leaf)*layout.LeafBlocks + uint64(i)) * 0x9E3779B1 % blocks
+			block := uint64(leaf)*layout.LeafBlocks + uint64(i)
+			at := block/run*0x9E3779B1%(blocks/run)*run + block%run
 			entries[i] = layout.Loc(key.Key(at/perObject), uint32(at%perObject))
 		}
 		if pack == nil {
