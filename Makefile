@@ -18,8 +18,8 @@ COVERED     := ./internal/bs3/layout ./internal/bs3/mapproxy/sectormap ./interna
 
 # Tests whose programs are missing are skipped by a plain `go test`; here that
 # is an error.
-unit cover fuzz e2e: export BS3_REQUIRE_TOOLS := 1
-unit cover fuzz e2e: export BS3_VERSITYGW     := $(TOOLS)/versitygw
+unit cover fuzz e2e e2e-long: export BS3_REQUIRE_TOOLS := 1
+unit cover fuzz e2e e2e-long: export BS3_VERSITYGW     := $(TOOLS)/versitygw
 
 .PHONY: build install uninstall run test test-vm deps apt-deps fmt vet lint unit cover fuzz sim rules e2e clean
 
@@ -96,6 +96,10 @@ rules:
 # The real daemon with clients that are not ours.
 e2e: build
 	$(GO) test -count=1 -timeout 20m ./test/...
+
+# The same with more rounds, longer outages and more data, as the issues ask.
+e2e-long: build
+	$(GO) test -count=1 -timeout 2h ./test/... -long
 
 # What needs a newer kernel than this machine may have, with ublk and NBD: the
 # scripts of test/vm/guest, each in a virtual machine; VMTESTS names some of them.
