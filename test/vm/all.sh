@@ -12,6 +12,7 @@ mkdir "$work/x"
 export CGO_ENABLED=0 # the guest has not the libraries of this machine
 go build -o "$work/x/" . ./test/vm/ublkd
 go test -c -o "$work/x/ublk.test" ./internal/device/ublk
+go test -c -o "$work/x/kernel.test" ./internal/device/nbd/kernel
 cp "$here/guest/lib.sh" "$work/x/"
 
 names=("$@")

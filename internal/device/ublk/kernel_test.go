@@ -77,15 +77,9 @@ func drivers() map[string]driver {
 	}
 }
 
-// blockDevice is a block device of a Server as a Volume.
-type blockDevice struct {
-	f *os.File
-	g device.Geometry
-}
-
-// show starts a server and opens its block device. It is stopped at the end of
-// the test.
-func show(t *testing.T, d driver, vol device.Volume, opts Options) *blockDevice {
+// show starts a server and opens its block device, whose path it gives as well.
+// It is stopped at the end of the test.
+func show(t *testing.T, d driver, vol device.Volume, opts Options) (b *devtest.BlockDevice, path string) {
 	t.Helper()
 	needKernel(t)
 	ctx, cancel := context.WithCancel(context.Background())
@@ -95,21 +89,12 @@ func show(t *testing.T, d driver, vol device.Volume, opts Options) *blockDevice 
 	s := New(vol, opts)
 	s.driver = d
 	go func() { ended <- s.Run(ctx) }()
-	var path string
 	select {
 	case path = <-attached:
 	case err := <-ended:
 		t.Fatal(err)
 	}
-	f, err := os.OpenFile(path, os.O_RDWR|unix.O_DIRECT, 0)
-	if err != nil && vol.Geometry().ReadOnly {
-		f, err = os.OpenFile(path, os.O_RDONLY|unix.O_DIRECT, 0)
-	}
-	if err != nil {
-		t.Error(err)
-	}
 	t.Cleanup(func() {
-		f.Close()
 		cancel()
 		if err := <-ended; err != nil {
 			t.Error(err)
@@ -118,81 +103,29 @@ func show(t *testing.T, d driver, vol device.Volume, opts Options) *blockDevice 
 			t.Errorf("%s after the stop: %v", path, err)
 		}
 	})
-	return &blockDevice{f: f, g: vol.Geometry()}
+	return devtest.OpenBlockDevice(t, path, vol.Geometry()), path
 }
 
-func (b *blockDevice) Geometry() device.Geometry { return b.g }
-
-// aligned is memory for O_DIRECT.
-func aligned(n int) []byte {
-	p := make([]byte, n+4096)
-	at := int(-uintptr(unsafe.Pointer(&p[0])) & 4095)
-	return p[at : at+n]
-}
-
-func (b *blockDevice) ReadAt(ctx context.Context, p []byte, off int64) error {
-	if err := ctx.Err(); err != nil {
-		return err
-	}
-	q := aligned(len(p))
-	_, err := b.f.ReadAt(q, off)
-	copy(p, q)
-	return err
-}
-
-func (b *blockDevice) WriteAt(ctx context.Context, p []byte, off int64) error {
-	if err := ctx.Err(); err != nil {
-		return err
-	}
-	q := aligned(len(p))
-	copy(q, p)
-	_, err := b.f.WriteAt(q, off)
-	return err
-}
-
-func (b *blockDevice) Flush(ctx context.Context) error {
-	if err := ctx.Err(); err != nil {
-		return err
-	}
-	return b.f.Sync()
-}
-
-func (b *blockDevice) Discard(ctx context.Context, off, n int64) error {
-	return b.ioctl(ctx, unix.BLKDISCARD, off, n)
-}
-
-func (b *blockDevice) WriteZeroes(ctx context.Context, off, n int64) error {
-	return b.ioctl(ctx, unix.BLKZEROOUT, off, n)
-}
-
-func (b *blockDevice) ioctl(ctx context.Context, op uintptr, off, n int64) error {
-	if err := ctx.Err(); err != nil {
-		return err
-	}
-	extent := [2]uint64{uint64(off), uint64(n)}
-	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, b.f.Fd(), op, uintptr(unsafe.Pointer(&extent))); errno != 0 {
-		return errno
-	}
-	return nil
-}
+// only is the device that show gives.
+func only(b *devtest.BlockDevice, _ string) device.Volume { return b }
 
 func TestKernelContract(t *testing.T) {
 	needKernel(t)
 	for name, d := range drivers() {
 		t.Run(name, func(t *testing.T) {
 			devtest.Run(t, func(t *testing.T) device.Volume {
-				return show(t, d, devtest.NewMemory(device.Geometry{Size: 16 << 20, BlockSize: 4096}), Options{ID: -1})
+				return only(show(t, d, devtest.NewMemory(device.Geometry{Size: 16 << 20, BlockSize: 4096}), Options{ID: -1}))
 			})
 		})
 	}
 	t.Run("512", func(t *testing.T) {
 		devtest.Run(t, func(t *testing.T) device.Volume {
-			return show(t, linux{}, devtest.NewMemory(device.Geometry{Size: 2 << 20, BlockSize: 512}), Options{ID: -1, Queues: 1, QueueDepth: 2})
+			return only(show(t, linux{}, devtest.NewMemory(device.Geometry{Size: 2 << 20, BlockSize: 512}), Options{ID: -1, Queues: 1, QueueDepth: 2}))
 		})
 	})
 	t.Run("slow", func(t *testing.T) {
 		devtest.Run(t, func(t *testing.T) device.Volume {
-			return show(t, linux{}, onlyVolume{devtest.NewMemory(device.Geometry{Size: 16 << 20, BlockSize: 4096})}, Options{ID: -1})
+			return only(show(t, linux{}, onlyVolume{devtest.NewMemory(device.Geometry{Size: 16 << 20, BlockSize: 4096})}, Options{ID: -1}))
 		})
 	})
 }
@@ -219,8 +152,8 @@ func TestKernelLimits(t *testing.T) {
 			}},
 		} {
 			t.Run(fmt.Sprint(name, c.g.BlockSize), func(t *testing.T) {
-				b := show(t, d, null.New(c.g), Options{ID: 5, Queues: 2, QueueDepth: 64})
-				sys := filepath.Join("/sys/block", filepath.Base(b.f.Name()))
+				_, path := show(t, d, null.New(c.g), Options{ID: 5, Queues: 2, QueueDepth: 64})
+				sys := filepath.Join("/sys/block", filepath.Base(path))
 				for file, want := range c.want {
 					got, err := os.ReadFile(filepath.Join(sys, file))
 					if err != nil || strings.TrimSpace(string(got)) != want {
@@ -230,8 +163,8 @@ func TestKernelLimits(t *testing.T) {
 				if queues, err := os.ReadDir(sys + "/mq"); err != nil || len(queues) != 2 {
 					t.Errorf("%d queues, %v", len(queues), err)
 				}
-				if b.f.Name() != "/dev/ublkb5" {
-					t.Errorf("it is %s", b.f.Name())
+				if path != "/dev/ublkb5" {
+					t.Errorf("it is %s", path)
 				}
 			})
 		}
@@ -244,8 +177,8 @@ func TestKernelStopWritesBack(t *testing.T) {
 	vol := devtest.NewMemory(device.Geometry{Size: 64 << 20, BlockSize: 4096})
 	want := bytes.Repeat([]byte{0x5a}, 8<<20)
 	t.Run("write", func(t *testing.T) {
-		b := show(t, linux{}, vol, Options{ID: -1})
-		f, err := os.OpenFile(b.f.Name(), os.O_WRONLY, 0)
+		_, path := show(t, linux{}, vol, Options{ID: -1})
+		f, err := os.OpenFile(path, os.O_WRONLY, 0)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -265,7 +198,7 @@ func TestKernelErrors(t *testing.T) {
 	for name, d := range drivers() {
 		t.Run(name, func(t *testing.T) {
 			vol := devtest.NewMemory(device.Geometry{Size: 16 << 20, BlockSize: 4096})
-			b := show(t, d, vol, Options{ID: -1, Queues: 1, QueueDepth: 2})
+			b, _ := show(t, d, vol, Options{ID: -1, Queues: 1, QueueDepth: 2})
 			vol.Fail(errors.New("broken"), devtest.Read, devtest.Write, devtest.Flush, devtest.Discard, devtest.WriteZeroes)
 			for range 5 {
 				if err := b.ReadAt(t.Context(), make([]byte, 4096), 0); !errors.Is(err, unix.EIO) {
@@ -431,7 +364,7 @@ func killed(t *testing.T, name string, id int) <-chan error {
 	written := make(chan error, 1)
 	go func() {
 		defer f.Close()
-		p := aligned(8192)
+		p := devtest.Aligned(8192)
 		copy(p, bytes.Repeat([]byte{0xc3}, len(p)))
 		_, err := f.WriteAt(p, 4096)
 		written <- err
@@ -454,7 +387,7 @@ func TestKernelRecover(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			written := killed(t, name, 3)
 			vol := devtest.NewMemory(device.Geometry{Size: 16 << 20, BlockSize: 4096})
-			b := show(t, d, vol, Options{ID: 3, Identity: identity, Recover: true})
+			b, _ := show(t, d, vol, Options{ID: 3, Identity: identity, Recover: true})
 			if err := <-written; err != nil {
 				t.Errorf("the write: %v", err)
 			}
@@ -486,7 +419,7 @@ func TestKernelDeathDuringRecovery(t *testing.T) {
 			written := killed(t, "as it is", 3)
 			c.die(t)
 			vol := devtest.NewMemory(device.Geometry{Size: 16 << 20, BlockSize: 4096})
-			b := show(t, linux{}, vol, Options{ID: -1, Identity: identity, Recover: true, Marker: marker})
+			b, _ := show(t, linux{}, vol, Options{ID: -1, Identity: identity, Recover: true, Marker: marker})
 			if err := <-written; !errors.Is(err, c.want) {
 				t.Errorf("the write: %v, want %v", err, c.want)
 			}
@@ -549,9 +482,9 @@ func TestKernelHeld(t *testing.T) {
 			g := device.Geometry{Size: 1 << 20, BlockSize: 4096}
 			var held *os.File
 			t.Run("first", func(t *testing.T) {
-				b := show(t, d, null.New(g), Options{ID: 6})
+				_, path := show(t, d, null.New(g), Options{ID: 6})
 				var err error
-				if held, err = os.Open(b.f.Name()); err != nil {
+				if held, err = os.Open(path); err != nil {
 					t.Fatal(err)
 				}
 			})

@@ -104,11 +104,12 @@ type Device struct {
 	server   Server
 	opts     Options
 	driver   driver
+	hold     time.Duration // holdWait
 }
 
 // New makes a device for what server serves, a volume of geometry g.
 func New(g device.Geometry, server Server, opts Options) *Device {
-	return &Device{geometry: g, server: server, opts: opts, driver: linux()}
+	return &Device{geometry: g, server: server, opts: opts, driver: linux(), hold: holdWait}
 }
 
 // Run attaches the device and keeps it until ctx is cancelled, and returns nil
@@ -191,7 +192,7 @@ func (d *Device) claim(ctx context.Context) (string, error) {
 		return keep, err
 	}
 	// Those who use a device that was disconnected need a moment to let go of it.
-	free, err := await(ctx, holdWait, func() (bool, error) {
+	free, err := await(ctx, d.hold, func() (bool, error) {
 		backend, connected, err = d.driver.backend(d.opts.Index)
 		return !connected, err
 	})

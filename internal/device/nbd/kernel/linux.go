@@ -67,7 +67,7 @@ const (
 	attrServerFlags = 5
 	attrSockets     = 7
 	attrDeadTimeout = 8
-	attrBackend     = 9 // since Linux 5.14; older ones ignore it
+	attrBackend     = 10 // since Linux 5.14; older ones ignore it
 
 	sockItem = 1
 	sockFD   = 1
