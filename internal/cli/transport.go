@@ -29,12 +29,8 @@ type shown struct {
 	nbd    net.Addr // of the NBD server
 }
 
-// machine is what this machine has of each transport.
-type machine struct {
-	buse      func() bool
-	ublk      func() error // why not
-	kernelNBD func() error // why not
-}
+// machine says what this machine has of each transport: nil, or why not.
+type machine struct{ buse, ublk, kernelNBD func() error }
 
 func thisMachine() machine {
 	return machine{buse: buse.Available, ublk: ublk.Available, kernelNBD: kernel.Available}
@@ -49,6 +45,8 @@ func chooseTransport(c config.Config, m machine, log zerolog.Logger) (string, er
 	switch transport {
 	case config.TransportAuto:
 		transport, why = m.best(c)
+	case config.TransportBUSE:
+		lacks = m.buse()
 	case config.TransportUblk:
 		lacks = m.ublk()
 	}
@@ -71,7 +69,7 @@ func chooseTransport(c config.Config, m machine, log zerolog.Logger) (string, er
 
 // best chooses for TransportAuto.
 func (m machine) best(c config.Config) (transport, why string) {
-	if m.buse() {
+	if m.buse() == nil {
 		return config.TransportBUSE, "auto: the module BUSE is loaded"
 	}
 	lacks := m.ublk()
@@ -102,12 +100,17 @@ func buseDoor(v *volume, c config.Config, log zerolog.Logger, ready func(shown))
 		if err := v.removeLeft(ctx, config.TransportBUSE, log); err != nil {
 			return err
 		}
-		return buse.New(v.Volume, buse.Options{
-			Major: c.Major, Threads: c.Threads, CPUsPerNode: c.CPUsPerNode, QueueDepth: c.QueueDepth, Scheduler: c.Scheduler,
-			WriteBuffer: int64(c.Write.BufSize) * config.MB, ReadBuffer: int64(c.Read.BufSize) * config.MB,
-			ChunkSize: int64(c.Write.ChunkSize) * config.MB, CollisionArea: int64(c.Write.CollisionSize) * config.MB,
-			Log: log, Ready: func(path string) { ready(shown{device: path}) },
-		}).Run(ctx)
+		o := buseOptions(c)
+		o.Log, o.Ready = log, func(path string) { ready(shown{device: path}) }
+		return buse.New(v.Volume, o).Run(ctx)
+	}
+}
+
+func buseOptions(c config.Config) buse.Options {
+	return buse.Options{
+		Major: c.Major, Threads: c.Threads, CPUsPerNode: c.CPUsPerNode, QueueDepth: c.QueueDepth, Scheduler: c.Scheduler,
+		WriteBuffer: int64(c.Write.BufSize) * config.MB, ReadBuffer: int64(c.Read.BufSize) * config.MB,
+		ChunkSize: int64(c.Write.ChunkSize) * config.MB, CollisionArea: int64(c.Write.CollisionSize) * config.MB,
 	}
 }
 

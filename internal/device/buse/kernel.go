@@ -21,8 +21,9 @@ var (
 	ErrExists = errors.New("the BUSE device exists already")
 )
 
-// Available says whether this machine has the kernel module loaded.
-func Available() bool { return linux().module() == nil }
+// Available says whether this machine has the kernel module loaded (nil), or
+// why not. Errors: ErrNoModule.
+func Available() error { return linux().module() }
 
 // kernelDevice is a device as the library gives it.
 type kernelDevice interface {
