@@ -12,6 +12,7 @@ LDFLAGS     := -X main.version=$(VERSION)
 TOOLS       := $(CURDIR)/.tools/bin
 VERSITYGW   := v1.8.0
 GOLANGCI    := v2.15.0
+BENCHSTAT   := v0.0.0-20260908200009-22c9c6c9d4da
 FUZZTIME    ?= 100000x
 MINCOVER    := 85
 COVERED     := ./internal/bs3/layout ./internal/bs3/mapproxy/sectormap ./internal/device/nbd
@@ -21,7 +22,7 @@ COVERED     := ./internal/bs3/layout ./internal/bs3/mapproxy/sectormap ./interna
 unit cover fuzz e2e e2e-long: export BS3_REQUIRE_TOOLS := 1
 unit cover fuzz e2e e2e-long: export BS3_VERSITYGW     := $(TOOLS)/versitygw
 
-.PHONY: build install uninstall run test test-vm deps apt-deps fmt vet lint unit cover fuzz sim rules e2e clean
+.PHONY: build install uninstall run test test-vm deps apt-deps fmt vet lint unit cover fuzz sim rules e2e bench bench-quick bench-compare clean
 
 # The binary is a static one. -race, in the tests, does need cgo.
 build:
@@ -106,6 +107,23 @@ e2e-long: build
 test-vm:
 	test/vm/all.sh $(VMTESTS)
 
+# Measures bs3 against the raw limits of this machine, which should do nothing
+# else meanwhile (an hour), and writes docs/PERFORMANCE.md. BENCHFLAGS="-run fsync"
+# measures one part again and keeps the rest.
+bench: build
+	$(GO) build -o .tools/bench ./test/bench
+	.tools/bench -bs3 ./bs3 -version $(VERSION) -results docs/performance/results.json -doc docs/PERFORMANCE.md $(BENCHFLAGS)
+
+# The same in two minutes, to see that it works.
+bench-quick: build
+	$(GO) build -o .tools/bench ./test/bench
+	.tools/bench -quick -bs3 ./bs3 $(BENCHFLAGS)
+
+# The Go benchmarks of the tree against those of a commit: make bench-compare REF=HEAD
+bench-compare: .tools/benchstat-$(BENCHSTAT)
+	@[ -n "$(REF)" ] || { echo "usage: make bench-compare REF=COMMIT [BENCH=... COUNT=...]"; exit 1; }
+	BENCHSTAT=$(TOOLS)/benchstat test/bench/compare.sh $(REF)
+
 fmt:
 	gofmt -w $$(git ls-files '*.go')
 
@@ -142,6 +160,10 @@ apt-deps:
 .tools/golangci-lint-$(GOLANGCI):
 	GOBIN=$(TOOLS) $(GO) install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI)
 	rm -f .tools/golangci-lint-* && touch $@
+
+.tools/benchstat-$(BENCHSTAT):
+	GOBIN=$(TOOLS) $(GO) install golang.org/x/perf/cmd/benchstat@$(BENCHSTAT)
+	rm -f .tools/benchstat-* && touch $@
 
 # What make built; the volume of make run stays.
 clean:

@@ -1,0 +1,155 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+)
+
+// What lies between these lines of the document is ours.
+const (
+	beginMark = "<!-- begin: written by make bench -->"
+	endMark   = "<!-- end: written by make bench -->"
+)
+
+// print writes the table of what must be shown as text.
+func (r *results) print(w io.Writer) {
+	met, judged := 0, 0
+	for _, row := range r.Rows {
+		fmt.Fprintln(w, row)
+		if !row.Free {
+			judged++
+			if row.Note == "" && row.met() {
+				met++
+			}
+		}
+	}
+	fmt.Fprintf(w, "%d of %d rows are met\n", met, judged)
+}
+
+// write puts the report into a Markdown file, between the marks, and its plots
+// into a directory beside it.
+func (r *results) write(path string) error {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	before, rest, ok := strings.Cut(string(text), beginMark)
+	_, after, closed := strings.Cut(rest, endMark)
+	if !ok || !closed {
+		return fmt.Errorf("%s has no lines %q and %q", path, beginMark, endMark)
+	}
+	dir := strings.TrimSuffix(path, filepath.Ext(path))
+	dir = filepath.Join(filepath.Dir(dir), strings.ToLower(filepath.Base(dir)))
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	var b strings.Builder
+	b.WriteString(before + beginMark + "\n\n")
+	r.markdown(&b)
+	for _, p := range r.plots() {
+		if err := os.WriteFile(filepath.Join(dir, p.file), []byte(p.svg()), 0o644); err != nil {
+			return err
+		}
+		fmt.Fprintf(&b, "![%s](%s/%s)\n\n", p.title, filepath.Base(dir), p.file)
+	}
+	r.profileTable(&b)
+	b.WriteString(endMark + after)
+	return os.WriteFile(path, []byte(b.String()), 0o644)
+}
+
+// markdown writes the tables.
+func (r *results) markdown(w io.Writer) {
+	fmt.Fprintf(w, "bs3 %s, %s. %s.\n\n", r.Version, r.Taken.Format(time.DateOnly), r.Machine)
+	fmt.Fprintf(w, "Configuration: the defaults, and `%s`.\n\n", strings.ReplaceAll(r.Config, ", ", "`, `"))
+	if r.Quick {
+		fmt.Fprint(w, "**A quick run, which proves that the suite works; its figures mean little.**\n\n")
+	}
+	fmt.Fprintf(w, "Medians of %d pairs; *control* is the reference against itself.\n\n", r.Pairs)
+	fmt.Fprint(w, "| what | asked | measured | control | from |\n|---|---|---|---|---|\n")
+	for _, row := range r.Rows {
+		if !row.Free {
+			row.markdown(w)
+		}
+	}
+	fmt.Fprint(w, "\nBeside them, without a target:\n\n| what | | measured | control | from |\n|---|---|---|---|---|\n")
+	for _, row := range r.Rows {
+		if row.Free {
+			row.markdown(w)
+		}
+	}
+	if len(r.Jobs) > 0 {
+		r.jobTable(w)
+	}
+	fmt.Fprintln(w)
+}
+
+func (r row) markdown(w io.Writer) {
+	var asked, measured, control string
+	if !r.Free {
+		asked = map[bool]string{true: "≤ ", false: "≥ "}[r.AtMost] + number(r.Target) + " " + r.Unit
+	}
+	switch {
+	case r.Note != "":
+		measured = r.Note
+	case r.met():
+		measured = number(r.Value) + " " + r.Unit
+	default:
+		measured = "**" + strings.TrimSpace(number(r.Value)+" "+r.Unit) + "**, not met"
+	}
+	if r.Control != 0 {
+		control = number(r.Control)
+	}
+	var from []string
+	for _, d := range r.Details {
+		from = append(from, d.String())
+	}
+	fmt.Fprintf(w, "| %s | %s | %s | %s | %s |\n", r.Name, asked, measured, control, strings.Join(from, "; "))
+}
+
+// jobTable writes what each job gave.
+func (r *results) jobTable(w io.Writer) {
+	fmt.Fprint(w, "\nEach job once; latencies in ms, of requests, or of flushes where there are some. Resident memory is without chunk memory"+
+		" and with the read cache. Prices are those of S3 Standard in us-east-1.\n\n")
+	fmt.Fprint(w, "| job | GET / PUT latency | requests/s | MB/s | p50 | p99 | p99.9 | CPU s/GB | resident MiB | requests to S3 per GB | price |\n")
+	fmt.Fprint(w, "|---|---|---|---|---|---|---|---|---|---|---|\n")
+	for _, j := range r.Jobs {
+		gb := j.Sample.Moved / 1e9
+		l := j.latency()
+		cost := fmt.Sprintf("$%s per GB", number(price(j.Asked)/gb))
+		rate := j.Sample.IOPS
+		if j.Flushes {
+			cost = fmt.Sprintf("$%s per 1,000 flushes", number(1000*price(j.Asked)/j.Sample.Syncs))
+			rate = j.Sample.SyncRate
+		}
+		fmt.Fprintf(w, "| %s | %v / %v | %s | %s | %s | %s | %s | %s | %s | %s PUT, %s GET | %s |\n", j.Name, j.Get, j.Put,
+			number(rate), number(j.Sample.Bytes/1e6), number(l.P50/1e6), number(l.P99/1e6), number(l.P999/1e6), number(1e9*j.Sample.CPUByte),
+			number(float64(j.Resident)/mib), number(float64(j.Asked.Put)/gb), number(float64(j.Asked.Get)/gb), cost)
+	}
+}
+
+// latency is that of what a job is about.
+func (j jobResult) latency() latency {
+	switch {
+	case j.Flushes:
+		return j.Sample.Sync
+	case j.Writes && j.Sample.Read.P50 == 0:
+		return j.Sample.Write
+	default: // of a mixed job, that of its reads
+		return j.Sample.Read
+	}
+}
+
+func (r *results) profileTable(w io.Writer) {
+	if len(r.Profiles) == 0 {
+		return
+	}
+	fmt.Fprint(w, "Where the daemon's processor time goes, by function:\n\n| measurement | most of the time |\n|---|---|\n")
+	for _, p := range r.Profiles {
+		fmt.Fprintf(w, "| %s | %s |\n", p.Name, strings.Join(p.Top, "; "))
+	}
+	fmt.Fprintln(w)
+}

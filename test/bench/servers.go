@@ -1,0 +1,264 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"bs3/test/bench/s3server"
+)
+
+// settings are keys of bs3's configuration and their values.
+type settings map[string]any
+
+// baseConfig is what differs from the defaults in every volume that is
+// measured, but for names and addresses.
+func baseConfig() settings {
+	return settings{
+		// As if the connection were TLS. The raw requests are signed in the same way.
+		"s3.sign_payload": "never",
+		"size":            8,
+	}
+}
+
+// with gives s with other values for some keys.
+func (s settings) with(other settings) settings {
+	all := settings{}
+	maps.Copy(all, s)
+	maps.Copy(all, other)
+	return all
+}
+
+func (s settings) toml() string {
+	var text strings.Builder
+	for _, key := range slices.Sorted(maps.Keys(s)) {
+		fmt.Fprintf(&text, "%s = %#v\n", key, s[key])
+	}
+	return text.String()
+}
+
+// describe gives settings in one line.
+func describe(s settings) string {
+	return strings.ReplaceAll(strings.TrimSpace(s.toml()), "\n", ", ")
+}
+
+// daemon is a running bs3.
+type daemon struct {
+	*process
+	b        *bench
+	bucket   string
+	dir      string
+	socket   string
+	control  string
+	profiler string // address of its profiler
+}
+
+// bs3 starts a daemon whose volume is in a bucket, with a state of its own, and
+// waits until it serves.
+func (b *bench) bs3(ctx context.Context, bucket string, s settings) (*daemon, error) {
+	dir := filepath.Join(b.tmp, b.name("volume"))
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return nil, err
+	}
+	port, err := freePort(ctx)
+	if err != nil {
+		return nil, err
+	}
+	d := &daemon{
+		b: b, bucket: bucket, dir: dir,
+		socket: filepath.Join(dir, "nbd.sock"), control: filepath.Join(dir, "control.sock"),
+		profiler: "127.0.0.1:" + strconv.Itoa(port),
+	}
+	config := baseConfig().with(settings{
+		"s3.remote": b.store.endpoint, "s3.bucket": bucket, "s3.access_key": "key", "s3.secret_key": "secret",
+		"state.path": filepath.Join(dir, "state"), "nbd.listen": "unix:" + d.socket, "control.socket": d.control,
+		"log.pretty": false, "log.level": 2, "profiler": true, "profiler_port": port, "transport": "nbd",
+	}).with(s)
+	file := filepath.Join(dir, "bench.toml")
+	if err := os.WriteFile(file, []byte(config.toml()), 0o600); err != nil {
+		return nil, err
+	}
+	if d.process, err = start(ctx, b.binary, "-c", file); err != nil {
+		return nil, err
+	}
+	if err := d.waitSocket(ctx, d.socket); err != nil {
+		d.kill()
+		return nil, err
+	}
+	return d, nil
+}
+
+// verb runs a verb of bs3 on the daemon.
+func (d *daemon) verb(ctx context.Context, args ...string) (string, error) {
+	return command(ctx, d.b.binary, append([]string{"-c", filepath.Join(d.dir, "bench.toml")}, args...)...)
+}
+
+// fio runs a job on the volume.
+func (d *daemon) fio(ctx context.Context, j fioJob) (sample, error) {
+	s, err := d.b.fio(ctx, d.process, d.socket, j)
+	if err != nil {
+		return s, fmt.Errorf("bs3: %w\n%s", err, d.output())
+	}
+	return s, d.healthy()
+}
+
+// healthy is an error if the daemon has logged one.
+func (d *daemon) healthy() error {
+	if strings.Contains(d.output(), `"level":"error"`) {
+		return fmt.Errorf("bs3 says:\n%s", d.output())
+	}
+	return nil
+}
+
+// end kills the daemon. What it had of the volume is gone with its state.
+func (d *daemon) end() error {
+	d.kill()
+	return os.RemoveAll(d.dir)
+}
+
+// close stops the daemon cleanly.
+func (d *daemon) close() error {
+	if err := d.stop(); err != nil {
+		return err
+	}
+	if err := d.healthy(); err != nil {
+		return err
+	}
+	return os.RemoveAll(d.dir)
+}
+
+// onFresh runs f on a volume that is new, and forgets it.
+func (b *bench) onFresh(ctx context.Context, s settings, f func(*daemon) error) error {
+	bucket := b.name("bucket")
+	d, err := b.bs3(ctx, bucket, s)
+	if err != nil {
+		return err
+	}
+	if err := f(d); err != nil {
+		d.kill()
+		return err
+	}
+	if err := d.end(); err != nil {
+		return err
+	}
+	return b.store.drop(ctx, bucket)
+}
+
+// prepared makes a bucket with a volume all of whose first bytes were written
+// in order.
+func (b *bench) prepared(ctx context.Context, bytes int64) (bucket string, err error) {
+	bucket = b.name("bucket")
+	if err := b.store.latency(ctx, 0, 0); err != nil {
+		return "", err
+	}
+	d, err := b.bs3(ctx, bucket, nil)
+	if err != nil {
+		return "", err
+	}
+	if _, err := d.fio(ctx, fioJob{rw: "write", bs: mib, depth: 8, size: bytes, flushed: true}); err != nil {
+		d.kill()
+		return "", err
+	}
+	return bucket, d.close()
+}
+
+// onPrepared runs f on a freshly started daemon of a prepared volume: nothing
+// is cached.
+func (b *bench) onPrepared(ctx context.Context, bucket string, s settings, f func(*daemon) error) error {
+	d, err := b.bs3(ctx, bucket, s.with(settings{"takeover": "auto"}))
+	if err != nil {
+		return err
+	}
+	if err := f(d); err != nil {
+		d.kill()
+		return err
+	}
+	return d.end()
+}
+
+// counted runs f and gives what it asked of the store.
+func (d *daemon) counted(ctx context.Context, f func() error) (s3server.Counts, error) {
+	before, err := d.b.store.counts(ctx, d.bucket)
+	if err != nil {
+		return before, err
+	}
+	if err := f(); err != nil {
+		return before, err
+	}
+	after, err := d.b.store.counts(ctx, d.bucket)
+	return after.Sub(before), err
+}
+
+// nbdkit is a running nbdkit.
+type nbdkit struct {
+	*process
+	b      *bench
+	socket string
+}
+
+// nbdkit starts nbdkit with a plugin.
+func (b *bench) nbdkit(ctx context.Context, plugin string, bytes int64) (*nbdkit, error) {
+	socket := filepath.Join(b.tmp, b.name("nbdkit")+".sock")
+	p, err := start(ctx, "nbdkit", "-f", "-U", socket, plugin, strconv.FormatInt(bytes, 10))
+	if err != nil {
+		return nil, err
+	}
+	if err := p.waitSocket(ctx, socket); err != nil {
+		p.kill()
+		return nil, err
+	}
+	return &nbdkit{p, b, socket}, nil
+}
+
+// nbdkitMemory starts nbdkit's memory plugin. Its first pass is discarded: it
+// takes memory from the kernel.
+func (b *bench) nbdkitMemory(ctx context.Context, bytes int64) (*nbdkit, error) {
+	k, err := b.nbdkit(ctx, "memory", bytes)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := k.fio(ctx, fioJob{rw: "write", bs: mib, depth: 4, size: bytes}); err != nil {
+		k.kill()
+		return nil, err
+	}
+	return k, nil
+}
+
+func (k *nbdkit) fio(ctx context.Context, j fioJob) (sample, error) {
+	s, err := k.b.fio(ctx, k.process, k.socket, j)
+	if err != nil {
+		return s, fmt.Errorf("nbdkit: %w\n%s", err, k.output())
+	}
+	return s, nil
+}
+
+// settled waits until the daemon has sent no request for d.
+func (d *daemon) settled(ctx context.Context, quiet time.Duration) error {
+	last, err := d.b.store.counts(ctx, d.bucket)
+	if err != nil {
+		return err
+	}
+	since, began := time.Now(), time.Now()
+	for time.Since(since) < quiet {
+		if time.Since(began) > 10*time.Minute {
+			return fmt.Errorf("the daemon does not stop sending requests")
+		}
+		if err := pause(ctx, 100*time.Millisecond); err != nil {
+			return err
+		}
+		now, err := d.b.store.counts(ctx, d.bucket)
+		if err != nil {
+			return err
+		}
+		if now != last {
+			last, since = now, time.Now()
+		}
+	}
+	return nil
+}
