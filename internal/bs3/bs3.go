@@ -58,6 +58,15 @@ type Options struct {
 
 	StatePath string // directory for the chunk memory; empty = on the heap, it dies with the process
 
+	// CachePath is a directory on a disk of this machine; empty = none. Unless
+	// Durable is set it keeps the local log, and a flush waits for that.
+	CachePath string
+	LogSize   int64 // bytes of the local log
+	// ForgetLocalLog opens a volume also if a local log may hold what was flushed
+	// and that log is not here, or damaged: it is lost then.
+	ForgetLocalLog bool
+	openLog        wlog.OpenLogFile // in tests
+
 	CheckpointInterval time.Duration // 0 = none by time
 	SkipCheckpoint     bool          // write none
 	GC                 GCOptions
@@ -95,7 +104,10 @@ type Engine struct {
 	nonce layout.Nonce
 	whole bool // see Whole
 
-	writersHere map[layout.Nonce]bool // whose chunk memory is ours; while opening
+	writersHere map[layout.Nonce]bool // whose chunk memory and local log are ours; while opening
+
+	cacheDir *wlog.Dir // nil without a cache path
+	leftLog  *wlog.Log // the local log that was found, or made; while opening and closing
 
 	dir     *wlog.Dir    // nil without a state path
 	memory  *wlog.Memory // the pool
@@ -125,6 +137,7 @@ type Engine struct {
 	closed          error         // why nothing is taken any more; nil while serving
 	sinceCheckpoint logLength
 	flushes         gathering
+	logging         localLog
 	written         int64    // bytes of data that were written, see Status
 	collected       GCReport // of all collections
 
@@ -289,7 +302,7 @@ func (e *Engine) release(ctx context.Context) error {
 	if err := e.checkpointIfLonger(ctx); err != nil {
 		return fmt.Errorf("checkpoint at close: %w", err)
 	}
-	if _, err := e.changeVolume(ctx, func(v *layout.Volume) { v.Writer.Released = true }); err != nil {
+	if _, err := e.changeVolume(ctx, func(v *layout.Volume) { v.Writer.Released, v.LocalLog = true, nil }); err != nil {
 		return fmt.Errorf("release the volume: %w", err)
 	}
 	return nil
@@ -309,8 +322,17 @@ func (e *Engine) closeFiles(clean bool) error {
 	if e.cache != nil {
 		err = errors.Join(err, e.cache.Close())
 	}
-	if e.dir != nil {
-		err = errors.Join(err, e.dir.Close())
+	if e.leftLog != nil {
+		if clean {
+			// Only so that nobody takes it for something that was lost.
+			if err := e.leftLog.Own(e.uuid, layout.Nonce{}, e.blockSize); err != nil {
+				e.log.Warn().Err(err).Msg("the local log, of which nothing is needed, can not be marked as such")
+			}
+		}
+		err = errors.Join(err, e.leftLog.Close())
+	}
+	for _, d := range e.dirs() {
+		err = errors.Join(err, d.Close())
 	}
 	return err
 }

@@ -22,6 +22,8 @@ type chunk struct {
 	gather  *time.Timer // runs since the first flush that wants it sealed, if it gathers others
 	ripe    bool        // it has gathered for long enough
 	flushed bool        // a flush sealed it
+	// What of it was given to the local log:
+	loggedRecords, loggedBlocks int
 
 	// refs counts what keeps the slot from being used again besides readers:
 	// one until the durable key covers the chunk, one for each reader of the
@@ -149,6 +151,9 @@ func (e *Engine) stored(c *chunk, took time.Duration) {
 	if len(covered) > 0 {
 		close(e.progress)
 		e.progress = make(chan struct{})
+		if e.logging.log != nil {
+			e.logging.log.Release(e.durable)
+		}
 	}
 	e.mu.Unlock()
 	for _, c := range covered {

@@ -9,23 +9,34 @@ import (
 )
 
 // Flush implements device.Volume. In durable mode it returns when the durable
-// key covers everything that was acknowledged before it; in barrier mode at
-// once, for the order is the log's anyway.
+// key covers everything that was acknowledged before it; in the mode of the
+// local log when that has it; in barrier mode at once, for the order is the
+// log's anyway.
 func (e *Engine) Flush(ctx context.Context) error {
 	if err := e.stopped(); err != nil {
 		return err
 	}
-	if !e.opts.Durable {
-		return nil
+	var err error
+	switch {
+	case e.opts.Durable:
+		err = e.flushDurably(ctx)
+	case e.opts.CachePath != "":
+		err = e.flushToLog(ctx)
 	}
+	if err != nil {
+		return fmt.Errorf("flush: %w", err)
+	}
+	return nil
+}
+
+// flushDurably returns when everything that was acknowledged before the call is
+// in the store. Flushes share puts.
+func (e *Engine) flushDurably(ctx context.Context) error {
 	e.mu.Lock()
 	last := e.keys.Next() - 1 // the open chunk's, if there is one
 	e.sealForFlush()
 	e.mu.Unlock()
-	if err := e.waitDurable(ctx, last); err != nil {
-		return fmt.Errorf("flush: %w", err)
-	}
-	return nil
+	return e.waitDurable(ctx, last)
 }
 
 // A flush that finds no other under way is sent at once. Those that come while

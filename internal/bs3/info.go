@@ -25,6 +25,9 @@ type VolumeInfo struct {
 	Deleted     bool        `json:"deleted"`
 	Checkpoints []string    `json:"checkpoints"` // names, oldest first
 
+	// Where flushed writes may lie that the store does not have; nil = nowhere.
+	LocalLog *layout.LocalLog `json:"local_log,omitempty"`
+
 	// As of the newest checkpoint, zero without one:
 	Objects     int   `json:"objects"`      // of the log
 	StoredBytes int64 `json:"stored_bytes"` // data blocks of these objects
@@ -70,7 +73,7 @@ func tryInfo(ctx context.Context, store objproxy.Store) (*VolumeInfo, error) {
 	w := v.Writer
 	info := &VolumeInfo{
 		UUID: v.UUID, Format: v.Format, Size: v.Size, BlockSize: v.BlockSize, ChunkSize: v.ChunkSize,
-		Created: v.Created, Epoch: v.Epoch, Deleted: v.Deleted, Checkpoints: v.Checkpoints,
+		Created: v.Created, Epoch: v.Epoch, Deleted: v.Deleted, Checkpoints: v.Checkpoints, LocalLog: v.LocalLog,
 		Writer: WriterInfo{w.Hostname, w.Host, w.StatePath, w.PID, w.Since, w.Released},
 	}
 	p := position{}

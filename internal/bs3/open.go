@@ -46,6 +46,9 @@ func Open(ctx context.Context, opts Options) (*Engine, error) {
 	if n := e.slots(); n < 2 || n > layout.MaxSlots {
 		return nil, fmt.Errorf("%w: %d bytes of chunk memory hold %d chunks of %d bytes, not 2 to %d", ErrRefused, opts.Memory, n, opts.ChunkSize, layout.MaxSlots)
 	}
+	if opts.CachePath != "" && !opts.Durable && opts.LogSize < layout.LogAlign {
+		return nil, fmt.Errorf("%w: a local log of %d bytes", ErrRefused, opts.LogSize)
+	}
 	e.maps = mapproxy.New(uint64(opts.Size) / uint64(opts.BlockSize))
 	if opts.ReadCache > 0 {
 		var err error
@@ -72,13 +75,20 @@ func (e *Engine) open(ctx context.Context) error {
 	if err := e.openState(); err != nil {
 		return err
 	}
-	if err := e.takeOver(ctx); err != nil {
+	if err := e.openCache(); err != nil {
+		return err
+	}
+	v, err := e.takeOver(ctx)
+	if err != nil {
 		return err
 	}
 	for range e.opts.Uploaders {
 		e.wg.Go(e.uploader)
 	}
 	if err := e.replay(ctx); err != nil {
+		return err
+	}
+	if err := e.readyLog(ctx, v.LocalLog); err != nil {
 		return err
 	}
 	if err := e.readyState(); err != nil {
@@ -94,8 +104,9 @@ func (e *Engine) open(ctx context.Context) error {
 }
 
 // takeOver claims the volume and reads its log, up to and with our fence. If
-// no chunk memory waits for it, it gives up on a store that does not answer.
-func (e *Engine) takeOver(ctx context.Context) (err error) {
+// nothing waits for it in chunk memory or a local log, it gives up on a store
+// that does not answer. It returns the record as it was claimed.
+func (e *Engine) takeOver(ctx context.Context) (v *layout.Volume, err error) {
 	if !e.holdsRecords() {
 		var end func()
 		ctx, end = e.limitPatience(ctx)
@@ -106,9 +117,9 @@ func (e *Engine) takeOver(ctx context.Context) (err error) {
 			}
 		}()
 	}
-	v, err := e.claim(ctx)
+	v, err = e.claim(ctx)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	e.log.Info().Uint64("epoch", e.epoch).Stringer("volume", e.uuid).Msg("claimed the volume; reading the log")
 	e.opening("reading the checkpoint", 0, 0)
@@ -116,14 +127,14 @@ func (e *Engine) takeOver(ctx context.Context) (err error) {
 	if err != nil {
 		// What we miss may have been removed by a successor.
 		if _, _, own := e.ownVolume(ctx); errors.Is(own, ErrFenced) {
-			return own
+			return nil, own
 		}
-		return err
+		return nil, err
 	}
 	e.maps.AddObject(layout.ObjectInfo{Key: fence, Epoch: e.epoch, Fence: true})
 	e.durable = fence
 	e.keys = key.NewAllocator(fence + 1)
-	return nil
+	return v, nil
 }
 
 // readLog brings the map up to the end of the log and puts our fence there,
@@ -163,8 +174,13 @@ func (e *Engine) openState() (err error) {
 	return nil
 }
 
-// holdsRecords says whether chunk memory may hold what the store has not.
+// holdsRecords says whether chunk memory or the local log may hold what the
+// store has not.
 func (e *Engine) holdsRecords() bool {
+	return e.memoryHolds() || e.leftLog != nil && e.leftLog.Frames() > 0
+}
+
+func (e *Engine) memoryHolds() bool {
 	if e.memory == nil {
 		return false
 	}
@@ -178,7 +194,9 @@ func (e *Engine) holdsRecords() bool {
 
 // sameBoot says whether the chunk memory was written under the kernel that
 // runs now: then every byte of it is as it was stored.
-func (e *Engine) sameBoot() bool { return e.memory.Header().BootID == e.opts.Host.Boot }
+func (e *Engine) sameBoot() bool {
+	return e.memory != nil && e.memory.Header().BootID == e.opts.Host.Boot
+}
 
 // readyState makes the chunk memory empty and ours, when nothing of what it
 // held is needed any more, and forgets the intents: from here on the device
@@ -208,15 +226,17 @@ func (e *Engine) readyState() error {
 		s.Clear()
 		e.free = append(e.free, s)
 	}
-	if e.dir == nil {
-		return nil
+	for _, d := range e.dirs() {
+		if err := d.DropIntents(); err != nil {
+			return err
+		}
 	}
-	return e.dir.DropIntents()
+	return nil
 }
 
 // claim takes the next epoch of the volume, making the volume first if there
-// is none, and returns the record as claimed. Each try judges chunk memory
-// against the very record that it replaces.
+// is none, and returns the record as claimed. Each try judges chunk memory and
+// local log against the very record that it replaces.
 func (e *Engine) claim(ctx context.Context) (*layout.Volume, error) {
 	for {
 		v, version, err := readVolume(ctx, e.store)
@@ -236,14 +256,14 @@ func (e *Engine) claim(ctx context.Context) (*layout.Volume, error) {
 		if err := e.admit(v); err != nil {
 			return nil, err
 		}
-		if err := e.judgeMemory(v); err != nil {
+		if err := e.judge(v); err != nil {
 			return nil, err
 		}
-		if e.dir != nil {
-			if e.whole, err = e.isWhole(v); err != nil {
-				return nil, err
-			}
-			if err := e.dir.AddIntent(wlog.Intent{Nonce: e.nonce, Replaces: v.Writer.Nonce, Whole: e.whole}); err != nil {
+		if e.whole, err = e.isWhole(v); err != nil {
+			return nil, err
+		}
+		for _, d := range e.dirs() {
+			if err := d.AddIntent(wlog.Intent{Nonce: e.nonce, Replaces: v.Writer.Nonce, Whole: e.whole}); err != nil {
 				return nil, err
 			}
 		}
@@ -269,9 +289,15 @@ func (e *Engine) claim(ctx context.Context) (*layout.Volume, error) {
 // create stores the record of a new volume, unless something of a volume lies
 // here without one.
 func (e *Engine) create(ctx context.Context) error {
-	if e.holdsRecords() {
-		return fmt.Errorf("%w: chunk memory %s holds writes of volume %s that may not be stored, but there is no volume in the store: use the right store, or move the file away",
-			ErrRefused, e.memory.Path(), e.memory.Header().UUID)
+	var held string
+	switch {
+	case e.memoryHolds():
+		held = fmt.Sprintf("chunk memory %s holds writes of volume %s", e.memory.Path(), e.memory.Header().UUID)
+	case e.holdsRecords():
+		held = fmt.Sprintf("local log %s holds writes of volume %s", e.leftLog.Path(), e.leftLog.Header().UUID)
+	}
+	if held != "" {
+		return fmt.Errorf("%w: %s that may not be stored, but there is no volume in the store: use the right store, or move the file away", ErrRefused, held)
 	}
 	if err := e.refuseLeftovers(ctx); err != nil {
 		if _, _, again := readVolume(ctx, e.store); again == nil {
@@ -371,21 +397,15 @@ func (e *Engine) isWhole(v *layout.Volume) (bool, error) {
 	return v.Writer.Host == e.opts.Host.ID && v.Writer.StatePath == e.opts.StatePath, nil
 }
 
-// judgeMemory decides whether the chunk memory found belongs to the writer
-// that v names, or to one whose place only our own failed opens have taken
-// since. Memory of anyone else is set aside: it must never be replayed.
-func (e *Engine) judgeMemory(v *layout.Volume) (err error) {
-	if !e.holdsRecords() {
+// judgeMemory sets chunk memory aside that is not ours.
+func (e *Engine) judgeMemory(v *layout.Volume) error {
+	if !e.memoryHolds() {
 		return nil
 	}
 	path := e.memory.Path()
 	if u := e.memory.Header().UUID; u != v.UUID {
 		return fmt.Errorf("%w: chunk memory %s holds writes of volume %s that may not be stored, but the store has volume %s: use the right store, or move the file away",
 			ErrRefused, path, u, v.UUID)
-	}
-	e.writersHere, err = e.dir.Writers(v.Writer.Nonce)
-	if err != nil {
-		return fmt.Errorf("%w: %w; move the file away to go on without the chunk memory beside it", ErrRefused, err)
 	}
 	var ours, others int
 	for _, s := range e.memory.Slots() {
@@ -416,7 +436,7 @@ func (e *Engine) judgeMemory(v *layout.Volume) (err error) {
 		return err
 	}
 	e.memory = nil
-	aside, err := e.dir.SetAside()
+	aside, err := e.dir.SetAside(wlog.MemoryFileName)
 	if err != nil {
 		return err
 	}

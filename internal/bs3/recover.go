@@ -101,41 +101,59 @@ func (e *Engine) putFence(ctx context.Context, k key.Key, cond objproxy.Conditio
 	return err
 }
 
-// replay writes again, as objects of ours, what chunk memory holds beyond the
-// end of the log, and waits until the store has it.
+// replay writes again, as objects of ours, what chunk memory and local log
+// hold beyond the end of the log, and waits until the store has it.
 func (e *Engine) replay(ctx context.Context) error {
 	if !e.holdsRecords() {
 		return nil
 	}
-	found, err := e.leftInMemory()
+	memory, err := e.leftInMemory()
 	if err != nil {
 		return err
 	}
-	first, replayed, dropped := e.seq, 0, 0
-	for i, r := range found {
-		if r.Seq < e.seq {
-			continue // the store has it
+	found := leftover{memory: memory, log: e.leftLog}
+	first, replayed := e.seq, 0
+	for {
+		r, ok, err := found.at(e.seq)
+		if err != nil {
+			return fmt.Errorf("%w: %w; without what it holds: --forget-local-log, and move the file away", ErrRefused, err)
 		}
-		if r.Seq > e.seq {
-			if e.sameBoot() {
-				return fmt.Errorf("%w: chunk memory %s: %w: write %d is missing", ErrRefused, e.memory.Path(), wlog.ErrDamaged, e.seq)
-			}
-			dropped = len(found) - i
+		if !ok {
 			break
 		}
+		if r.Block+uint64(r.Blocks) > e.maps.Blocks() {
+			return fmt.Errorf("%w: %w: write %d reaches to block %d of %d", ErrRefused, wlog.ErrDamaged, r.Seq, r.Block+uint64(r.Blocks), e.maps.Blocks())
+		}
 		if err := e.replayEntry(ctx, r); err != nil {
-			return fmt.Errorf("replay chunk memory: %w", err)
+			return fmt.Errorf("replay: %w", err)
 		}
 		replayed++
 		e.opening("replaying writes", replayed, len(found))
 	}
+	if err := e.judgeGap(&found); err != nil {
+		return err
+	}
 	if err := e.flushToStore(ctx); err != nil {
-		return fmt.Errorf("replay chunk memory: %w", err)
+		return fmt.Errorf("replay: %w", err)
 	}
-	if dropped > 0 {
-		e.log.Warn().Int("writes", dropped).Uint64("missing", e.seq).Msg("chunk memory was torn when the machine went down: what follows the first missing write is dropped")
+	e.log.Info().Int("writes", replayed).Int("from_log", found.fromLog).Uint64("first", first).Msg("replayed chunk memory")
+	return nil
+}
+
+// judgeGap judges what lies behind the first sequence number that neither chunk
+// memory nor local log has. A machine that went down may have torn what was not
+// synced; anything else that is missing was lost.
+func (e *Engine) judgeGap(l *leftover) error {
+	if len(l.memory) > 0 && e.sameBoot() {
+		return fmt.Errorf("%w: chunk memory %s: %w: write %d is missing", ErrRefused, e.memory.Path(), wlog.ErrDamaged, e.seq)
 	}
-	e.log.Info().Int("writes", replayed).Uint64("first", first).Msg("replayed chunk memory")
+	if l.log != nil && l.log.Synced() > e.seq && !e.opts.ForgetLocalLog {
+		return fmt.Errorf("%w: local log %s: %w: write %d is missing, and those up to %d were flushed; to go on without them: --forget-local-log",
+			ErrRefused, l.log.Path(), wlog.ErrDamaged, e.seq, l.log.Synced()-1)
+	}
+	if len(l.memory) > 0 || l.log != nil && l.log.Last() > e.seq {
+		e.log.Warn().Uint64("missing", e.seq).Msg("what was not flushed was torn when the machine went down: what follows the first missing write is dropped")
+	}
 	return nil
 }
 
@@ -143,6 +161,9 @@ func (e *Engine) replay(ctx context.Context) error {
 // number. Only a machine that went down may have torn something.
 func (e *Engine) leftInMemory() ([]wlog.Entry, error) {
 	var found []wlog.Entry
+	if e.memory == nil {
+		return nil, nil
+	}
 	for _, s := range e.memory.Slots() {
 		if s.Count() == 0 {
 			continue
@@ -160,11 +181,6 @@ func (e *Engine) leftInMemory() ([]wlog.Entry, error) {
 		found = append(found, entries...)
 	}
 	slices.SortFunc(found, func(a, b wlog.Entry) int { return cmp.Compare(a.Seq, b.Seq) })
-	for _, r := range found {
-		if r.Block+uint64(r.Blocks) > e.maps.Blocks() {
-			return nil, fmt.Errorf("%w: chunk memory %s: %w: write %d reaches to block %d of %d", ErrRefused, e.memory.Path(), wlog.ErrDamaged, r.Seq, r.Block+uint64(r.Blocks), e.maps.Blocks())
-		}
-	}
 	return found, nil
 }
 

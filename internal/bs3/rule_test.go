@@ -30,6 +30,7 @@ type ruleWorld struct {
 	memory  *objtest.Memory
 	root    string
 	writers []*ruleWriter
+	disks   map[string]*simDisk // of local logs, by host
 }
 
 // inRuleWorld runs a scenario in a bubble.
@@ -223,6 +224,12 @@ func (x *ruleWriter) kill() {
 		cancel()
 		_ = x.e.Close(ctx)
 	}
+}
+
+// close ends the daemon in an orderly way.
+func (x *ruleWriter) close() error {
+	x.gone = true
+	return x.e.Close(x.w.t.Context())
 }
 
 // write writes stamp into some blocks.

@@ -35,8 +35,8 @@ func TestRulesFit(t *testing.T) {
 }
 
 // rulesOut are the rules that the engine has today. Still to come with what
-// they belong to: LDUR, LGROUP, LFSYNC, LBOTH, LINTENT (local log), CACHED (a
-// cache that outlives its process), SNAPREC (snapshots).
+// they belong to: CACHED (a cache that outlives its process), SNAPREC
+// (snapshots).
 var rulesOut = []ruleOut{
 	{"VGET", "the version comes from another request than the bytes that were judged", []ruleEdit{{"upload.go", `
 			return false, objproxy.IfVersion(found.version), nil
@@ -122,7 +122,7 @@ var rulesOut = []ruleOut{
 `}}},
 	{"KEEPORPH", "what lies above the end of the log is deleted at open", []ruleEdit{{"open.go", `
 	e.keys = key.NewAllocator(fence + 1)
-	return nil
+	return v, nil
 `, `
 	e.keys = key.NewAllocator(fence + 1)
 	e.wg.Go(func() {
@@ -135,7 +135,7 @@ var rulesOut = []ruleOut{
 			return nil
 		})
 	})
-	return nil
+	return v, nil
 `}}},
 	{"MEMDUR", "what is stored is read from the store, also above the durable key", []ruleEdit{{"read.go", `
 		if c := e.ring.get(r.Loc.Key()); c != nil {
@@ -199,7 +199,7 @@ var rulesOut = []ruleOut{
 		}
 	}
 `}, {"open.go", `
-	aside, err := e.dir.SetAside()
+	aside, err := e.dir.SetAside(wlog.MemoryFileName)
 	if err != nil {
 		return err
 	}
@@ -216,7 +216,7 @@ var rulesOut = []ruleOut{
 		}
 `, `
 `}, {"open.go", `
-	aside, err := e.dir.SetAside()
+	aside, err := e.dir.SetAside(wlog.MemoryFileName)
 	if err != nil {
 		return err
 	}
@@ -224,12 +224,12 @@ var rulesOut = []ruleOut{
 	aside := path
 `}}},
 	{"LJUDGE", "chunk memory is judged at the first try of the claim only", []ruleEdit{{"open.go", `
-		if err := e.judgeMemory(v); err != nil {
+		if err := e.judge(v); err != nil {
 			return nil, err
 		}
 `, `
 		if tried {
-		} else if err := e.judgeMemory(v); err != nil {
+		} else if err := e.judge(v); err != nil {
 			return nil, err
 		}
 		tried = true
@@ -239,24 +239,73 @@ func (e *Engine) claim(ctx context.Context) (*layout.Volume, error) {
 func (e *Engine) claim(ctx context.Context) (*layout.Volume, error) {
 	tried := false
 `}}},
-	{"LSEQ", "replay does not look at sequence numbers", []ruleEdit{{"recover.go", `
-		if r.Seq < e.seq {
-			continue // the store has it
-		}
-		if r.Seq > e.seq {
+	{"LSEQ", "replay does not look at sequence numbers", []ruleEdit{{"openlog.go", `
+	for len(l.memory) > 0 && l.memory[0].Seq < seq { // the store has it
+		l.memory = l.memory[1:]
+	}
+	if len(l.memory) > 0 && l.memory[0].Seq == seq {
+		return l.memory[0], true, nil
+	}
 `, `
-		if false {
+	if len(l.memory) > 0 {
+		next := l.memory[0]
+		l.memory = l.memory[1:]
+		return next, true, nil
+	}
 `}}},
 	{"LOLD", "chunk memory is emptied before what was replayed is stored", []ruleEdit{{"recover.go", `
 	if err := e.flushToStore(ctx); err != nil {
-		return fmt.Errorf("replay chunk memory: %w", err)
+		return fmt.Errorf("replay: %w", err)
 	}
 `, `
 `}}},
 	{"LSHOWN", "intents are never dropped", []ruleEdit{{"open.go", `
-	return e.dir.DropIntents()
+	for _, d := range e.dirs() {
+		if err := d.DropIntents(); err != nil {
+			return err
+		}
+	}
+	return nil
 `, `
 	return nil
+`}}},
+	{"LDUR", "the local log gives up what is stored", []ruleEdit{{"chunk.go", `
+	c.stored = true
+`, `
+	c.stored = true
+	if e.logging.log != nil {
+		e.logging.log.Release(c.obj.Key)
+	}
+`}}},
+	{"LGROUP", "a flush counts a sync that is under way", []ruleEdit{{"locallog.go", `
+			if err := e.syncEnds(ctx, l.ended); err != nil {
+				return err
+			}
+`, `
+			return e.syncEnds(ctx, l.ended)
+`}}},
+	{"LFSYNC", "the local log goes on after a sync that failed", []ruleEdit{{"locallog.go", `
+	e.logging.failed, e.logging.log = err, nil
+`, `
+	e.logging.failed = err
+`}}},
+	{"LBOTH", "of local log and chunk memory the log is replayed, if there is one", []ruleEdit{{"recover.go", `
+	found := leftover{memory: memory, log: e.leftLog}
+`, `
+	found := leftover{memory: memory, log: e.leftLog}
+	if e.leftLog != nil && e.leftLog.Frames() > 0 {
+		found.memory = nil
+	}
+`}}},
+	{"LINTENT", "the intents are in the state directory alone", []ruleEdit{{"open.go", `
+		for _, d := range e.dirs() {
+			if err := d.AddIntent(`, `
+		for _, d := range e.dirs()[:min(1, len(e.dirs()))] {
+			if err := d.AddIntent(`}}},
+	{"LNONCE'", "the local log is replayed whosever it is", []ruleEdit{{"openlog.go", `
+	ours := e.leftLog != nil && e.leftLog.Header().UUID == v.UUID && e.writersHere[e.leftLog.Header().Nonce]
+`, `
+	ours := e.leftLog != nil && e.leftLog.Header().UUID == v.UUID
 `}}},
 	{"ATOMIC", "a checkpoint seals, and freezes a moment later", []ruleEdit{{"checkpoint.go", `
 	last := e.sealThrough()

@@ -4,7 +4,7 @@ package bs3
 type Status struct {
 	UUID      string `json:"uuid"`
 	Epoch     uint64 `json:"epoch"`
-	Mode      string `json:"mode"`       // what a flush means: durable or barrier
+	Mode      string `json:"mode"`       // what a flush means: durable, local log or barrier
 	Size      int64  `json:"size"`       // bytes
 	BlockSize int    `json:"block_size"` // bytes
 	Failed    string `json:"failed,omitempty"`
@@ -17,6 +17,8 @@ type Status struct {
 	Slots          int `json:"slots"`
 	WritersWaiting int `json:"writers_waiting"` // for chunk memory
 
+	LocalLog *LogStatus `json:"local_log,omitempty"` // nil in a mode without one
+
 	Objects     int   `json:"objects"`      // of the log
 	StoredBytes int64 `json:"stored_bytes"` // their data blocks
 	LiveBytes   int64 `json:"live_bytes"`   // of them, what the map needs
@@ -28,12 +30,24 @@ type Status struct {
 	Collected    GCReport `json:"collected"`     // by all garbage collections
 }
 
-// Mode is what a flush of the volume means.
+// Mode is what a flush of the volume means: durable, local log or barrier. A
+// local log that has failed leaves durable.
 func (e *Engine) Mode() string {
-	if e.opts.Durable {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.mode()
+}
+
+func (e *Engine) mode() string {
+	switch {
+	case e.opts.Durable:
+		return "durable"
+	case e.opts.CachePath == "":
+		return "barrier"
+	case e.logging.log == nil:
 		return "durable"
 	}
-	return "barrier"
+	return "local log"
 }
 
 // Status tells how the volume is doing. It sends no request.
@@ -42,11 +56,12 @@ func (e *Engine) Status() Status {
 	defer e.mu.Unlock()
 	objects, live, total := e.maps.Totals()
 	s := Status{
-		UUID: e.uuid.String(), Epoch: e.epoch, Mode: e.Mode(), Size: e.opts.Size, BlockSize: e.blockSize,
+		UUID: e.uuid.String(), Epoch: e.epoch, Mode: e.mode(), Size: e.opts.Size, BlockSize: e.blockSize,
 		NextKey: uint64(e.keys.Next()), DurableKey: uint64(e.durable),
 		ChunksInMemory: int(e.keys.Next() - e.durable - 1), FreeSlots: len(e.free), Slots: e.slots(), WritersWaiting: len(e.writers.line),
 		Objects: objects, StoredBytes: int64(total) * int64(e.blockSize), LiveBytes: int64(live) * int64(e.blockSize),
 		LogObjects: e.sinceCheckpoint.objects, LogBytes: e.sinceCheckpoint.bytes,
+		LocalLog:     e.logStatus(),
 		WrittenBytes: e.written, Collected: e.collected,
 	}
 	if e.closed != nil {

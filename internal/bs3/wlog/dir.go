@@ -3,6 +3,7 @@ package wlog
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -14,7 +15,14 @@ import (
 // ErrLocked says that another living process uses the directory.
 var ErrLocked = errors.New("in use by another daemon")
 
-// Dir is a locked state directory.
+// The files of a directory that can be set aside.
+const (
+	MemoryFileName = "memory"
+	LogFileName    = "log"
+)
+
+// Dir is a locked directory of one daemon: that of its state, or of its local
+// log and cache.
 type Dir struct {
 	path string
 	lock *os.File
@@ -25,19 +33,19 @@ type Dir struct {
 // the holder's pid) if another process has it.
 func LockDir(path string) (*Dir, error) {
 	if err := os.MkdirAll(path, 0o700); err != nil {
-		return nil, fmt.Errorf("make the state directory: %w", err)
+		return nil, fmt.Errorf("make the directory: %w", err)
 	}
 	f, err := os.OpenFile(filepath.Join(path, "lock"), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
-		return nil, fmt.Errorf("open the lock of the state directory: %w", err)
+		return nil, fmt.Errorf("open the lock of the directory: %w", err)
 	}
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		holder, _ := os.ReadFile(f.Name()) // only to name it
 		_ = f.Close()
 		if errors.Is(err, unix.EWOULDBLOCK) {
-			return nil, fmt.Errorf("state directory %s: %w (pid %s)", path, ErrLocked, strings.TrimSpace(string(holder)))
+			return nil, fmt.Errorf("directory %s: %w (pid %s)", path, ErrLocked, strings.TrimSpace(string(holder)))
 		}
-		return nil, fmt.Errorf("lock the state directory %s: %w", path, err)
+		return nil, fmt.Errorf("lock the directory %s: %w", path, err)
 	}
 	d := &Dir{path: path, lock: f}
 	if err := d.writePID(); err != nil {
@@ -69,7 +77,30 @@ func (d *Dir) file(name string) string { return filepath.Join(d.path, name) }
 func (d *Dir) sync() error {
 	f, err := os.Open(d.path)
 	if err != nil {
-		return fmt.Errorf("sync the state directory: %w", err)
+		return fmt.Errorf("sync the directory %s: %w", d.path, err)
 	}
 	return errors.Join(f.Sync(), f.Close())
+}
+
+// SetAside renames a file so that no later open takes it for its own, and
+// returns where it is now.
+func (d *Dir) SetAside(name string) (string, error) {
+	for n := 1; ; n++ {
+		to := fmt.Sprintf("%s.aside-%d", d.file(name), n)
+		if _, err := os.Lstat(to); err == nil {
+			continue
+		}
+		if err := os.Rename(d.file(name), to); err != nil {
+			return "", fmt.Errorf("set %s aside: %w", d.file(name), err)
+		}
+		return to, d.sync()
+	}
+}
+
+// RemoveLog removes the local log, if there is one.
+func (d *Dir) RemoveLog() error {
+	if err := os.Remove(d.file(LogFileName)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("remove the local log: %w", err)
+	}
+	return d.sync()
 }

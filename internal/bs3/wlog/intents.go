@@ -13,7 +13,7 @@ import (
 	"bs3/internal/bs3/layout"
 )
 
-// ErrDamaged says that a file of the state directory does not hold what it
+// ErrDamaged says that a file of a directory does not hold what it
 // should. It is wrapped with the file and what is wrong.
 var ErrDamaged = errors.New("damaged")
 
@@ -71,14 +71,19 @@ func (d *Dir) Intent(nonce layout.Nonce) (Intent, bool, error) {
 	return Intent{}, false, err
 }
 
-// Writers gives the nonces whose chunk memory is ours if the volume record
-// names the writer recorded: that writer, and those it leads to through the
-// chain of our own claims that never served. An intent of the same nonce that
-// came later replaces an earlier one: the claim was tried again.
-func (d *Dir) Writers(recorded layout.Nonce) (map[layout.Nonce]bool, error) {
-	list, err := d.intents()
-	if err != nil {
-		return nil, err
+// Writers gives the nonces whose chunk memory and local log are ours if the
+// volume record names the writer recorded: that writer, and those it leads to
+// through the chain of our own claims that never served, as the directories
+// tell. An intent of the same nonce that came later replaces an earlier one:
+// the claim was tried again.
+func Writers(recorded layout.Nonce, dirs ...*Dir) (map[layout.Nonce]bool, error) {
+	var list []Intent
+	for _, d := range dirs {
+		some, err := d.intents()
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, some...)
 	}
 	replaces := make(map[layout.Nonce]layout.Nonce, len(list))
 	for _, in := range list {

@@ -12,8 +12,6 @@ import (
 	"bs3/internal/bs3/layout"
 )
 
-const memoryFile = "memory"
-
 // Memory is the chunk memory: a header page and a pool of slots in a file
 // that is mapped shared. What is stored there survives the process, not the
 // machine.
@@ -35,7 +33,7 @@ func NewHeapMemory(h *layout.MemoryHeader) *Memory {
 // OpenMemory maps the chunk memory an earlier daemon left. fs.ErrNotExist
 // (wrapped) if there is none; ErrDamaged if the file is not one.
 func (d *Dir) OpenMemory() (*Memory, error) {
-	path := d.file(memoryFile)
+	path := d.file(MemoryFileName)
 	f, err := os.OpenFile(path, os.O_RDWR, 0)
 	if err != nil {
 		return nil, fmt.Errorf("open the chunk memory: %w", err)
@@ -61,7 +59,7 @@ func (d *Dir) OpenMemory() (*Memory, error) {
 // its space is taken now: a hole in a full tmpfs would kill the process when
 // it is first touched.
 func (d *Dir) CreateMemory(h *layout.MemoryHeader) (m *Memory, err error) {
-	path := d.file(memoryFile)
+	path := d.file(MemoryFileName)
 	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("replace the chunk memory: %w", err)
 	}
@@ -147,19 +145,4 @@ func (m *Memory) Close() error {
 		return fmt.Errorf("unmap the chunk memory: %w", err)
 	}
 	return nil
-}
-
-// SetAside renames the chunk memory so that no later open takes it for its
-// own, and returns where it is now.
-func (d *Dir) SetAside() (string, error) {
-	for n := 1; ; n++ {
-		to := fmt.Sprintf("%s.aside-%d", d.file(memoryFile), n)
-		if _, err := os.Lstat(to); err == nil {
-			continue
-		}
-		if err := os.Rename(d.file(memoryFile), to); err != nil {
-			return "", fmt.Errorf("set the chunk memory aside: %w", err)
-		}
-		return to, d.sync()
-	}
 }

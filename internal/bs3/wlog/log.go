@@ -1,0 +1,213 @@
+package wlog
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"slices"
+
+	"golang.org/x/sys/unix"
+
+	"bs3/internal/bs3/key"
+	"bs3/internal/bs3/layout"
+)
+
+// Log is the local log: a ring of frames in one file whose blocks are all
+// taken and written, so that to sync it is to write what was written, and
+// nothing of the file system. Its calls need a lock of the caller's, but for
+// Write and Sync, which one goroutine at a time may call beside the others.
+type Log struct {
+	head     layout.LogHeader
+	file     LogFile
+	path     string
+	position int64    // given out
+	inUse    []extent // oldest first, of ascending keys
+	found    []found  // what OpenLog found, by sequence number
+	synced   uint64   // the highest that a frame found says of those before it
+	heads    []byte   // of the frames being written
+	parts    [][]byte
+	zeros    [layout.LogAlign]byte
+}
+
+// extent is a part of the ring that holds frames of one object.
+type extent struct {
+	key      key.Key
+	from, to int64 // positions
+}
+
+// CreateLog makes an empty log of that many bytes in place of what is there.
+// It takes a while: all of it is written.
+func (d *Dir) CreateLog(ctx context.Context, size int64, open OpenLogFile) (*Log, error) {
+	l := &Log{head: layout.LogHeader{BlockSize: 512, Size: size &^ (layout.LogAlign - 1)}, path: d.file(LogFileName)}
+	if err := l.create(ctx); err != nil {
+		_ = os.Remove(l.path + ".new")
+		return nil, fmt.Errorf("make the local log %s of %d MiB: %w", l.path, size>>20, err)
+	}
+	if err := d.sync(); err != nil {
+		return nil, err
+	}
+	var err error
+	l.file, err = open(l.path)
+	return l, err
+}
+
+func (l *Log) create(ctx context.Context) error {
+	if err := os.Remove(l.path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	f, err := os.OpenFile(l.path+".new", os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	total := layout.LogHeaderSize + l.head.Size
+	// Where this does not work, writing will tell whether there is room.
+	if err := unix.Fallocate(int(f.Fd()), 0, 0, total); errors.Is(err, unix.ENOSPC) {
+		return err
+	}
+	if _, err := f.Write(layout.AppendLogHeader(nil, &l.head)); err != nil {
+		return err
+	}
+	zeros := make([]byte, 1<<20)
+	for at := int64(layout.LogHeaderSize); at < total; at += int64(len(zeros)) {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		if _, err := f.Write(zeros[:min(int64(len(zeros)), total-at)]); err != nil {
+			return err
+		}
+	}
+	if err := f.Sync(); err != nil {
+		return err
+	}
+	return os.Rename(f.Name(), l.path)
+}
+
+// Path is the file, for messages.
+func (l *Log) Path() string { return l.path }
+
+// Header is what the file says of itself.
+func (l *Log) Header() layout.LogHeader { return l.head }
+
+// Close closes the file.
+func (l *Log) Close() error { return l.file.Close() }
+
+// Own makes the log empty, and that of a writer: from now on only its frames
+// count. The zero nonce leaves it to the next one. It is synced.
+func (l *Log) Own(uuid layout.UUID, nonce layout.Nonce, blockSize int) error {
+	l.head.UUID, l.head.Nonce, l.head.BlockSize = uuid, nonce, uint32(blockSize)
+	l.position, l.inUse, l.found, l.synced = 0, nil, nil, 0
+	if err := l.file.Writev([][]byte{layout.AppendLogHeader(nil, &l.head)}, 0); err != nil {
+		return fmt.Errorf("local log %s: %w", l.path, err)
+	}
+	return l.Sync()
+}
+
+// Addition is a frame to be written, and its data.
+type Addition struct {
+	layout.Frame
+	Data []byte
+}
+
+// Reserve gives the frames their places, if there is room for all of them.
+// Their keys do not descend, from one call to the next either.
+func (l *Log) Reserve(batch []Addition) bool {
+	position, n := l.position, len(l.inUse)
+	var last extent
+	if n > 0 {
+		last = l.inUse[n-1]
+	}
+	for i := range batch {
+		if !l.reserve(&batch[i].FrameHeader) {
+			l.position, l.inUse = position, l.inUse[:n]
+			if n > 0 {
+				l.inUse[n-1] = last
+			}
+			return false
+		}
+	}
+	return true
+}
+
+func (l *Log) reserve(h *layout.FrameHeader) bool {
+	at, size := l.position, h.Size()
+	if rest := l.head.Size - at%l.head.Size; size > rest {
+		at += rest // no frame goes over the end
+	}
+	oldest := at
+	if len(l.inUse) > 0 {
+		oldest = l.inUse[0].from
+	}
+	if at+size-oldest > l.head.Size {
+		return false
+	}
+	h.Position = at
+	if n := len(l.inUse) - 1; n >= 0 && l.inUse[n].key == h.Key {
+		l.inUse[n].to = at + size
+	} else {
+		l.inUse = append(l.inUse, extent{h.Key, at, at + size})
+	}
+	l.position = at + size
+	return true
+}
+
+// Release gives the room of frames of keys up to durable to new ones.
+func (l *Log) Release(durable key.Key) {
+	n := 0
+	for n < len(l.inUse) && l.inUse[n].key <= durable {
+		n++
+	}
+	l.inUse = slices.Delete(l.inUse, 0, n)
+}
+
+// Used is how many bytes of the ring are needed.
+func (l *Log) Used() int64 {
+	if len(l.inUse) == 0 {
+		return 0
+	}
+	return l.position - l.inUse[0].from
+}
+
+// Write writes frames where Reserve has put them, without syncing. When it
+// fails nothing is known of what the disk has of them.
+func (l *Log) Write(batch []Addition) error {
+	l.heads = l.heads[:0]
+	size := 0
+	for i := range batch {
+		size += int(batch[i].HeadSize())
+	}
+	l.heads = slices.Grow(l.heads, size) // so that what parts point to stays where it is
+	for len(batch) > 0 {
+		n, from, to := 0, batch[0].Position, batch[0].Position
+		l.parts = l.parts[:0]
+		for ; n < len(batch) && batch[n].Position == to && (n == 0 || to%l.head.Size != 0); n++ {
+			start := len(l.heads)
+			l.heads = layout.AppendFrame(l.heads, &batch[n].Frame)
+			l.parts = append(l.parts, l.heads[start:])
+			if len(batch[n].Data) > 0 {
+				l.parts = append(l.parts, batch[n].Data)
+			}
+			if rest := batch[n].Size() - batch[n].HeadSize() - batch[n].DataSize(); rest > 0 {
+				l.parts = append(l.parts, l.zeros[:rest])
+			}
+			to += batch[n].Size()
+		}
+		if err := l.file.Writev(l.parts, layout.LogHeaderSize+from%l.head.Size); err != nil {
+			return fmt.Errorf("local log %s: %w", l.path, err)
+		}
+		batch = batch[n:]
+	}
+	clear(l.parts[:cap(l.parts)])
+	return nil
+}
+
+// Sync makes durable what was written before. After a failure the disk may
+// have lost it, whatever a later Sync says.
+func (l *Log) Sync() error {
+	if err := l.file.Datasync(); err != nil {
+		return fmt.Errorf("sync the local log %s: %w", l.path, err)
+	}
+	return nil
+}

@@ -1,0 +1,171 @@
+package wlog
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+
+	"bs3/internal/bs3/layout"
+)
+
+// found is a frame that verified when the log was opened.
+type found struct {
+	offset      int64  // in the file
+	first, next uint64 // sequence numbers: of its first record, after its last
+}
+
+// OpenLog opens the local log that an earlier daemon left and looks for the
+// frames of its owner, which means to read all of it unless it has none.
+// fs.ErrNotExist (wrapped) if there is no log; ErrDamaged if the file is not
+// one; other errors are the disk's.
+func (d *Dir) OpenLog(open OpenLogFile) (l *Log, err error) {
+	l = &Log{path: d.file(LogFileName)}
+	if l.file, err = open(l.path); err != nil {
+		return nil, err
+	}
+	if err := l.readHeader(); err != nil {
+		return nil, errors.Join(fmt.Errorf("local log %s: %w", l.path, err), l.file.Close())
+	}
+	if l.head.Nonce == (layout.Nonce{}) {
+		return l, nil
+	}
+	if err := l.scan(); err != nil {
+		return nil, errors.Join(fmt.Errorf("read the local log %s: %w", l.path, err), l.file.Close())
+	}
+	return l, nil
+}
+
+func (l *Log) readHeader() error {
+	page := make([]byte, layout.LogHeaderSize)
+	if _, err := l.file.ReadAt(page, 0); errors.Is(err, io.EOF) {
+		return fmt.Errorf("%w: shorter than its header", ErrDamaged)
+	} else if err != nil {
+		return err
+	}
+	h, err := layout.DecodeLogHeader(page)
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrDamaged, err)
+	}
+	st, err := os.Stat(l.path)
+	if err != nil {
+		return err
+	}
+	if st.Size() != layout.LogHeaderSize+h.Size {
+		return fmt.Errorf("%w: it has %d bytes, its header says %d", ErrDamaged, st.Size(), layout.LogHeaderSize+h.Size)
+	}
+	l.head = *h
+	return nil
+}
+
+// scan finds every frame of the owner that verifies. Any page may be the first
+// of one: what was there before is as it was, torn, or partly written over.
+func (l *Log) scan() error {
+	window := make([]byte, 1<<20)
+	have, from := 0, int64(0) // window[:have] is what lies in the ring from from on
+	for at := int64(0); at < l.head.Size; {
+		if at >= from+int64(have) {
+			from, have = at, int(min(int64(len(window)), l.head.Size-at))
+			if _, err := l.file.ReadAt(window[:have], layout.LogHeaderSize+from); err != nil {
+				return err
+			}
+		}
+		size := int64(layout.LogAlign)
+		h, err := layout.DecodeFrameHeader(window[at-from : have])
+		if err == nil && l.mine(h, at) {
+			f, _, err := l.read(layout.LogHeaderSize + at)
+			switch {
+			case err == nil:
+				l.found = append(l.found, found{layout.LogHeaderSize + at, f.FirstSeq, f.NextSeq()})
+				l.synced = max(l.synced, f.Synced)
+				size = f.Size()
+			case !errors.Is(err, layout.ErrDamaged):
+				return err
+			}
+		}
+		at += size
+	}
+	slices.SortFunc(l.found, func(a, b found) int { return cmp.Compare(a.first, b.first) })
+	return nil
+}
+
+// mine says whether a frame at that place of the ring can be the owner's.
+func (l *Log) mine(h layout.FrameHeader, at int64) bool {
+	return h.UUID == l.head.UUID && h.Nonce == l.head.Nonce && h.BlockSize == l.head.BlockSize &&
+		h.Position%l.head.Size == at && h.Size() <= l.head.Size-at
+}
+
+// read reads and verifies the frame at an offset of the file.
+func (l *Log) read(offset int64) (*layout.Frame, []byte, error) {
+	fixed := make([]byte, layout.FrameHeaderSize)
+	if _, err := l.file.ReadAt(fixed, offset); err != nil {
+		return nil, nil, err
+	}
+	h, err := layout.DecodeFrameHeader(fixed)
+	if err != nil {
+		return nil, nil, err
+	}
+	b := make([]byte, h.HeadSize()+h.DataSize())
+	if _, err := l.file.ReadAt(b, offset); err != nil {
+		return nil, nil, err
+	}
+	f, err := layout.DecodeFrame(b)
+	if err != nil {
+		return nil, nil, err
+	}
+	data := b[f.HeadSize():]
+	return f, data, f.VerifyData(data)
+}
+
+// Frames is how many frames of the owner OpenLog has found.
+func (l *Log) Frames() int { return len(l.found) }
+
+// Synced is a sequence number below which everything was synced in the log, or
+// stored, according to the frames found: where one is in neither the disk has
+// lost it.
+func (l *Log) Synced() uint64 { return l.synced }
+
+// Last is the sequence number after that of the last record found; 0 if there
+// is none.
+func (l *Log) Last() (next uint64) {
+	for _, f := range l.found {
+		next = max(next, f.next)
+	}
+	return next
+}
+
+// Entries gives the records of a frame found that has the one of sequence
+// number seq, from that one on; none if no frame has it. It is called with
+// ascending numbers. Errors: ErrDamaged, those of the disk.
+func (l *Log) Entries(seq uint64) ([]Entry, error) {
+	n := 0
+	for n < len(l.found) && l.found[n].next <= seq {
+		n++
+	}
+	l.found = l.found[n:]
+	if len(l.found) == 0 || l.found[0].first > seq {
+		return nil, nil
+	}
+	f, data, err := l.read(l.found[0].offset)
+	if errors.Is(err, layout.ErrDamaged) || errors.Is(err, layout.ErrMagic) {
+		err = fmt.Errorf("%w: %w", ErrDamaged, err) // it was whole a moment ago
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read the local log %s: %w", l.path, err)
+	}
+	var entries []Entry
+	for _, r := range f.Records {
+		e := Entry{Record: r}
+		if r.Kind == layout.KindWrite {
+			from, n := int(r.Index), int(r.Blocks)
+			e.Data = data[from*int(f.BlockSize):][:n*int(f.BlockSize)]
+			e.CRCs = f.CRCs[from : from+n]
+		}
+		if r.Seq >= seq {
+			entries = append(entries, e)
+		}
+	}
+	return entries, nil
+}
