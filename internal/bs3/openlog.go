@@ -177,6 +177,18 @@ type leftover struct {
 	fromLog int // entries that only the log had
 }
 
+// upTo is how many entries there may be from sequence number first on.
+func (l *leftover) upTo(first uint64) int {
+	next := first
+	if n := len(l.memory); n > 0 {
+		next = l.memory[n-1].Seq + 1
+	}
+	if l.log != nil {
+		next = max(next, l.log.Last())
+	}
+	return int(next - first)
+}
+
 // at gives the entry with sequence number seq; ok is false if neither has it. It
 // is called with ascending numbers.
 func (l *leftover) at(seq uint64) (entry wlog.Entry, ok bool, err error) {

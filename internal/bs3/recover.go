@@ -128,7 +128,7 @@ func (e *Engine) replay(ctx context.Context) error {
 			return fmt.Errorf("replay: %w", err)
 		}
 		replayed++
-		e.opening("replaying writes", replayed, len(found))
+		e.opening("replaying writes", replayed, found.upTo(first))
 	}
 	if err := e.judgeGap(&found); err != nil {
 		return err

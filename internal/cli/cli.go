@@ -32,6 +32,7 @@ type app struct {
 	path     string // of the configuration file
 	local    bool   // use the built-in configuration for trying
 	takeover bool   // as if the configuration said takeover = "auto"
+	forget   bool   // open without the local log that the volume may need
 }
 
 func newRoot(a *app) *cobra.Command {
@@ -54,6 +55,8 @@ func newRoot(a *app) *cobra.Command {
 	for _, daemon := range []*cobra.Command{root, run} {
 		daemon.Flags().BoolVar(&a.takeover, "takeover", false,
 			"open the volume even if another host did not release it, and fence that host off")
+		daemon.Flags().BoolVar(&a.forget, "forget-local-log", false,
+			"open the volume even if a local log that is not here may hold flushed writes, which are lost then")
 	}
 	root.AddCommand(
 		run,

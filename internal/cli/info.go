@@ -85,6 +85,9 @@ func printInfo(out io.Writer, v *bs3.VolumeInfo) error {
 	row("epoch", "%d, %s", v.Epoch, state)
 	row("writer", "%s (machine %s), pid %d, since %s, state %s", v.Writer.Host, v.Writer.Machine, v.Writer.PID,
 		v.Writer.Since.Format(time.RFC3339), v.Writer.StatePath)
+	if l := v.LocalLog; l != nil {
+		row("local log", "in %s of host %s (machine %s): it may hold flushed writes", l.Path, l.Hostname, l.Host)
+	}
 	row("checkpoints", "%d", len(v.Checkpoints))
 	row("as of the newest", "%d objects, %s of data, %s of it live", v.Objects, size(v.StoredBytes), size(v.LiveBytes))
 	row("log after it", "%d objects, %s of data", v.LogObjects, size(v.LogBytes))

@@ -38,6 +38,12 @@ func openVolume(ctx context.Context, c config.Config, h *health, log zerolog.Log
 	if err != nil {
 		return nil, fmt.Errorf("state.path %s: %w", c.State.Path, err)
 	}
+	cache := c.Cache.Path
+	if cache != "" {
+		if cache, err = filepath.Abs(cache); err != nil {
+			return nil, fmt.Errorf("cache.path %s: %w", c.Cache.Path, err)
+		}
+	}
 	host, err := bs3.LocalHost()
 	if err != nil {
 		return nil, err
@@ -65,6 +71,10 @@ func openVolume(ctx context.Context, c config.Config, h *health, log zerolog.Log
 		ReadCache: int64(c.Read.CacheSize) * config.MB,
 		Readahead: int64(c.Read.Readahead) * config.MB,
 		StatePath: state,
+
+		CachePath:      cache,
+		LogSize:        logSize(c),
+		ForgetLocalLog: c.ForgetLocalLog,
 
 		CheckpointInterval: c.Checkpoint.IntervalTime(),
 		SkipCheckpoint:     c.SkipCheckpoint,
@@ -96,6 +106,16 @@ func openVolume(ctx context.Context, c config.Config, h *health, log zerolog.Log
 				Str("mode", engine.Mode()).Int64("gb", c.Size)
 		},
 	}, nil
+}
+
+// logSize is the size of the local log in bytes. What chunk memory holds fits,
+// also where each block of 4 KiB was flushed alone; smaller blocks that are
+// flushed one by one may find it full, and wait for the store.
+func logSize(c config.Config) int64 {
+	if c.Write.Durable || c.Cache.Path == "" {
+		return 0
+	}
+	return min(4*int64(c.Write.Memory)*config.MB, int64(c.Cache.Size)*config.GB/2)
 }
 
 func gcOptions(c config.Config) bs3.GCOptions {

@@ -35,10 +35,18 @@ func printStatus(out io.Writer, s status, now time.Time) error {
 	row("volume", "%s, %s in blocks of %d B", s.UUID, size(s.Size), s.BlockSize)
 	row("epoch", "%d", s.Epoch)
 	meaning := "a flush waits for the store"
-	if s.Mode != "durable" {
+	switch s.Mode {
+	case "local log":
+		meaning = "a flush waits for the local log"
+	case "barrier":
 		meaning = "a flush keeps the order and waits for nothing"
 	}
 	row("mode", "%s: %s", s.Mode, meaning)
+	if l := s.LocalLog; l != nil && l.Failed != "" {
+		row("local log", "in %s, failed: %s", l.Path, l.Failed)
+	} else if l != nil {
+		row("local log", "in %s, %s of %s hold what the store has not; full at %d flushes", l.Path, size(l.Used), size(l.Size), l.FullFlushes)
+	}
 	if s.Failed != "" {
 		row("failed", "%s", s.Failed)
 	}

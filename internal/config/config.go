@@ -55,6 +55,9 @@ type Config struct {
 	// Name is the base name of the file without its extension. It names the
 	// default state directory and the NBD export.
 	Name string `toml:"-"`
+	// ForgetLocalLog is no key, but for one start: the volume is opened also if a
+	// local log that is not here may hold flushed writes.
+	ForgetLocalLog bool `toml:"-"`
 
 	Null        bool   `toml:"null" env:"BS3_NULL" env-description:"Serve a device that drops writes and reads zeros, to measure the transport"`
 	Store       string `toml:"store" env:"BS3_STORE" env-description:"Where the objects live: s3 or dir"`
@@ -131,7 +134,7 @@ type Ublk struct {
 
 // Write is the way of a write.
 type Write struct {
-	Durable       bool `toml:"durable" env:"BS3_WRITE_DURABLE" env-description:"true: a flush waits until all before it is in the store; false: it only keeps the order"`
+	Durable       bool `toml:"durable" env:"BS3_WRITE_DURABLE" env-description:"true: a flush waits until all before it is in the store; false: until it is in the local log (cache.path), or without one it only keeps the order"`
 	BufSize       int  `toml:"shared_buffer_size" env:"BS3_WRITE_BUFSIZE" env-description:"BUSE: memory per thread shared with the kernel for writes, in MB"`
 	ChunkSize     int  `toml:"chunk_size" env:"BS3_WRITE_CHUNKSIZE" env-description:"Data of one object in MB; fixed when the volume is made"`
 	CollisionSize int  `toml:"collision_chunk_size" env:"BS3_WRITE_COLSIZE" env-description:"BUSE: size of the areas whose writes the kernel numbers, in MB"`
@@ -148,8 +151,8 @@ type Read struct {
 
 // Cache is the local log and the disk cache.
 type Cache struct {
-	Path string `toml:"path" env:"BS3_CACHE_PATH" env-description:"Directory of the local log and the disk cache; empty = neither" later:"the local log and the disk cache"`
-	Size int    `toml:"size" env:"BS3_CACHE_SIZE" env-description:"Size of the disk cache in GB" later:"the local log and the disk cache"`
+	Path string `toml:"path" env:"BS3_CACHE_PATH" env-description:"Directory of the local log and the disk cache; empty = neither"`
+	Size int    `toml:"size" env:"BS3_CACHE_SIZE" env-description:"Size of both together in GB"`
 }
 
 // Checkpoint is when the map is written to the store.
@@ -206,6 +209,7 @@ func Default() Config {
 			Linger:        1000,
 		},
 		Read:         Read{BufSize: 32, CacheSize: 256, Readahead: 32},
+		Cache:        Cache{Size: 4},
 		Checkpoint:   Checkpoint{Interval: 60},
 		GC:           GC{Step: 1024, LiveData: 0.3, IdleTimeout: 200, Wait: 600, MaxGarbage: 0.5},
 		Log:          Log{Level: 1, Pretty: true},

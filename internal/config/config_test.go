@@ -300,7 +300,7 @@ func TestSyntaxError(t *testing.T) {
 func TestNotYet(t *testing.T) {
 	noEnvironment(t)
 	for _, key := range []string{
-		"cache.path", "cache.size", "control.listen", "nbd.tls_cert", "nbd.tls_key", "nbd.tls_ca",
+		"control.listen", "nbd.tls_cert", "nbd.tls_key", "nbd.tls_ca",
 	} {
 		c := Default()
 		c.fill("x")
@@ -333,6 +333,11 @@ func TestRules(t *testing.T) {
 	}{
 		{"", func(*Config) {}},
 		{"size", func(c *Config) { c.Size = 0 }},
+		{"", func(c *Config) { c.Cache.Path = "/var/cache/bs3" }},
+		{"cache.path", func(c *Config) { c.State.Path, c.Cache.Path = "/var/bs3", "/var/bs3/" }},
+		{"cache.path", func(c *Config) { c.Store, c.Dir.Path, c.Cache.Path = StoreDir, "/srv", "/srv/cache" }},
+		{"cache.size", func(c *Config) { c.Cache.Size = 0 }},
+		{"cache.size", func(c *Config) { c.Cache.Size = 1<<16 + 1 }},
 		{"size", func(c *Config) { c.Size = -1 }},
 		{"", func(c *Config) { c.Size = 1 << 20 }},
 		{"size", func(c *Config) { c.Size = 1<<20 + 1 }},

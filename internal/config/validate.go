@@ -62,6 +62,7 @@ const (
 	maxIO         = 32 * MB   // bytes: NBD knows no larger request
 	maxWorkers    = 4096      // connections of one kind
 	maxMemory     = 1 << 20   // MB
+	maxCacheSize  = 1 << 16   // GB
 	maxLinger     = 600_000   // ms
 	maxInterval   = 7 * 86400 // s
 	maxStep       = 1 << 20   // blocks
@@ -209,6 +210,7 @@ func (c Config) checkWrite(k *checker) {
 	k.between(int64(c.Write.Linger), "write.linger", 1, maxLinger, " ms")
 	k.between(int64(c.Read.CacheSize), "read.cache_size", 0, maxMemory, " MB")
 	k.between(int64(c.Read.Readahead), "read.readahead", 0, maxMemory, " MB")
+	k.between(int64(c.Cache.Size), "cache.size", 1, maxCacheSize, " GB")
 	k.between(int64(c.Checkpoint.Interval), "checkpoint.interval", 1, maxInterval, " s")
 }
 
@@ -234,9 +236,13 @@ func (c Config) checkPaths(k *checker) {
 	network, address, err := c.NBD.Address()
 	hasSocket := err == nil && network == "unix"
 	k.require(!hasSocket || filepath.Clean(c.Control.Socket) != filepath.Clean(address), "control.socket", "must not be the socket of nbd.listen")
+	k.require(c.Cache.Path == "" || apart(c.Cache.Path, c.State.Path), "cache.path",
+		"must be neither state.path (%s) nor inside it nor around it", c.State.Path)
 	if c.Store != StoreDir || c.Dir.Path == "" {
 		return
 	}
+	k.require(c.Cache.Path == "" || apart(c.Cache.Path, c.Dir.Path), "cache.path",
+		"must be neither dir.path (%s) nor inside it nor around it", c.Dir.Path)
 	k.require(apart(c.Dir.Path, c.State.Path), "dir.path",
 		"must be neither state.path (%s) nor inside it nor around it", c.State.Path)
 	k.require(!hasSocket || !within(address, c.Dir.Path), "nbd.listen", "must not be inside dir.path (%s)", c.Dir.Path)

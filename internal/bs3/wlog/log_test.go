@@ -1,0 +1,386 @@
+package wlog
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io/fs"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"bs3/internal/bs3/key"
+	"bs3/internal/bs3/layout"
+)
+
+const logBlock = 512
+
+var logUUID, logNonce = layout.UUID{1}, layout.Nonce{2}
+
+// newLog makes a log of so many pages that is owned.
+func newLog(t testing.TB, dir *Dir, pages int64) *Log {
+	t.Helper()
+	l, err := dir.CreateLog(t.Context(), pages*layout.LogAlign, OpenFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Own(logUUID, logNonce, logBlock); err != nil {
+		t.Fatal(err)
+	}
+	return l
+}
+
+func lockDir(t testing.TB) *Dir {
+	t.Helper()
+	dir, err := LockDir(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = dir.Close() })
+	return dir
+}
+
+// addition is a frame with a write of so many blocks and a discard.
+func addition(k key.Key, seq, synced uint64, blocks int) Addition {
+	data := bytes.Repeat([]byte{byte(seq), byte(seq >> 8), byte(blocks), 7}, blocks*logBlock/4)
+	a := Addition{Data: data, Frame: layout.Frame{FrameHeader: layout.FrameHeader{
+		UUID: logUUID, Nonce: logNonce, Key: k, FirstSeq: seq, Synced: synced, BlockSize: logBlock, Blocks: uint32(blocks), Records: 2,
+	}}}
+	for at := 0; at < len(data); at += logBlock {
+		a.CRCs = append(a.CRCs, layout.CRC(data[at:at+logBlock]))
+	}
+	a.Records = []layout.Record{
+		{Block: seq, Blocks: uint32(blocks), Kind: layout.KindWrite, Index: 40, Seq: seq}, // of the object: not what the frame says
+		{Block: 1000 + seq, Blocks: 3, Kind: layout.KindZero, Seq: seq + 1},
+	}
+	return a
+}
+
+func write(t testing.TB, l *Log, batch ...Addition) {
+	t.Helper()
+	if !l.Reserve(batch) {
+		t.Fatal("there is no room")
+	}
+	if err := l.Write(batch); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func reopen(t testing.TB, dir *Dir, l *Log) *Log {
+	t.Helper()
+	if l != nil {
+		if err := l.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	l, err := dir.OpenLog(OpenFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = l.Close() })
+	return l
+}
+
+// replays reads from seq on and gives the first number that is missing.
+func replays(t testing.TB, l *Log, seq uint64) uint64 {
+	t.Helper()
+	for {
+		entries, err := l.Entries(seq)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(entries) == 0 {
+			return seq
+		}
+		for _, e := range entries {
+			if e.Seq != seq {
+				t.Fatalf("entry %d where %d is next", e.Seq, seq)
+			}
+			seq++
+			if e.Kind == layout.KindZero {
+				continue
+			}
+			want := addition(1, e.Seq, 0, int(e.Blocks))
+			if !bytes.Equal(e.Data, want.Data) || fmt.Sprint(e.CRCs) != fmt.Sprint(want.CRCs) || e.Block != e.Seq {
+				t.Fatalf("entry %d is not what was written", e.Seq)
+			}
+		}
+	}
+}
+
+// TestLogRounds: a ring is written over as fast as room is given back, and
+// holds at each time everything that is needed.
+func TestLogRounds(t *testing.T) {
+	for seed := range uint64(30) {
+		rnd := rand.New(rand.NewPCG(seed, 1))
+		dir := lockDir(t)
+		pages := int64(8 + rnd.IntN(30))
+		l := newLog(t, dir, pages)
+		seq, k, durable := uint64(1), key.Key(1), key.Key(0)
+		firstOf := map[key.Key]uint64{1: 1} // sequence numbers
+		full, rounds := 0, l.position
+		for range 300 {
+			var batch []Addition
+			next, last := seq, k
+			for range 1 + rnd.IntN(3) {
+				batch = append(batch, addition(last, next, seq, 1+rnd.IntN(12)))
+				next += 2
+				if rnd.IntN(3) == 0 {
+					last++
+					firstOf[last] = next
+				}
+			}
+			if !l.Reserve(batch) {
+				full++
+				if l.Used() == 0 && rnd.IntN(2) == 0 && pages > 3*3 {
+					t.Fatalf("seed %d: %d pages, nothing in use, and no room", seed, pages)
+				}
+				durable = min(k-1, durable+key.Key(rnd.IntN(3)))
+				l.Release(durable)
+				if l.Used() > 0 && durable == k-1 { // all but the open one: that as well
+					durable, k = k, k+1
+					firstOf[k] = seq
+					l.Release(durable)
+				}
+				continue
+			}
+			if err := l.Write(batch); err != nil {
+				t.Fatal(err)
+			}
+			seq, k = next, last
+			if l.Used() > l.head.Size {
+				t.Fatalf("seed %d: %d of %d bytes are used", seed, l.Used(), l.head.Size)
+			}
+			if rnd.IntN(20) == 0 {
+				found := reopen(t, dir, nil)
+				if end := replays(t, found, firstOf[durable+1]); end != seq {
+					t.Fatalf("seed %d: from %d on it is there up to %d, of %d", seed, firstOf[durable+1], end, seq)
+				}
+				if found.Last() > seq || found.Synced() > seq {
+					t.Fatalf("seed %d: %d, synced up to %d, of %d", seed, found.Last(), found.Synced(), seq)
+				}
+			}
+		}
+		if rounds = l.position / l.head.Size; rounds < 2 || full == 0 {
+			t.Errorf("seed %d: only %d rounds, %d times full", seed, rounds, full)
+		}
+		_ = l.Close()
+	}
+}
+
+// TestLogTorn: whatever part of a frame is not as it was written ends the log
+// before it, and what a frame says was synced is known.
+func TestLogTorn(t *testing.T) {
+	dir := lockDir(t)
+	l := newLog(t, dir, 64)
+	for i := range uint64(4) {
+		write(t, l, addition(1, 1+2*i, 1+2*i, 3))
+	}
+	at := layout.LogHeaderSize + 2*2*int64(layout.LogAlign) // the third one
+	whole, err := os.ReadFile(l.Path())
+	if err != nil {
+		t.Fatal(err)
+	}
+	size := layout.FrameHeaderSize + 2*layout.RecordSize + 3*4
+	for name, part := range map[string][2]int{"head": {0, size}, "data": {layout.LogAlign, layout.LogAlign + 3*logBlock}} {
+		for i := part[0]; i < part[1]; i++ {
+			torn := []byte{whole[int(at)+i] ^ 1<<(i%8)}
+			if err := l.file.Writev([][]byte{torn}, at+int64(i)); err != nil {
+				t.Fatal(err)
+			}
+			found := reopen(t, dir, nil)
+			if n, last, synced := found.Frames(), found.Last(), found.Synced(); n != 3 || last != 9 || synced != 7 {
+				t.Fatalf("%s, byte %d: %d frames up to %d, synced %d", name, i, n, last, synced)
+			}
+			if end := replays(t, found, 1); end != 5 {
+				t.Fatalf("%s, byte %d: the log ends at %d", name, i, end)
+			}
+			_ = found.Close()
+			if err := l.file.Writev([][]byte{whole[int(at)+i:][:1]}, at+int64(i)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	_ = l.Close()
+}
+
+// TestLogCut: a crash may leave any sectors of the last write behind. What is
+// found is the writes before, and of the last one nothing or all.
+func TestLogCut(t *testing.T) {
+	rnd := rand.New(rand.NewPCG(3, 4))
+	dir := lockDir(t)
+	l := newLog(t, dir, 20)
+	whole, torn := 0, 0
+	seq := uint64(1)
+	for k := key.Key(1); k < 200; k++ {
+		before, err := os.ReadFile(l.Path())
+		if err != nil {
+			t.Fatal(err)
+		}
+		write(t, l, addition(k, seq, seq, 1+rnd.IntN(20)))
+		after, err := os.ReadFile(l.Path())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for range 5 {
+			cut := bytes.Clone(after)
+			for s := 0; s < len(cut); s += 512 {
+				if !bytes.Equal(before[s:s+512], after[s:s+512]) && rnd.IntN(8) == 0 {
+					copy(cut[s:s+512], before[s:])
+				}
+			}
+			if err := os.WriteFile(l.Path(), cut, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			found := reopen(t, dir, nil)
+			switch end := replays(t, found, seq); {
+			case end == seq+2:
+				whole++
+			case end == seq:
+				torn++
+			default:
+				t.Fatalf("key %d: the log ends at %d of %d", k, end, seq+2)
+			}
+			_ = found.Close()
+		}
+		if err := os.WriteFile(l.Path(), after, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		seq += 2
+		l.Release(k)
+	}
+	if whole == 0 || torn == 0 {
+		t.Errorf("%d whole, %d torn", whole, torn)
+	}
+	_ = l.Close()
+}
+
+// TestLogForeign: frames of others, of another volume, at another place, or
+// within the data of a frame, are none.
+func TestLogForeign(t *testing.T) {
+	dir := lockDir(t)
+	l := newLog(t, dir, 64)
+	write(t, l, addition(1, 1, 1, 3))
+	other := addition(1, 3, 1, 3)
+	other.Nonce = layout.Nonce{9}
+	volume := addition(1, 3, 1, 3)
+	volume.UUID = layout.UUID{9}
+	write(t, l, other, volume)
+
+	// A frame that was copied into the data of another one, page for page.
+	first, err := os.ReadFile(l.Path())
+	if err != nil {
+		t.Fatal(err)
+	}
+	data := addition(1, 3, 3, 32)
+	data.Data = bytes.Repeat(first[layout.LogHeaderSize:][:layout.LogAlign*2], 2)
+	for i := range data.CRCs {
+		data.CRCs[i] = layout.CRC(data.Data[i*logBlock:][:logBlock])
+	}
+	write(t, l, data)
+	l = reopen(t, dir, l)
+	if l.Frames() != 2 || l.Last() != 5 {
+		t.Fatalf("%d frames, up to %d", l.Frames(), l.Last())
+	}
+
+	// A new owner, and none.
+	if err := l.Own(logUUID, layout.Nonce{5}, logBlock); err != nil {
+		t.Fatal(err)
+	}
+	if l = reopen(t, dir, l); l.Frames() != 0 || l.Header().Nonce != (layout.Nonce{5}) {
+		t.Fatalf("%d frames of a new owner", l.Frames())
+	}
+	if err := l.Own(logUUID, layout.Nonce{}, logBlock); err != nil {
+		t.Fatal(err)
+	}
+	if l = reopen(t, dir, l); l.Frames() != 0 || l.Header().Nonce != (layout.Nonce{}) {
+		t.Fatalf("%d frames of no owner", l.Frames())
+	}
+}
+
+// TestLogFile: what is no log is called damaged, what is not there missing.
+func TestLogFile(t *testing.T) {
+	dir := lockDir(t)
+	if _, err := dir.OpenLog(OpenFile); !errors.Is(err, fs.ErrNotExist) {
+		t.Fatal(err)
+	}
+	l := newLog(t, dir, 8)
+	_ = l.Close()
+	good, err := os.ReadFile(l.Path())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, b := range map[string][]byte{
+		"empty": nil, "short": good[:100], "cut": good[:len(good)-1], "long": append(bytes.Clone(good), 0), "zeros": make([]byte, len(good)),
+	} {
+		if err := os.WriteFile(l.Path(), b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := dir.OpenLog(OpenFile); !errors.Is(err, ErrDamaged) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	to, err := dir.SetAside(LogFileName)
+	if err != nil || to != filepath.Join(dir.Path(), "log.aside-1") {
+		t.Error(to, err)
+	}
+	if err := dir.RemoveLog(); err != nil {
+		t.Error("nothing to remove: ", err)
+	}
+}
+
+// TestLogNoRoom: what does not fit as a whole takes nothing.
+func TestLogNoRoom(t *testing.T) {
+	dir := lockDir(t)
+	l := newLog(t, dir, 8)
+	if l.Reserve([]Addition{addition(1, 1, 1, 64)}) {
+		t.Fatal("there is room for 9 pages in 8")
+	}
+	if l.Reserve([]Addition{addition(1, 1, 1, 8), addition(2, 3, 1, 64)}) || l.Used() != 0 {
+		t.Fatalf("%d bytes are used", l.Used())
+	}
+	write(t, l, addition(1, 1, 1, 8), addition(2, 3, 1, 8), addition(3, 5, 1, 8)) // two pages each
+	before := l.Used()
+	if l.Reserve([]Addition{addition(3, 7, 1, 1), addition(3, 9, 1, 1)}) || l.Used() != before {
+		t.Fatalf("%d bytes are used, %d before", l.Used(), before)
+	}
+	l.Release(1)
+	write(t, l, addition(3, 7, 1, 8), addition(3, 9, 1, 8))
+	if l.Used() != 8*layout.LogAlign {
+		t.Fatalf("%d bytes are used", l.Used())
+	}
+	if l = reopen(t, dir, l); replays(t, l, 3) != 11 {
+		t.Fatal("not all of it is there")
+	}
+}
+
+// BenchmarkLogSync is what a flush of one block costs the disk that holds
+// TMPDIR; the raw one beside it is a write of 4 KiB to a written file.
+func BenchmarkLogSync(b *testing.B) {
+	dir := lockDir(b)
+	b.Run("log", func(b *testing.B) {
+		l := newLog(b, dir, 4096)
+		defer func() { _ = l.Close() }()
+		for i := 0; b.Loop(); i++ {
+			l.Release(key.Key(i))
+			write(b, l, addition(key.Key(i+1), uint64(1+2*i), 1, 8))
+			if err := l.Sync(); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+	b.Run("raw", func(b *testing.B) {
+		f, err := OpenFile(filepath.Join(dir.Path(), LogFileName))
+		if err != nil {
+			b.Fatal(err)
+		}
+		defer func() { _ = f.Close() }()
+		block := [][]byte{bytes.Repeat([]byte{1}, 4096)}
+		for i := 0; b.Loop(); i++ {
+			if err := errors.Join(f.Writev(block, layout.LogHeaderSize+int64(i%4096)*4096), f.Datasync()); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+}
