@@ -71,6 +71,9 @@ func (b *bench) fio(ctx context.Context, server *process, socket string, j fioJo
 	if s, err = b.runFio(ctx, socket, j); err != nil {
 		return s, err
 	}
+	if err := server.healthy(); err != nil {
+		return s, err
+	}
 	if ramped {
 		if err := <-watched; err != nil {
 			return s, err

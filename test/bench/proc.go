@@ -64,6 +64,17 @@ func (p *process) output() string {
 	return p.said.String()
 }
 
+// healthy is an error if the program has told of one. fio does not notice a
+// flush that fails, so this is the only way to know.
+func (p *process) healthy() error {
+	said := p.output()
+	// As bs3 and as nbdkit say it.
+	if strings.Contains(said, `"level":"error"`) || strings.Contains(said, ": error: ") {
+		return fmt.Errorf("%s says:\n%s", filepath.Base(p.cmd.Path), said)
+	}
+	return nil
+}
+
 func (p *process) pid() int { return p.cmd.Process.Pid }
 
 // stop ends it with SIGTERM and waits; a program that does not end within a

@@ -90,15 +90,15 @@ func (r *results) markdown(w io.Writer) {
 func (r row) markdown(w io.Writer) {
 	var asked, measured, control string
 	if !r.Free {
-		asked = map[bool]string{true: "≤ ", false: "≥ "}[r.AtMost] + number(r.Target) + " " + r.Unit
+		asked = map[bool]string{true: "≤ ", false: "≥ "}[r.AtMost] + r.figure(r.Target)
 	}
 	switch {
 	case r.Note != "":
 		measured = r.Note
 	case r.met():
-		measured = number(r.Value) + " " + r.Unit
+		measured = r.figure(r.Value)
 	default:
-		measured = "**" + strings.TrimSpace(number(r.Value)+" "+r.Unit) + "**, not met"
+		measured = "**" + r.figure(r.Value) + "**, not met"
 	}
 	if r.Control != 0 {
 		control = number(r.Control)
@@ -109,6 +109,9 @@ func (r row) markdown(w io.Writer) {
 	}
 	fmt.Fprintf(w, "| %s | %s | %s | %s | %s |\n", r.Name, asked, measured, control, strings.Join(from, "; "))
 }
+
+// figure writes a value with the row's unit.
+func (r row) figure(v float64) string { return strings.TrimSpace(number(v) + " " + r.Unit) }
 
 // jobTable writes what each job gave.
 func (r *results) jobTable(w io.Writer) {

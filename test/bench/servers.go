@@ -105,20 +105,15 @@ func (d *daemon) fio(ctx context.Context, j fioJob) (sample, error) {
 	if err != nil {
 		return s, fmt.Errorf("bs3: %w\n%s", err, d.output())
 	}
-	return s, d.healthy()
-}
-
-// healthy is an error if the daemon has logged one.
-func (d *daemon) healthy() error {
-	if strings.Contains(d.output(), `"level":"error"`) {
-		return fmt.Errorf("bs3 says:\n%s", d.output())
-	}
-	return nil
+	return s, nil
 }
 
 // end kills the daemon. What it had of the volume is gone with its state.
 func (d *daemon) end() error {
 	d.kill()
+	if err := d.healthy(); err != nil {
+		return err
+	}
 	return os.RemoveAll(d.dir)
 }
 

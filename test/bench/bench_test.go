@@ -1,0 +1,174 @@
+package main
+
+import (
+	"encoding/xml"
+	"errors"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+// requireEnv, if 1, makes a missing program a failure.
+const requireEnv = "BS3_REQUIRE_TOOLS"
+
+// smallBench is one whose runs are short; it has no store.
+func smallBench(t *testing.T) *bench {
+	t.Helper()
+	for _, name := range []string{"fio", "nbdkit"} {
+		if _, err := exec.LookPath(name); err != nil {
+			if os.Getenv(requireEnv) == "1" {
+				t.Fatal(err)
+			}
+			t.Skip(err)
+		}
+	}
+	return &bench{tmp: t.TempDir(), disk: t.TempDir(), runtime: 300 * time.Millisecond, ramp: 100 * time.Millisecond, region: 16 * mib}
+}
+
+// A job whose requests fail is no result.
+func TestFailedRequests(t *testing.T) {
+	b := smallBench(t)
+	for name, args := range map[string][]string{
+		"reads":   {"--filter=error", "memory", "64M", "error-pread=EIO", "error-pread-rate=0.01"},
+		"writes":  {"--filter=error", "memory", "64M", "error-pwrite=EIO", "error-pwrite-rate=0.01"},
+		"flushes": {"eval", "get_size=echo 64M", "can_write=exit 0", "pwrite=cat >/dev/null", "can_flush=exit 0", "flush=echo EIO >&2; exit 1"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			socket := filepath.Join(b.tmp, name+".sock")
+			p, err := start(t.Context(), "nbdkit", append([]string{"-f", "-U", socket}, args...)...)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer p.kill()
+			if err := p.waitSocket(t.Context(), socket); err != nil {
+				t.Fatal(err)
+			}
+			j := random4K(map[string]string{"reads": "randread", "writes": "randwrite", "flushes": "randwrite"}[name], 4, 16*mib)
+			j.fsync = name == "flushes"
+			if s, err := b.fio(t.Context(), p, socket, j); err == nil {
+				t.Errorf("no error, but %+v", s)
+			}
+		})
+	}
+}
+
+// A job that works gives figures.
+func TestFio(t *testing.T) {
+	b := smallBench(t)
+	k, err := b.nbdkitMemory(t.Context(), 16*mib)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer k.kill()
+	s, err := k.fio(t.Context(), random4K("randrw", 4, 16*mib))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s.IOPS <= 0 || s.Bytes < 4096*s.IOPS*0.9 || s.Read.P50 <= 0 || s.Write.P999 < s.Write.P50 {
+		t.Errorf("a mixed job: %+v", s)
+	}
+	if s, err = k.fio(t.Context(), b.syncing(2)); err != nil {
+		t.Fatal(err)
+	}
+	if s.Syncs <= 0 || s.SyncRate <= 0 || s.Sync.P50 <= 0 {
+		t.Errorf("a job that flushes: %+v", s)
+	}
+}
+
+func TestLoop(t *testing.T) {
+	l, err := loop(t.Context(), 4, 10*time.Millisecond, 200*time.Millisecond, func(int, int64) error {
+		return pause(t.Context(), 10*time.Millisecond)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if l.latency.P50 < 10e6 || l.rate > 400 || l.rate <= 0 {
+		t.Errorf("four at once, 10 ms each: %+v", l)
+	}
+	failure := errors.New("failed")
+	if _, err := loop(t.Context(), 4, 10*time.Millisecond, time.Minute, func(_ int, n int64) error {
+		if n == 17 {
+			return failure
+		}
+		return nil
+	}); !errors.Is(err, failure) {
+		t.Errorf("a call failed, the loop says %v", err)
+	}
+}
+
+func TestRatios(t *testing.T) {
+	p := paired{
+		ours:      []figures{{"x": 10}, {"x": 30}, {"x": 20}},
+		reference: []figures{{"x": 10}, {"x": 10}, {"x": 10}},
+		control:   []figures{{"x": 11}, {"x": 9}, {"x": 10}},
+	}
+	r := p.row("row", "x", "s", 1, 2, false)
+	if r.Value != 2 || r.Control != 1 || !r.met() {
+		t.Errorf("%+v", r)
+	}
+	if r = p.row("row", "x", "s", 1, 1.9, true); r.met() {
+		t.Errorf("2 is not at most 1.9: %+v", r)
+	}
+	if h := harmonic(3, 6); h != 2 {
+		t.Errorf("harmonic of 3 and 6: %v", h)
+	}
+}
+
+func TestReport(t *testing.T) {
+	dir := t.TempDir()
+	doc := filepath.Join(dir, "PAGE.md")
+	r := &results{Rows: []row{
+		{Name: "good & well", Target: 1, Value: 1.5},
+		{Name: "bad", Target: 1, AtMost: true, Value: 1.5},
+		{Name: "not there", Target: 1, Note: "for a reason"},
+		{Name: "for information", Free: true, Value: 7},
+	}, Jobs: []jobResult{
+		{Name: "job", Sample: sample{IOPS: 1000, Moved: 1e9}},
+		{Name: "job", Get: slowGet, Put: slowPut, Sample: sample{IOPS: 10, Moved: 1e9, Read: latency{P50: 1e6, P99: 2e6, P999: 3e6}}},
+	}, Profiles: []profile{{"job", []string{"50% main.main"}}}}
+	if err := r.write(doc); err == nil {
+		t.Error("written although there is no page")
+	}
+	if err := os.WriteFile(doc, []byte("before\n"+beginMark+"\nold\n"+endMark+"\nafter\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 { // over what it has written itself, too
+		if err := r.write(doc); err != nil {
+			t.Fatal(err)
+		}
+	}
+	text, err := os.ReadFile(doc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"before\n", "\nafter\n", "| good & well | ≥ 1.00 | 1.50 |", "**1.50**, not met", "for a reason", "| for information |", "main.main", "page/targets.svg"} {
+		if strings.Count(string(text), want) != 1 {
+			t.Errorf("%d times %q", strings.Count(string(text), want), want)
+		}
+	}
+	if strings.Contains(string(text), "old") {
+		t.Error("what was there before is still there")
+	}
+	plots, err := filepath.Glob(filepath.Join(dir, "page", "*.svg"))
+	if err != nil || len(plots) != 3 {
+		t.Fatalf("plots: %v, %v", plots, err)
+	}
+	for _, path := range plots {
+		f, err := os.Open(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		d := xml.NewDecoder(f)
+		for err == nil {
+			_, err = d.Token()
+		}
+		if !errors.Is(err, io.EOF) {
+			t.Errorf("%s: %v", path, err)
+		}
+	}
+}
