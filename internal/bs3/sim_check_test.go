@@ -166,6 +166,14 @@ type simFlush struct {
 	history []simRec
 }
 
+// simSynced is an acknowledged flush to a local log. It promises nothing where
+// that is lost, or another host takes over.
+type simSynced struct {
+	simFlush
+	host  *simHost
+	disks int // of the host, that were lost before
+}
+
 // observePut looks at what was just stored. Under the world's mutex.
 func (w *simWorld) observePut(by, name string, data []byte) {
 	if name == layout.VolumeName {
@@ -288,6 +296,18 @@ func (w *simWorld) opened(d *simDaemon, e *Engine) *simSession {
 	for _, f := range w.flushed {
 		if f.epoch < s.epoch && !simPrefix(f.history, h) {
 			w.failLocked("LOST: a flush of e%d is not in e%d (%d writes flushed, %d there)", f.epoch, s.epoch, len(f.history), len(h))
+		}
+	}
+	for _, f := range w.synced {
+		if f.epoch >= s.epoch || f.host != s.host || f.disks != s.host.disks || !w.onlyOn(s.host, f.epoch, s.epoch) {
+			continue
+		}
+		w.count["logs checked"]++
+		if len(f.history) > len(h)-replayed {
+			w.count["logs needed"]++
+		}
+		if !simPrefix(f.history, h) {
+			w.failLocked("LOST-LOG: a flush of e%d to the log of %v is not in e%d (%d writes flushed, %d there)", f.epoch, s.host, s.epoch, len(f.history), len(h))
 		}
 	}
 	for _, q := range w.sessions {

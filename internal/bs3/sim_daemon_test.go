@@ -17,6 +17,7 @@ import (
 type simConfig struct {
 	chunkBlocks int
 	durable     bool
+	logSize     int64 // of local logs; 0 = none
 	linger      time.Duration
 	checkpoints time.Duration
 	gc          GCOptions
@@ -105,9 +106,13 @@ func (w *simWorld) startDaemon(h *simHost, cfg simConfig, slots, uploaders int, 
 		Log:   zerolog.New(w).With().Str("who", d.name).Logger(),
 		Host:  h.host(), StatePath: h.path, Takeover: takeover,
 		Size: simBlocks * simBlockSize, BlockSize: simBlockSize, ChunkSize: cfg.chunkBlocks * simBlockSize,
+		CachePath: h.cache, LogSize: cfg.logSize, ForgetLocalLog: takeover,
 		Durable: cfg.durable, Linger: cfg.linger, CheckpointInterval: cfg.checkpoints, GC: cfg.gc,
 		ReadCache: cfg.cache, Readahead: cfg.readahead,
 		Memory: int64(slots * cfg.chunkBlocks * simBlockSize), Uploaders: uploaders,
+	}
+	if h.disk != nil {
+		opts.openLog = h.disk.open
 	}
 	d.tasks.Go(func() {
 		e, err := Open(d.ctx, opts)
@@ -392,6 +397,7 @@ func (d *simDaemon) read(block uint64, n uint32, limit time.Duration) {
 func (d *simDaemon) flush(limit time.Duration) {
 	d.request(limit, func(ctx context.Context, e *Engine, s *simSession) {
 		w := d.w
+		mode := e.Mode()
 		w.mu.Lock()
 		history := s.acked()
 		w.mu.Unlock()
@@ -400,9 +406,13 @@ func (d *simDaemon) flush(limit time.Duration) {
 		defer w.mu.Unlock()
 		switch {
 		case d.gone():
-		case err == nil && e.opts.Durable:
+		case err == nil && mode == "durable":
 			w.logLocked("%s acknowledges a flush of %d writes", d.name, len(history))
 			w.flushAcked(s, history)
+		case err == nil && mode == "local log":
+			w.logLocked("%s acknowledges a flush of %d writes to the log", d.name, len(history))
+			w.synced = append(w.synced, simSynced{simFlush{s.epoch, history}, d.host, d.host.disks})
+			w.count["log flushes"]++
 		case err != nil && !d.stopping(err):
 			w.failLocked("ERROR: e%d flush: %v", s.epoch, err)
 		}

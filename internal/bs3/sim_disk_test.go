@@ -120,7 +120,7 @@ func (d *simDisk) moved(from, to string) {
 func (d *simDisk) crash(path string, keeps func() bool) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.inode != simInode(path) {
+	if d.inode == 0 || d.inode != simInode(path) {
 		return nil
 	}
 	f, err := os.OpenFile(path, os.O_RDWR, 0)

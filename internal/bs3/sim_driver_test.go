@@ -2,6 +2,7 @@ package bs3
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"testing"
@@ -54,6 +55,9 @@ var simKinds = []struct {
 	{"fsck", 1, 1, 1, (*simRun).fsck},
 }
 
+// simRushes is how often a rush comes, in runs with local logs.
+const simRushes = 12
+
 // simUnsteady: one in so many seeds reads ahead. What a read and the one ahead
 // of it ask for in one instant is not the same each time.
 const simUnsteady = 8
@@ -79,6 +83,10 @@ func newSimRun(seed uint64) *simRun {
 	if seed%simUnsteady == simUnsteady-1 {
 		run.cfg.readahead = 16 * simBlockSize
 	}
+	if logs := rand.New(rand.NewPCG(seed, 0x106)); logs.IntN(3) == 0 {
+		run.cfg.durable = false
+		run.cfg.logSize = int64(6+logs.IntN(30)) * simPage
+	}
 	rough := share(0, 0.3, 1)
 	run.net = simNetwork{
 		latency: ms(0.2, 2, 10), upload: ms(1, 30, 30, 300), lateBy: ms(20, 300, 3000),
@@ -99,14 +107,21 @@ func newSimRun(seed uint64) *simRun {
 	for i := range simKinds {
 		total += weight(i)
 	}
+	if run.cfg.logSize > 0 {
+		total += simRushes
+	}
 	gap := ms(0.3, 1, 4)
 	for range 60 + r.IntN(120) {
 		at := r.IntN(total)
 		i := 0
-		for ; at >= weight(i); i++ {
+		for ; i < len(simKinds) && at >= weight(i); i++ {
 			at -= weight(i)
 		}
-		op := simOp{what: simKinds[i].what, gap: 1 + time.Duration(r.ExpFloat64()*float64(gap))}
+		what := "rush"
+		if i < len(simKinds) {
+			what = simKinds[i].what
+		}
+		op := simOp{what: what, gap: 1 + time.Duration(r.ExpFloat64()*float64(gap))}
 		if r.IntN(12) == 0 {
 			op.gap += time.Duration(r.IntN(int(150 * time.Millisecond)))
 		}
@@ -139,6 +154,7 @@ func (run *simRun) do(t *testing.T, root string) simResult {
 }
 
 func (run *simRun) drive(w *simWorld) {
+	w.logs = run.cfg.logSize > 0
 	for i, state := range run.hosts {
 		w.newHost(i, run.cfg.chunkBlocks, state)
 	}
@@ -148,9 +164,12 @@ func (run *simRun) drive(w *simWorld) {
 		if !w.ok() {
 			break
 		}
+		w.log("#%d %s", i, op.what)
+		if op.what == "rush" {
+			run.rush(w, op)
+		}
 		for _, k := range simKinds {
 			if k.what == op.what {
-				w.log("#%d %s", i, op.what)
 				k.do(run, w, op)
 			}
 		}
@@ -262,6 +281,28 @@ func (run *simRun) discard(w *simWorld, op simOp) {
 			block, n = 0, simBlocks
 		}
 		d.write(block, n, true, op.bits[1]%2 == 0, op.limit())
+	}
+}
+
+// rush is writes and flushes in quick succession, and then mostly the end of the
+// machine: what a local log is for.
+func (run *simRun) rush(w *simWorld, op simOp) {
+	d := run.client(w, op)
+	if d == nil {
+		return
+	}
+	r := w.random("rush", op.bits[0])
+	for range 2 + r.IntN(8) {
+		at := simOp{bits: [4]uint64{r.Uint64()}}
+		block, n := at.place()
+		d.write(block, n, r.IntN(8) == 0, r.IntN(2) == 0, 0)
+		w.pass(time.Duration(r.Int64N(int64(time.Millisecond))))
+		d.flush(0)
+		w.pass(time.Duration(r.Int64N(int64(time.Millisecond))))
+	}
+	w.pass(time.Duration(r.Int64N(int64(5 * time.Millisecond))))
+	if r.IntN(3) > 0 {
+		run.crash(w, simOp{bits: [4]uint64{op.bits[0], op.bits[1], op.bits[2]}})
 	}
 }
 
@@ -380,8 +421,14 @@ func (run *simRun) crash(w *simWorld, op simOp) {
 		w.add("wiped", 1)
 	}
 	w.log("%v goes down", d.host)
-	if e := err(); e != nil {
-		w.fail("sim: state directory of %v: %v", d.host, e)
+	e := errors.Join(err(), d.host.diskCrashes(r.IntN))
+	if d.host.cache != "" && r.IntN(6) == 0 {
+		w.log("the disk of %v is lost", d.host)
+		w.add("disks lost", 1)
+		e = errors.Join(e, d.host.diskLost())
+	}
+	if e != nil {
+		w.fail("sim: directories of %v: %v", d.host, e)
 	}
 	if op.bits[1]%2 == 0 {
 		w.pass(time.Duration(op.bits[1] / 2 % uint64(5*time.Millisecond)))

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -19,6 +20,9 @@ import (
 type simHost struct {
 	id     int
 	path   string     // state directory; empty = none
+	cache  string     // directory of the local log; empty = none
+	disk   *simDisk   // that it is on
+	disks  int        // that were lost so far
 	boots  int        // the machine went down so often
 	holder *simDaemon // that has the lock, if it lives; under the world's mutex
 	stale  []byte     // what a disk below the state directory has written back of the chunk memory
@@ -34,6 +38,10 @@ func (w *simWorld) newHost(id, chunkBlocks int, withState bool) *simHost {
 	h := &simHost{id: id, chunkBlocks: chunkBlocks}
 	if withState {
 		h.path = filepath.Join(w.root, fmt.Sprintf("h%d", id))
+		if w.logs {
+			h.cache = h.path + "-cache"
+			h.disk = &simDisk{sync: func() error { return w.syncs(h) }}
+		}
 	}
 	w.hosts = append(w.hosts, h)
 	return h
@@ -47,17 +55,51 @@ func (h *simHost) host() Host {
 
 func (h *simHost) memory() string { return filepath.Join(h.path, "memory") }
 
-// processDied leaves the state directory as it is at this instant, out of the
+func (h *simHost) log() string { return filepath.Join(h.cache, "log") }
+
+// syncs is a sync of the local log of h: it takes a while, and may fail.
+func (w *simWorld) syncs(h *simHost) error {
+	w.mu.Lock()
+	r := w.random(fmt.Sprintf("sync %v", h), uint64(w.count["log syncs"]))
+	w.count["log syncs"]++
+	calm := w.calm
+	w.mu.Unlock()
+	w.pass(time.Duration(1 + r.Int64N(int64(3*time.Millisecond))))
+	if !calm && r.IntN(20) == 0 {
+		w.add("log syncs failed", 1)
+		w.log("a sync on %v fails", h)
+		return errSimDisk
+	}
+	return nil
+}
+
+// processDied leaves the directories as they are at this instant, out of the
 // reach of the dead process, whose engine has yet to end.
 func (h *simHost) processDied() error {
 	if h.path == "" {
 		return nil
 	}
-	old, err := h.bury()
+	if h.disk != nil {
+		h.disk.processesDied()
+	}
+	err := h.leave(h.path, func(old, now string) {
+		if h.stale != nil && h.inode == simInode(filepath.Join(old, "memory")) {
+			h.inode = simInode(filepath.Join(now, "memory"))
+		}
+	})
+	if h.cache == "" || err != nil {
+		return err
+	}
+	return h.leave(h.cache, func(old, now string) { h.disk.moved(filepath.Join(old, "log"), filepath.Join(now, "log")) })
+}
+
+// leave puts a copy of a directory in its place, and then calls copied.
+func (h *simHost) leave(dir string, copied func(old, now string)) error {
+	old, err := h.bury(dir)
 	if err != nil || old == "" {
 		return err
 	}
-	if err := os.Mkdir(h.path, 0o700); err != nil {
+	if err := os.Mkdir(dir, 0o700); err != nil {
 		return err
 	}
 	files, err := os.ReadDir(old)
@@ -69,21 +111,19 @@ func (h *simHost) processDied() error {
 		if err != nil {
 			return err
 		}
-		if err := os.WriteFile(filepath.Join(h.path, f.Name()), b, 0o600); err != nil {
+		if err := os.WriteFile(filepath.Join(dir, f.Name()), b, 0o600); err != nil {
 			return err
 		}
-		if f.Name() == "memory" && h.stale != nil && h.inode == simInode(filepath.Join(old, "memory")) {
-			h.inode = simInode(h.memory())
-		}
 	}
+	copied(old, dir)
 	return nil
 }
 
-// bury renames the state directory; "" if there is none.
-func (h *simHost) bury() (string, error) {
+// bury renames a directory; "" if there is none.
+func (h *simHost) bury(dir string) (string, error) {
 	h.dead++
-	old := fmt.Sprintf("%s.dead%d", h.path, h.dead)
-	err := os.Rename(h.path, old)
+	old := fmt.Sprintf("%s.dead%d", dir, h.dead)
+	err := os.Rename(dir, old)
 	if errors.Is(err, fs.ErrNotExist) {
 		return "", nil
 	}
@@ -97,7 +137,24 @@ func (h *simHost) wiped() error {
 	if h.path == "" {
 		return nil
 	}
-	_, err := h.bury()
+	_, err := h.bury(h.path)
+	return err
+}
+
+// diskCrashes is what a reboot does to the local log: some sectors that were
+// not synced are as they were before.
+func (h *simHost) diskCrashes(random func(n int) int) error {
+	if h.cache == "" {
+		return nil
+	}
+	keep := 1 + random(6)
+	return h.disk.crash(h.log(), func() bool { return random(keep) > 0 })
+}
+
+// diskLost is the end of the disk of the local log.
+func (h *simHost) diskLost() error {
+	h.disks++
+	_, err := h.bury(h.cache)
 	return err
 }
 

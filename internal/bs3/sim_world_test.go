@@ -36,6 +36,7 @@ type simWorld struct {
 	busy     map[int64]struct{} // nanoseconds that are taken
 	turns    []*simTurn         // requests of this instant
 	calm     bool               // nothing goes wrong any more
+	logs     bool               // hosts have local logs
 	events   []simEvent
 	broken   error                 // the first broken promise
 	stored   map[key.Key]simStored // by the key, also of what was deleted since
@@ -46,6 +47,7 @@ type simWorld struct {
 	claims   []simClaim
 	sessions []*simSession
 	flushed  []simFlush
+	synced   []simSynced
 	daemons  []*simDaemon
 	hosts    []*simHost
 	writes   uint64 // stamps given out
