@@ -118,6 +118,20 @@ func TestRatios(t *testing.T) {
 	}
 }
 
+func TestProfileParts(t *testing.T) {
+	for want, stack := range map[string][]string{
+		"receiving from the client": {"syscall.read", "io.ReadAtLeast", "io.ReadFull", "bs3/internal/device/nbd.(*conn).write", "bs3/internal/device/nbd.(*conn).serve"},
+		"receiving from the store":  {"runtime.memmove", "io.ReadFull", "bs3/internal/bs3/objproxy/s3.(*Store).getOnce", "bs3/internal/bs3.(*Engine).ReadAt", "bs3/internal/device/nbd.(*conn).run"},
+		"checksums":                 {"hash/crc32.update", "bs3/internal/bs3/layout.CRC", "bs3/internal/bs3.(*Engine).TryWriteAt", "bs3/internal/device/nbd.(*conn).write"},
+		"the engine":                {"sync.(*Mutex).Lock", "bs3/internal/bs3.(*Engine).TryWriteAt", "bs3/internal/device/nbd.(*conn).write"},
+		"the rest":                  {"main.main"},
+	} {
+		if got := about(stack); got != want {
+			t.Errorf("%v is about %s, want %s", stack, got, want)
+		}
+	}
+}
+
 func TestReport(t *testing.T) {
 	dir := t.TempDir()
 	doc := filepath.Join(dir, "PAGE.md")
@@ -129,7 +143,7 @@ func TestReport(t *testing.T) {
 	}, Jobs: []jobResult{
 		{Name: "job", Sample: sample{IOPS: 1000, Moved: 1e9}},
 		{Name: "job", Get: slowGet, Put: slowPut, Sample: sample{IOPS: 10, Moved: 1e9, Read: latency{P50: 1e6, P99: 2e6, P999: 3e6}}},
-	}, Profiles: []profile{{"job", []string{"50% main.main"}}}}
+	}, Profiles: []profile{{"job", []share{{"sleeping", 0.5}}}}}
 	if err := r.write(doc); err == nil {
 		t.Error("written although there is no page")
 	}
@@ -145,7 +159,7 @@ func TestReport(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, want := range []string{"before\n", "\nafter\n", "| good & well | ≥ 1.00 | 1.50 |", "**1.50**, not met", "for a reason", "| for information |", "main.main", "page/targets.svg"} {
+	for _, want := range []string{"before\n", "\nafter\n", "| good & well | ≥ 1.00 | 1.50 |", "**1.50**, not met", "for a reason", "| for information |", "sleeping 50 %", "page/targets.svg"} {
 		if strings.Count(string(text), want) != 1 {
 			t.Errorf("%d times %q", strings.Count(string(text), want), want)
 		}

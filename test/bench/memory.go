@@ -195,7 +195,7 @@ func measureIdle(ctx context.Context, b *bench) (rows []row, err error) {
 		if err := d.settled(ctx, min(b.idle, 15*time.Second)); err != nil {
 			return err
 		}
-		before, err := d.cpu()
+		before, err := d.exactCPU()
 		if err != nil {
 			return err
 		}
@@ -203,7 +203,7 @@ func measureIdle(ctx context.Context, b *bench) (rows []row, err error) {
 		if err != nil {
 			return err
 		}
-		after, err := d.cpu()
+		after, err := d.exactCPU()
 		idle := fmt.Sprintf("idle for %v, ", b.idle)
 		rows = []row{
 			{Name: idle + "requests", Target: 0, AtMost: true, Value: float64(asked.Requests()), Unit: "requests"},

@@ -122,6 +122,31 @@ func (p *process) cpu() (time.Duration, error) {
 	return time.Duration(ticks) * clockTick, nil
 }
 
+// exactCPU is cpu to the nanosecond, but without threads that have ended.
+func (p *process) exactCPU() (sum time.Duration, err error) {
+	files, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/schedstat", p.pid()))
+	if err != nil {
+		return 0, err
+	}
+	for _, file := range files {
+		b, err := os.ReadFile(file)
+		if errors.Is(err, os.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return 0, err
+		}
+		// Time on a processor, time waiting for one, time slices.
+		first, _, _ := strings.Cut(string(b), " ")
+		n, err := strconv.ParseInt(first, 10, 64)
+		if err != nil {
+			return 0, err
+		}
+		sum += time.Duration(n)
+	}
+	return sum, nil
+}
+
 // share is how many processors it uses on average for the time d, after a wait.
 func (p *process) share(ctx context.Context, wait, d time.Duration) (float64, error) {
 	if err := pause(ctx, wait); err != nil {

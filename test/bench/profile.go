@@ -1,20 +1,69 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
-	"io"
 	"net/http"
-	"os"
-	"path/filepath"
+	"slices"
 	"strings"
 	"time"
+
+	pprof "github.com/google/pprof/profile"
 )
 
 // profile is where a daemon's processor time went during a job.
 type profile struct {
+	Name  string
+	Parts []share // most first
+}
+
+// share is a part of the processor time, 0 to 1.
+type share struct {
 	Name string
-	Top  []string // function and its own share, most first
+	Of   float64
+}
+
+// parts tell what a sample of a profile is about: the first whose text is in the
+// name of any function on its stack.
+var parts = []struct{ name, function string }{
+	{"receiving from the store", "net/http.(*persistConn).readLoop"},
+	{"sending to the store", "net/http.(*persistConn).writeLoop"},
+	{"signing", "v4.Signer.SignHTTP"},
+	{"receiving from the store", "io.ReadFull-s3"}, // see about
+	{"requests to the store", "objproxy/s3.(*Store)"},
+	{"filling the read cache", "rcache.(*Cache).Put"},
+	{"hits of the read cache", "rcache.(*Cache).Get"},
+	{"checksums", "layout.CRC"},
+	{"copying into chunk memory", "wlog.(*Slot).Add"},
+	{"the map", "internal/bs3/mapproxy"},
+	{"footers", "layout.AppendTail"},
+	{"receiving from the client", "nbd.(*conn).Read"},
+	{"receiving from the client", "io.ReadFull-nbd"},
+	{"sending to the client", "nbd.(*sender)"},
+	{"the local log", "internal/bs3/wlog"},
+	{"the engine", "internal/bs3."},
+	{"NBD", "internal/device/nbd"},
+	{"Go's garbage collector", "runtime.gcBgMarkWorker"},
+	{"Go's garbage collector", "runtime.bgsweep"},
+	{"Go's garbage collector", "runtime.bgscavenge"},
+	{"Go's scheduler", "runtime.schedule"},
+	{"Go's scheduler", "runtime.mcall"},
+	{"Go's scheduler", "runtime.mstart"},
+}
+
+// about says what a stack is about.
+func about(stack []string) string {
+	reads := slices.Contains(stack, "io.ReadFull") || slices.Contains(stack, "io.ReadAtLeast")
+	for _, p := range parts {
+		name, in, both := strings.Cut(p.function, "-")
+		for _, f := range stack {
+			if both && reads && strings.Contains(f, in+".(") || !both && strings.Contains(f, name) {
+				return p.name
+			}
+		}
+	}
+	return "the rest"
 }
 
 // profile runs a job once more and asks the daemon where its time goes.
@@ -24,53 +73,68 @@ func (b *bench) profile(ctx context.Context, name string, d *daemon, j fioJob) e
 		_, err := d.fio(ctx, j)
 		ran <- err
 	}()
-	file := filepath.Join(b.tmp, b.name("profile"))
-	defer os.Remove(file)
-	err := d.fetchProfile(ctx, b.ramp, max(time.Second, b.runtime/2), file)
+	got, err := d.fetchProfile(ctx, b.ramp, max(time.Second, b.runtime/2))
 	if e := <-ran; e != nil {
 		return e
 	}
 	if err != nil {
 		return fmt.Errorf("profile of %s: %w", name, err)
 	}
-	const functions = 10
-	out, err := command(ctx, "go", "tool", "pprof", "-top", fmt.Sprintf("-nodecount=%d", functions), b.binary, file)
-	if err != nil {
-		return err
-	}
-	p := profile{Name: name}
-	for line := range strings.Lines(out) {
-		// flat flat% sum% cum cum% function
-		if f := strings.Fields(line); len(f) >= 6 && strings.HasSuffix(f[1], "%") {
-			p.Top = append(p.Top, f[1]+" "+f[5])
-		}
-	}
-	b.profiles = append(b.profiles, p)
+	b.profiles = append(b.profiles, summarize(name, got))
 	return nil
 }
 
-func (d *daemon) fetchProfile(ctx context.Context, wait, length time.Duration, file string) error {
+func (d *daemon) fetchProfile(ctx context.Context, wait, length time.Duration) (*pprof.Profile, error) {
 	if err := pause(ctx, wait); err != nil {
-		return err
+		return nil, err
 	}
 	url := fmt.Sprintf("http://%s/debug/pprof/profile?seconds=%d", d.profiler, int(length.Seconds()))
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	answer, err := http.DefaultClient.Do(req)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer answer.Body.Close()
-	body, err := io.ReadAll(answer.Body)
-	if err != nil {
-		return err
-	}
 	if answer.StatusCode != http.StatusOK {
-		return fmt.Errorf("%s: %s", answer.Status, body)
+		return nil, fmt.Errorf("the profiler answers %s", answer.Status)
 	}
-	return os.WriteFile(file, body, 0o600)
+	return pprof.Parse(answer.Body)
+}
+
+// summarize adds up what the samples of a profile are about.
+func summarize(name string, got *pprof.Profile) profile {
+	sums := map[string]float64{}
+	total := 0.0
+	for _, s := range got.Sample {
+		var stack []string
+		for _, l := range s.Location {
+			for _, line := range l.Line {
+				stack = append(stack, line.Function.Name)
+			}
+		}
+		n := float64(s.Value[len(s.Value)-1])
+		sums[about(stack)] += n
+		total += n
+	}
+	p := profile{Name: name}
+	for part, n := range sums {
+		p.Parts = append(p.Parts, share{part, n / max(total, 1)})
+	}
+	slices.SortFunc(p.Parts, func(a, b share) int { return cmp.Or(cmp.Compare(b.Of, a.Of), cmp.Compare(a.Name, b.Name)) })
+	return p
+}
+
+func (p profile) String() string {
+	var text []string
+	for _, s := range p.Parts {
+		if s.Of >= 0.01 {
+			text = append(text, fmt.Sprintf("%s %.0f %%", s.Name, 100*s.Of))
+		}
+	}
+	return strings.Join(text, ", ")
 }
 
 // putProfile takes a profile, in place of an earlier one of that name.

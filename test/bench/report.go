@@ -150,9 +150,9 @@ func (r *results) profileTable(w io.Writer) {
 	if len(r.Profiles) == 0 {
 		return
 	}
-	fmt.Fprint(w, "Where the daemon's processor time goes, by function:\n\n| measurement | most of the time |\n|---|---|\n")
+	fmt.Fprint(w, "Where the daemon's processor time goes:\n\n| measurement | share of the time |\n|---|---|\n")
 	for _, p := range r.Profiles {
-		fmt.Fprintf(w, "| %s | %s |\n", p.Name, strings.Join(p.Top, "; "))
+		fmt.Fprintf(w, "| %s | %s |\n", p.Name, p)
 	}
 	fmt.Fprintln(w)
 }
