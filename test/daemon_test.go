@@ -85,6 +85,31 @@ func (v *volume) wipeState() {
 	}
 }
 
+// The modes: what a flush waits for.
+const (
+	durable  = "durable"
+	localLog = "local log"
+	barrier  = "barrier"
+)
+
+// inMode sets the mode.
+func (v *volume) inMode(mode string) *volume {
+	if mode == localLog {
+		v.with("cache.path", v.cache()).with("cache.size", 1)
+	}
+	return v.with("write.durable", mode == durable)
+}
+
+func (v *volume) cache() string { return filepath.Join(v.dir, "cache") }
+
+// loseDisk leaves the volume without its local log.
+func (v *volume) loseDisk() {
+	v.t.Helper()
+	if err := os.RemoveAll(v.cache()); err != nil {
+		v.t.Fatal(err)
+	}
+}
+
 // command is bs3 with the volume's configuration.
 func (v *volume) command(args ...string) *exec.Cmd {
 	v.t.Helper()

@@ -28,6 +28,7 @@ type change struct {
 
 // history is what the writers did since the volume was last looked at.
 type history struct {
+	flushes int // of so many steps one is a flush
 	clock   atomic.Int64
 	ids     atomic.Uint64
 	flushed atomic.Int64 // everything done before this tick was flushed
@@ -38,7 +39,7 @@ type history struct {
 }
 
 func newHistory() *history {
-	h := &history{}
+	h := &history{flushes: 200}
 	for b := range h.blocks {
 		h.blocks[b] = []*change{{done: 1}}
 	}
@@ -99,8 +100,7 @@ type wrongData struct{ error }
 func (h *history) step(c *client, rng *rand.Rand, area int) error {
 	n := 1 + rng.IntN(maxBlocks)
 	first := area + rng.IntN(areaBlocks-n+1)
-	switch p := rng.IntN(200); {
-	case p == 0:
+	if rng.IntN(h.flushes) == 0 {
 		tick := h.clock.Add(1)
 		if _, err := c.send(nbdFlush, 0, 0, nil).wait(requestLimit); err != nil {
 			return err
@@ -109,6 +109,8 @@ func (h *history) step(c *client, rng *rand.Rand, area int) error {
 			continue
 		}
 		return nil
+	}
+	switch p := rng.IntN(200); {
 	case p < 40:
 		data, err := c.send(nbdRead, int64(first)*blockSize, n*blockSize, nil).wait(requestLimit)
 		if err != nil {

@@ -11,22 +11,29 @@ import (
 // kill -9 of the daemon under a live client that holds acknowledged writes
 // that were not flushed. With its state the daemon brings all of them back;
 // without, the volume is a prefix of what was acknowledged, and what was
-// flushed is in it.
+// flushed is in it: from the store, or from the local log, unless that is lost
+// too. Then the volume is opened only by who gives it up.
 func TestKillUnderLiveClient(t *testing.T) {
 	for _, test := range []struct {
 		name, store string
-		durable     bool
-		wiped       bool // the state is gone as well, as if the machine were
+		mode        string
+		wiped       bool // the state is gone as well, as after a reboot
+		lost        bool // and the local log, as with the machine
 		reopened    bool // the next daemons are killed too, while they open the volume
 		rounds      int
 	}{
-		{"kept/dir", onDir, true, false, false, 20},
-		{"kept/versitygw", onVersitygw, true, false, false, 10},
-		{"kept/dir/barrier", onDir, false, false, false, 5},
-		{"kept/dir/killed again", onDir, true, false, true, 10},
-		{"wiped/dir", onDir, true, true, false, 20},
-		{"wiped/versitygw", onVersitygw, true, true, false, 20},
-		{"wiped/dir/barrier", onDir, false, true, false, 5},
+		{name: "kept/dir", store: onDir, mode: durable, rounds: 20},
+		{name: "kept/versitygw", store: onVersitygw, mode: durable, rounds: 10},
+		{name: "kept/dir/barrier", store: onDir, mode: barrier, rounds: 5},
+		{name: "kept/dir/log", store: onDir, mode: localLog, rounds: 10},
+		{name: "kept/dir/killed again", store: onDir, mode: durable, reopened: true, rounds: 10},
+		{name: "wiped/dir", store: onDir, mode: durable, wiped: true, rounds: 20},
+		{name: "wiped/versitygw", store: onVersitygw, mode: durable, wiped: true, rounds: 20},
+		{name: "wiped/dir/barrier", store: onDir, mode: barrier, wiped: true, rounds: 5},
+		{name: "wiped/dir/log", store: onDir, mode: localLog, wiped: true, rounds: 20},
+		{name: "wiped/versitygw/log", store: onVersitygw, mode: localLog, wiped: true, rounds: 10},
+		{name: "wiped/dir/log/killed again", store: onDir, mode: localLog, wiped: true, reopened: true, rounds: 10},
+		{name: "lost/dir/log", store: onDir, mode: localLog, wiped: true, lost: true, rounds: 5},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			if *long {
@@ -36,9 +43,12 @@ func TestKillUnderLiveClient(t *testing.T) {
 			t.Logf("seed %d", seed)
 			rng := rand.New(rand.NewPCG(seed, 0))
 			// Small objects: many are on their way to the store at any time.
-			v := newVolume(t, test.store).with("write.durable", test.durable).with("write.chunk_size", 1).with("write.memory", 64)
+			v := newVolume(t, test.store).inMode(test.mode).with("write.chunk_size", 1).with("write.memory", 64)
 			d := v.start()
 			h := newHistory()
+			if test.mode == localLog { // where they cost little
+				h.flushes = 20
+			}
 			replayed, held := 0, 0
 			for round := 1; round <= test.rounds; round++ {
 				before := v.info().Epoch
@@ -52,12 +62,20 @@ func TestKillUnderLiveClient(t *testing.T) {
 				if test.wiped {
 					v.wipeState()
 				}
+				var args []string
+				if test.lost {
+					v.loseDisk()
+					if code := v.launch().wait(startLimit); code != 78 {
+						t.Fatalf("round %d: without its local log: exit %d", round, code)
+					}
+					args = append(args, "--forget-local-log")
+				}
 				if test.reopened {
 					again := v.launch()
 					again.signalAfter(time.Duration(rng.IntN(60)) * time.Millisecond)
 					opens += v.info().Epoch - before
 				}
-				d = v.start()
+				d = v.start(args...)
 				if now := v.info().Epoch; now != before+opens {
 					t.Fatalf("round %d: epoch %d after epoch %d and %d opens", round, now, before, opens)
 				}
@@ -67,7 +85,7 @@ func TestKillUnderLiveClient(t *testing.T) {
 				found := h.look(t, v)
 				var err error
 				if test.wiped {
-					err = h.isPrefix(found, test.durable)
+					err = h.isPrefix(found, test.mode == durable || test.mode == localLog && !test.lost)
 				} else {
 					err = h.isComplete(found)
 				}
@@ -78,7 +96,7 @@ func TestKillUnderLiveClient(t *testing.T) {
 			}
 			d.stop()
 			t.Logf("%d rounds: %d acknowledged writes were not flushed, %d were replayed", test.rounds, held, replayed)
-			if (replayed > 0) == test.wiped {
+			if kept := !test.wiped || test.mode == localLog && !test.lost; (replayed > 0) != kept {
 				t.Errorf("%d writes were replayed", replayed)
 			}
 		})
