@@ -1,6 +1,7 @@
 #!/bin/bash
 # all.sh [NAME]... runs the tests of guest/ (or those named) in virtual
 # machines, one after the other, each in a fresh one. It makes what they need.
+# What they print is kept in $VMLOGS, if that is set.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 cd "$here/../.."
@@ -10,10 +11,35 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 mkdir "$work/x"
 export CGO_ENABLED=0 # the guest has not the libraries of this machine
-go build -o "$work/x/" . ./test/vm/ublkd
+go build -o "$work/x/" . ./test/vm/stamp
 go test -c -o "$work/x/ublk.test" ./internal/device/ublk
 go test -c -o "$work/x/kernel.test" ./internal/device/nbd/kernel
 cp "$here/guest/lib.sh" "$work/x/"
+
+# comment SCRIPT NAME prints what a comment "# NAME: ..." in a script says.
+comment() { sed -n "s/^# $2: *//p" "$1"; }
+
+# boot SCRIPT ARGUMENTS runs a script once. Its disks are those of its test.
+boot() {
+  local how=$here/run.sh options
+  options=$(comment "$1" vm | sed "s#-d #-d $work/disks/#g")
+  if grep -q '^# systemd:' "$1"; then
+    how=$here/systemd.sh options=$(comment "$1" systemd)
+  fi
+  # shellcheck disable=SC2086 # options are words
+  "$how" $options ${2:+-a "$2"} -x "$work/x" "$1"
+}
+
+# try SCRIPT WITH boots a script as often as it asks for.
+try() {
+  local boots n
+  boots=$(comment "$1" boots)
+  rm -rf "$work/disks"
+  mkdir "$work/disks"
+  for n in $(seq "${boots:-1}"); do
+    boot "$1" "${2:+$2${boots:+,$n}}" || return
+  done
+}
 
 names=("$@")
 if [ ${#names[@]} = 0 ]; then
@@ -24,21 +50,24 @@ if [ ${#names[@]} = 0 ]; then
 fi
 failed=()
 for name in "${names[@]}"; do
-  script=$here/guest/$name.sh
-  # "# vm: OPTIONS" in a script are options of run.sh; "# systemd: OPTIONS" of systemd.sh.
-  how=$here/run.sh options=$(sed -n 's/^# vm: //p' "$script")
-  if grep -q '^# systemd:' "$script"; then
-    how=$here/systemd.sh options=$(sed -n 's/^# systemd: *//p' "$script")
-  fi
-  begin=$SECONDS rc=0
-  # shellcheck disable=SC2086 # options are words
-  "$how" $options -x "$work/x" "$script" > "$work/log" 2>&1 || rc=$?
-  if [ $rc = 0 ]; then
-    echo "ok   $name ($((SECONDS - begin)) s)"
-  else
-    failed+=("$name")
-    cat "$work/log"
-    echo "FAIL $name: exit $rc ($((SECONDS - begin)) s)"
-  fi
+  # NAME-WITH is one of those that a script can be run with.
+  script=$here/guest/$name.sh with=
+  [ -e "$script" ] || script=$here/guest/${name%-*}.sh with=${name##*-}
+  list=${with:-$(comment "$script" with)}
+  for w in ${list:-none}; do
+    what=$(basename "$script" .sh) arg=
+    [ "$w" = none ] || what=$what-$w arg=$w
+    begin=$SECONDS rc=0
+    try "$script" "$arg" > "$work/log" 2>&1 || rc=$?
+    [ -z "${VMLOGS:-}" ] || cp "$work/log" "$VMLOGS/$what.log"
+    if [ $rc = 0 ]; then
+      echo "ok   $what ($((SECONDS - begin)) s)"
+      grep -E '(, ratio |prefix held)' "$work/log" | sed 's/^/     /' || true
+    else
+      failed+=("$what")
+      cat "$work/log"
+      echo "FAIL $what: exit $rc ($((SECONDS - begin)) s)"
+    fi
+  done
 done
 [ ${#failed[@]} = 0 ] || { echo "failed: ${failed[*]}"; exit 1; }

@@ -45,7 +45,7 @@ func SetScheduler(path string, on bool) error {
 		return err
 	}
 	name := scheduler(strings.Fields(string(text)), on)
-	if name == "" {
+	if name == "" { // a change would wait for the requests under way
 		return nil
 	}
 	if err := os.WriteFile(file, []byte(name), 0); err != nil {

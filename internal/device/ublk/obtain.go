@@ -98,7 +98,7 @@ func (s *Server) takeOver(ctx context.Context, m *manager, info devInfo) (taken 
 	case info.state != stateQuiesced || info.flags&flagUserRecoveryReissue == 0:
 		log.Info().Msg("removing a stopped block device of this volume")
 	case !s.opts.Recover:
-		log.Warn().Msg("removing the block device: not everything that its server had acknowledged is here; its users get I/O errors")
+		log.Warn().Msg("removing the block device, which may not go on with this daemon; its users get I/O errors")
 	case s.marked():
 		log.Warn().Msg("removing the block device: a server died while it took it over; its users get I/O errors")
 	case !p.fits(s.vol.Geometry()):

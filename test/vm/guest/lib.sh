@@ -1,13 +1,11 @@
-# For the scripts in the guest: a daemon with a block device, and small things.
-# They run in /x, where all.sh puts the programs.
+# For the scripts in the guest: the daemon with a block device, and small
+# things. They run in /x, where all.sh puts the programs.
 set -euo pipefail
 log=/tmp/daemon.log
 : > $log
 
 fail() {
   echo "FAIL: $*"
-  tail -50 $log
-  dmesg | tail -20
   exit 1
 }
 trap 'rc=$?; [ $rc = 0 ] || { echo "--- the daemon said:"; tail -50 $log; dmesg | tail -20; }' EXIT
@@ -22,22 +20,52 @@ until_() {
   done
 }
 
-# start_ublk OPTIONS... starts ublkd, and sets $daemon and $dev.
-start_ublk() {
-  rm -f /tmp/dev
-  ./ublkd "$@" > /tmp/dev 2>> $log &
-  daemon=$!
-  until_ 60 test -s /tmp/dev || fail "no block device"
-  dev=$(cat /tmp/dev)
+# use TRANSPORT chooses ublk or nbd, a device of the kernel's NBD client. The
+# volume is one of 1 GB in a directory.
+use() {
+  transport=$1
+  unset BS3_NBD_DEVICE
+  export BS3_TRANSPORT=$1 BS3_STORE=dir BS3_DIR_PATH=/tmp/store BS3_STATE_PATH=/run/bs3/vm BS3_SIZE=1 \
+    BS3_WRITE_MEMORY=64 BS3_READ_CACHESIZE=64 BS3_LOG_PRETTY=false
+  case $1 in
+  ublk) modprobe ublk_drv ;;
+  nbd) modprobe nbd && export BS3_NBD_DEVICE=/dev/nbd0 ;;
+  esac
 }
 
-# stop_daemon stops it cleanly; its device has to go.
-stop_daemon() {
+# start starts the daemon, and sets $daemon and, when it serves, $dev.
+start() {
+  local from
+  from=$(($(wc -l < $log) + 1))
+  ./bs3 >> $log 2>&1 &
+  daemon=$!
+  until_ 60 served "$from" || fail "it does not serve"
+}
+served() {
+  local line
+  line=$(tail -n "+$1" $log | grep '"message":"serving"') && {
+    dev=$(sed -n 's/.*"device":"\([^"]*\)".*/\1/p' <<< "$line")
+    return 0
+  }
+  kill -0 "$daemon" 2>/dev/null || fail "the daemon has ended"
+  return 1
+}
+
+# gone says whether $dev is.
+gone() {
+  case $transport in
+  nbd) [ ! -e /sys/block/nbd0/pid ] ;;
+  *) [ ! -e "$dev" ] ;;
+  esac
+}
+
+# stop stops it cleanly; its device has to go.
+stop() {
   kill -TERM "$daemon"
   local rc=0
   wait "$daemon" || rc=$?
   [ $rc = 0 ] || fail "the daemon ended with $rc"
-  [ ! -e "$dev" ] || fail "$dev is still there"
+  gone || fail "$dev is still there"
 }
 
 kill_daemon() {
@@ -54,3 +82,9 @@ same() {
 
 # sums DIR lists the checksums of what is below DIR.
 sums() { (cd "$1" && find . -type f -print0 | sort -z | xargs -0 sha256sum); }
+
+# fsck checks the volume in its store.
+fsck() { ./bs3 fsck > /tmp/fsck 2>&1 || { cat /tmp/fsck; fail "bs3 fsck"; }; }
+
+# no_errors fails if the kernel has seen any.
+no_errors() { ! dmesg | grep 'I/O error' || fail "I/O errors"; }

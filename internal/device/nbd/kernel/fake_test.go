@@ -95,7 +95,8 @@ func (f *fake) connect(c connection) error {
 	return err
 }
 
-// reconnect revives also what was disconnected and is held, as Linux does.
+// reconnect revives also what was disconnected and is held, as older versions of
+// Linux do.
 func (f *fake) reconnect(c connection) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -14,9 +14,10 @@
 //
 // Linux shows a string with each device, its backend. Ours names the volume,
 // and the run of the device. The second part is needed because a device that
-// was disconnected while a file system is mounted on it can not be told from
-// one that waits, and Linux would connect it again as if nothing were lost: who
-// disconnects a device first forgets its run.
+// was disconnected while a file system is mounted on it looks like one that
+// waits, and Linux connected it again as if nothing were lost before it learnt
+// to refuse that (6.12 does, 5.16 by its source does not). So who disconnects a
+// device first forgets its run.
 package kernel
 
 import (

@@ -125,11 +125,11 @@ func (c client) command(command uint8, attributes func(*netlink.AttributeEncoder
 	})
 }
 
+// attributes are those for both ways to connect.
 func (c connection) attributes(e *netlink.AttributeEncoder) {
 	e.Uint32(attrIndex, uint32(c.index))
 	e.Uint64(attrSize, uint64(c.size))
 	e.Uint64(attrBlockSize, uint64(c.blockSize))
-	e.Uint64(attrTimeout, 0) // seconds; requests wait for ever
 	e.Uint64(attrServerFlags, uint64(c.flags))
 	e.Uint64(attrDeadTimeout, uint64(c.deadTimeout/time.Second))
 	e.String(attrBackend, c.backend)
@@ -142,8 +142,14 @@ func (c connection) attributes(e *netlink.AttributeEncoder) {
 	})
 }
 
-func (c client) connect(to connection) error { return c.command(cmdConnect, to.attributes) }
+func (c client) connect(to connection) error {
+	return c.command(cmdConnect, func(e *netlink.AttributeEncoder) {
+		to.attributes(e)
+		e.Uint64(attrTimeout, 0) // seconds; requests wait for ever
+	})
+}
 
+// reconnect leaves the time-out as it is: to set it sets io_timeout, too.
 func (c client) reconnect(to connection) error { return c.command(cmdReconfigure, to.attributes) }
 
 func (c client) disconnect(index int) error {
@@ -195,6 +201,12 @@ func (c client) backend(index int) (backend string, connected bool, err error) {
 
 func (client) writeBack(index int) error { return blockdev.WriteBack(blockPath(index)) }
 
+// stuckAfter writes nothing if there is nothing to change, since Linux waits
+// for all requests under way before it changes an attribute of a queue.
 func (c client) stuckAfter(index int, age time.Duration) error {
-	return os.WriteFile(c.file(index, "queue/io_timeout"), []byte(strconv.FormatInt(age.Milliseconds(), 10)), 0)
+	file, want := c.file(index, "queue/io_timeout"), strconv.FormatInt(age.Milliseconds(), 10)
+	if text, err := os.ReadFile(file); err != nil || strings.TrimSpace(string(text)) == want {
+		return err
+	}
+	return os.WriteFile(file, []byte(want), 0)
 }

@@ -1,22 +1,26 @@
-# vm: -m 3072 -t 900
-# File systems on the engine over ublk: made, filled, trimmed, and after a clean
-# restart on nothing but the store they are whole.
+# vm: -m 3072 -t 600
+# with: ublk nbd
+# File systems: made, filled, trimmed, and after a clean restart on nothing but
+# the store they are whole. Before that, what the kernel says of the device.
 . ./lib.sh
-modprobe ublk_drv
-size=$((1 << 30))
-engine=(-volume engine -size $size -dir /tmp/store)
-mkdir -p /tmp/tree && cp -r /usr/bin /usr/lib /tmp/tree/
+use "$1"
+mkdir -p /tmp/tree && cp -r /usr/bin /tmp/tree/
 sums /tmp/tree > /tmp/sums
-[ "$(wc -l < /tmp/sums)" -gt 50 ] || fail "the tree is no test"
+[ "$(wc -l < /tmp/sums)" -gt 30 ] || fail "the tree is no test"
 stored() { du -sb /tmp/store | cut -f1; }
 
 for type in ext4 xfs btrfs; do
-  start_ublk "${engine[@]}"
+  start
   sys=/sys/block/$(basename "$dev")
-  same "$sys/size" $((size / 512))
+  same "$sys/size" $(((1 << 30) / 512))
+  same "$sys/ro" 0
   same "$sys/queue/logical_block_size" 4096
+  same "$sys/queue/physical_block_size" 4096
   same "$sys/queue/write_cache" "write back"
   same "$sys/queue/fua" 1
+  same "$sys/queue/rotational" 0
+  same "$sys/queue/discard_granularity" 4096
+  grep -q '\[none\]' "$sys/queue/scheduler" || fail "scheduler $(cat "$sys/queue/scheduler")"
   [ "$(cat "$sys/queue/discard_max_bytes")" -ge $((1 << 20)) ] || fail "no discards"
 
   case $type in
@@ -25,16 +29,17 @@ for type in ext4 xfs btrfs; do
   esac
   mount -t $type "$dev" /mnt
   cp -r /tmp/tree /mnt/
-  cp -r /tmp/tree/usr /mnt/more 2>/dev/null || cp -r /tmp/tree /mnt/more
+  cp -r /tmp/tree /mnt/more
   sync -f /mnt
   rm -r /mnt/more
   sync -f /mnt
   fstrim /mnt
   umount /mnt
-  stop_daemon
+  stop
+  fsck
 
   rm -rf /run/bs3
-  start_ublk "${engine[@]}"
+  start
   case $type in
   ext4) e2fsck -fn "$dev" ;;
   xfs) xfs_repair -n "$dev" ;;
@@ -46,6 +51,7 @@ for type in ext4 xfs btrfs; do
   # What is discarded reads as zeros.
   blkdiscard -f "$dev"
   cmp -n $((64 << 20)) "$dev" /dev/zero || fail "discarded blocks hold data"
-  stop_daemon
+  stop
   echo "$type: $(wc -l < /tmp/sums) files are the same, $(stored) bytes in the store"
 done
+no_errors

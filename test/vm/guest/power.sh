@@ -1,0 +1,37 @@
+# vm: -m 2048 -t 300 -d store:2G -d notes:1M
+# with: ublk nbd
+# boots: 2
+# A power cut of the machine, whose store is on a disk: after it the volume is a
+# prefix of what was written, with all that was flushed. Before it, the daemon is
+# killed and comes back.
+. ./lib.sh
+use "$1"
+modprobe -a virtio_blk ext4
+mkdir -p /store
+if [ "$2" = 1 ]; then
+  mkfs.ext4 -qF /dev/vda
+  mount /dev/vda /store
+else
+  e2fsck -fy /dev/vda > /tmp/e2fsck 2>&1 || [ $? = 1 ] || { cat /tmp/e2fsck; fail "the disk of the store"; }
+  mount -o ro /dev/vda /store && umount /store
+  mount /dev/vda /store
+fi
+export BS3_DIR_PATH=/store/objects BS3_CHECKPOINT_INTERVAL=5 BS3_GC_WAIT=3 BS3_WRITE_CHUNKSIZE=1 BS3_WRITE_MEMORY=16
+start
+if [ "$2" = 1 ]; then
+  ./stamp write "$dev" /dev/vdb 11 > /tmp/stamp 2>&1 &
+  stamp=$!
+  sleep 8
+  kill_daemon
+  start
+  sleep 12
+  kill -0 $stamp || { cat /tmp/stamp; fail "stamp has ended"; }
+  no_errors
+  echo "the power is cut"
+  echo RC=0 > /dev/ttyS1
+  echo b > /proc/sysrq-trigger
+  sleep 60
+fi
+./stamp check "$dev" /dev/vdb 11 || fail "no prefix"
+stop
+fsck

@@ -1,0 +1,27 @@
+# vm: -m 3072 -t 400
+# Random 4 KiB writes and reads through ublk and through a kernel NBD device, in
+# the same machine: on a volume that does nothing, which is what the way costs,
+# and on one in a directory. It compares and asserts nothing.
+. ./lib.sh
+# iops READ_OR_WRITE prints the rate.
+iops() {
+  fio --filename="$dev" --direct=1 --ioengine=libaio --name=x --rw=rand"$1" --bs=4k --iodepth=32 --numjobs=2 --group_reporting \
+    --size=256m --time_based --ramp_time=2 --runtime=8 --allow_file_create=0 --minimal | cut -d';' -f"$([ "$1" = read ] && echo 8 || echo 49)"
+}
+for null in true false; do
+  export BS3_NULL=$null BS3_WRITE_DURABLE=false
+  for transport in nbd ublk; do
+    use $transport
+    start
+    eval "${transport}_write=$(iops write)"
+    # What was written is in the store before anything is read.
+    [ $null = true ] || ./bs3 checkpoint
+    eval "${transport}_read=$(iops read)"
+    stop
+  done
+  what=$([ $null = true ] && echo "null volume" || echo "volume in a directory")
+  for way in write read; do
+    u=ublk_$way n=nbd_$way
+    echo "$what, random 4 KiB $way: ublk ${!u}/s, kernel NBD ${!n}/s, ratio $(awk "BEGIN { printf \"%.2f\", ${!u} / ${!n} }")"
+  done
+done
