@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync/atomic"
 	"time"
 
 	"github.com/rs/zerolog"
@@ -27,6 +28,7 @@ type controls struct {
 	store         *store
 	noCheckpoints bool
 	log           zerolog.Logger
+	shown         atomic.Pointer[transportStatus] // nil until it is
 }
 
 // errNoCheckpoints refuses what needs checkpoints, without which nothing is
@@ -61,7 +63,15 @@ func (d *controls) collect(ctx context.Context) {
 // status is how a daemon is doing. Its JSON form is a contract.
 type status struct {
 	bs3.Status
-	Store storeStatus `json:"store"`
+	Store     storeStatus     `json:"store"`
+	Transport transportStatus `json:"transport"`
+}
+
+// transportStatus is how users get at the volume. All is empty until they can.
+type transportStatus struct {
+	Name   string `json:"name"`   // as in the configuration, but never auto
+	Device string `json:"device"` // path of the block device, if there is one
+	NBD    string `json:"nbd"`    // URI of the NBD server, if there is one
 }
 
 type storeStatus struct {
@@ -72,6 +82,9 @@ type storeStatus struct {
 
 func (d *controls) status() status {
 	s := status{Status: d.engine.Status(), Store: storeStatus{Where: d.store.where}}
+	if shown := d.shown.Load(); shown != nil {
+		s.Transport = *shown
+	}
 	if since, err, waiting := d.store.waiting(); waiting {
 		s.Store.WaitingSince = &since
 		s.Store.LastError = err.Error()

@@ -31,12 +31,14 @@ func TestControlVerbs(t *testing.T) {
 		t.Errorf("the socket: %v, %v", info, err)
 	}
 	code, out, errs := bs3Main(t, dir, nil, "status", "--local")
-	if code != exitOK || !strings.Contains(out, "durable: a flush waits for the store\n") || !strings.Contains(out, "directory .bs3/store\n") {
+	if code != exitOK || !strings.Contains(out, "durable: a flush waits for the store\n") || !strings.Contains(out, "directory .bs3/store\n") ||
+		!strings.Contains(out, "  nbd+unix:///?socket="+dir) {
 		t.Errorf("status: exit %d, %s%s", code, out, errs)
 	}
 	code, out, errs = bs3Main(t, dir, nil, "status", "--local", "--json")
 	var s status
-	if err := json.Unmarshal([]byte(out), &s); code != exitOK || err != nil || s.Epoch != 1 || s.Slots != 40 || s.Store.WaitingSince != nil {
+	if err := json.Unmarshal([]byte(out), &s); code != exitOK || err != nil || s.Epoch != 1 || s.Slots != 40 || s.Store.WaitingSince != nil ||
+		s.Transport != (transportStatus{Name: "nbd", NBD: "nbd+unix:///?socket=" + filepath.Join(dir, ".bs3/nbd.sock")}) {
 		t.Errorf("status: exit %d, %v in %s%s", code, err, out, errs)
 	}
 	if code, out, errs := bs3Main(t, dir, nil, "checkpoint", "--local"); code != exitOK || out != "checkpoint written\n" {
@@ -167,6 +169,20 @@ func TestPrintStatus(t *testing.T) {
 	} {
 		if !strings.Contains(out.String(), want) {
 			t.Errorf("no %q in\n%s", want, out.String())
+		}
+	}
+}
+
+func TestPrintDevice(t *testing.T) {
+	for want, shown := range map[string]transportStatus{
+		"not shown yet":                       {},
+		"/dev/ublkb0 (ublk)":                  {Name: "ublk", Device: "/dev/ublkb0"},
+		"nbd://127.0.0.1:10809":               {Name: "nbd", NBD: "nbd://127.0.0.1:10809"},
+		"/dev/nbd0 (nbd), and nbd+unix:///?s": {Name: "nbd", Device: "/dev/nbd0", NBD: "nbd+unix:///?s"},
+	} {
+		var out strings.Builder
+		if err := printStatus(&out, status{Transport: shown}, time.Now()); err != nil || !strings.Contains(out.String(), "  "+want+"\n") {
+			t.Errorf("no %q in\n%s%v", want, out.String(), err)
 		}
 	}
 }

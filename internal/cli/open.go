@@ -25,6 +25,7 @@ type volume struct {
 	calls    control.Calls                             // what it answers on the control socket; nil = it has none
 	collect  func(context.Context)                     // collects garbage, and logs how it went
 	close    func(context.Context) error               // also tells why it failed
+	shown    func(transportStatus)                     // is told when users can come; nil = nobody asks
 	announce func(event *zerolog.Event) *zerolog.Event // adds what is served to the log line that says so
 }
 
@@ -96,6 +97,7 @@ func openVolume(ctx context.Context, c config.Config, h *health, log zerolog.Log
 		state:   state,
 		failed:  engine.Done(),
 		calls:   d.calls(),
+		shown:   func(s transportStatus) { d.shown.Store(&s) },
 		collect: d.collect,
 		close: func(ctx context.Context) error {
 			err := engine.Close(ctx)

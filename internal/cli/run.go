@@ -77,12 +77,17 @@ func serve(ctx context.Context, c config.Config, h *health, log zerolog.Logger, 
 		return err
 	}
 	show, err := newDoor(transport, v, c, log, func(s shown) {
+		t := transportStatus{Name: transport, Device: s.device}
 		event := v.announce(log.Info()).Str("transport", transport)
 		if s.device != "" {
 			event = event.Str("device", s.device)
 		}
 		if s.nbd != nil {
-			event = event.Str("nbd", uri(s.nbd))
+			t.NBD = uri(s.nbd)
+			event = event.Str("nbd", t.NBD)
+		}
+		if v.shown != nil {
+			v.shown(t)
 		}
 		event.Msg("serving")
 		h.serving(v, s)

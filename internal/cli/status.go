@@ -50,6 +50,16 @@ func printStatus(out io.Writer, s status, now time.Time) error {
 	if s.Failed != "" {
 		row("failed", "%s", s.Failed)
 	}
+	switch t := s.Transport; {
+	case t.Device != "" && t.NBD != "":
+		row("device", "%s (%s), and %s", t.Device, t.Name, t.NBD)
+	case t.Device != "":
+		row("device", "%s (%s)", t.Device, t.Name)
+	case t.NBD != "":
+		row("device", "%s", t.NBD)
+	default:
+		row("device", "not shown yet")
+	}
 	row("store", "%s", s.Store.Where)
 	if since := s.Store.WaitingSince; since != nil {
 		row("", "does not answer as it should since %s (%v): %s", since.Format(time.RFC3339), now.Sub(*since).Round(time.Second), s.Store.LastError)
