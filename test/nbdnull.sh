@@ -34,7 +34,7 @@ trap finish EXIT
 
 uri() { echo "nbd+unix:///?socket=$dir/$1.sock"; }
 
-BS3_NULL=true BS3_STATE_PATH="$dir/state" BS3_NBD_LISTEN="unix:$dir/bs3.sock" BS3_LOG_LEVEL=3 "$bs3" &
+BS3_NULL=true BS3_TRANSPORT=nbd BS3_STATE_PATH="$dir/state" BS3_NBD_LISTEN="unix:$dir/bs3.sock" BS3_LOG_LEVEL=3 "$bs3" &
 servers+=($!)
 for name in nbdkit control; do
 	nbdkit -f -U "$dir/$name.sock" null 8G &
