@@ -157,12 +157,40 @@ func (e *Engine) stored(c *chunk, took time.Duration) {
 	}
 	e.mu.Unlock()
 	for _, c := range covered {
-		if e.cache != nil {
-			e.cache.Put(layout.Loc(c.obj.Key, 0), c.slot.Data(0, uint32(len(c.obj.CRCs))))
-		}
+		e.keepForReaders(c)
 		e.ring.at(c.obj.Key).CompareAndSwap(c, nil) // a newer chunk may have the place
 		e.unref(c)
 	}
+}
+
+// streamed is how large a write is, in bytes, that the read cache is spared:
+// what is written in such pieces will be read in such pieces, which the store
+// gives fast, and copying it costs as much as all else of a write together.
+const streamed = 128 << 10
+
+// keepForReaders puts what was written to c, which the durable key covers, into
+// the read cache.
+func (e *Engine) keepForReaders(c *chunk) {
+	if e.cache == nil {
+		return
+	}
+	var from, to uint32 // blocks to be put
+	put := func() {
+		if from < to {
+			e.cache.Put(layout.Loc(c.obj.Key, from), c.slot.Data(from, to-from))
+		}
+	}
+	for _, r := range c.obj.Records {
+		if r.Kind == layout.KindZero || int(r.Blocks)*e.blockSize >= streamed {
+			continue
+		}
+		if r.Index != to {
+			put()
+			from = r.Index
+		}
+		to = r.Index + r.Blocks
+	}
+	put()
 }
 
 // unref drops one reference; the last one gives the slot back, once no reader

@@ -5,7 +5,9 @@
 // The memory is one anonymous mapping of frames of one block each, outside of
 // the Go heap: it is touched as it fills, and costs the garbage collector
 // nothing. It is cut into shards by location; each has its own lock, index and
-// queues, so readers on different cores seldom meet.
+// queues, so readers on different cores seldom meet. Blocks that lie together
+// in an object share a shard and lie together in it: they are put under one
+// lock, and what is looked at for one is in the processor's cache for the next.
 //
 // Replacement is S3-FIFO (Yang et al., "FIFO queues are all you need for cache
 // eviction", SOSP 2023): new blocks pass through a small queue and reach the
@@ -31,17 +33,15 @@ type Cache struct {
 }
 
 const (
-	// mostShards bounds the shards; small caches have fewer, so that a queue
-	// has some length.
-	mostShards     = 256
-	leastPerShard  = 64
-	smallShare     = 10 // the small queue is a tenth of a shard
-	mostFrequency  = 3
-	hashMultiplier = 0x9E3779B97F4A7C15
+	mostShards    = 256
+	leastPerShard = 1024 // frames; with fewer, some shards are full too early
+	leastFrames   = 64
+	groupBits     = 4  // 2^groupBits blocks that lie together share a shard
+	smallShare    = 10 // the small queue is a tenth of a shard
+	mostFrequency = 3
 )
 
-// New makes a cache of that many bytes, a multiple of blockSize at least
-// leastPerShard blocks long.
+// New makes a cache of that many bytes, at least leastFrames blocks.
 func New(bytes int64, blockSize int) (*Cache, error) {
 	frames := bytes / int64(blockSize)
 	shards := int64(1)
@@ -49,8 +49,8 @@ func New(bytes int64, blockSize int) (*Cache, error) {
 		shards *= 2
 	}
 	per := frames / shards
-	if per < leastPerShard {
-		return nil, fmt.Errorf("a read cache of %d bytes is less than %d blocks", bytes, leastPerShard)
+	if per < leastFrames {
+		return nil, fmt.Errorf("a read cache of %d bytes is less than %d blocks", bytes, leastFrames)
 	}
 	mem, err := unix.Mmap(-1, 0, int(per*shards)*blockSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE)
 	if err != nil {
@@ -71,8 +71,23 @@ func (c *Cache) Close() error {
 	return nil
 }
 
+// hash spreads groups of blocks. Of its product only the high bits depend on all
+// of the location; eight of them pick the shard, others the place there.
+func hash(loc layout.Location) (shard, place uint32) {
+	h := uint64(loc) >> groupBits * 0x9E3779B97F4A7C15
+	return uint32(h >> 32 & (mostShards - 1)), uint32(h >> 40)
+}
+
+// place is where a table of a power of two entries has loc, if it can: the
+// blocks of a group one after the other.
+func place(loc layout.Location, entries int) uint32 {
+	_, first := hash(loc)
+	return (first + uint32(loc)&(1<<groupBits-1)) & uint32(entries-1)
+}
+
 func (c *Cache) shard(loc layout.Location) *shard {
-	return &c.shards[uint64(loc)*hashMultiplier>>32%uint64(len(c.shards))]
+	i, _ := hash(loc)
+	return &c.shards[i&uint32(len(c.shards)-1)]
 }
 
 // Get copies the block at loc to dst and says whether it had it.
@@ -83,17 +98,19 @@ func (c *Cache) Has(loc layout.Location) bool {
 	s := c.shard(loc)
 	s.mu.RLock()
 	defer s.mu.RUnlock()
-	_, ok := s.index[loc]
+	_, ok := s.find(loc)
 	return ok
 }
 
 // Put takes a copy of the blocks in data, which lie at loc and after it in an
 // object that the durable key covers.
 func (c *Cache) Put(loc layout.Location, data []byte) {
-	for i := uint32(0); len(data) > 0; i++ {
-		l := loc.Add(i)
-		c.shard(l).put(l, data[:c.blockSize])
-		data = data[c.blockSize:]
+	for len(data) > 0 {
+		together := 1<<groupBits - int(uint64(loc)&(1<<groupBits-1))
+		some := data[:min(len(data), together*c.blockSize)]
+		c.shard(loc).put(loc, some)
+		data = data[len(some):]
+		loc = loc.Add(uint32(len(some) / c.blockSize))
 	}
 }
 
@@ -103,7 +120,7 @@ func (c *Cache) Bytes() int64 {
 	for i := range c.shards {
 		s := &c.shards[i]
 		s.mu.RLock()
-		n += int64(len(s.index)) * int64(c.blockSize)
+		n += int64(s.used) * int64(c.blockSize)
 		s.mu.RUnlock()
 	}
 	return n
@@ -111,36 +128,69 @@ func (c *Cache) Bytes() int64 {
 
 // shard is one part of the cache.
 type shard struct {
-	mu    sync.RWMutex
-	index map[layout.Location]uint32 // to frames
-	locs  []layout.Location          // of the frames; 0 = free
-	reads []atomic.Uint32            // of the frames, since they were queued, up to mostFrequency
+	mu sync.RWMutex
+	// index is a hash table with linear probing: frames plus one, 0 = nothing. At
+	// most half of it is used.
+	index []uint32
+	locs  []layout.Location // of the frames
+	reads []atomic.Uint32   // of the frames, since they were queued, up to mostFrequency
 	data  []byte
 	size  int
 
-	used        uint32 // frames that were ever used
+	used        uint32 // frames that were ever used; from then on they are
 	small, main fifo   // of frames
 	ghosts      ghosts
 	_           [64]byte
 }
 
 func (s *shard) init(frames int, data []byte, blockSize int) {
-	s.index = make(map[layout.Location]uint32)
+	entries := 2
+	for entries < 2*frames {
+		entries *= 2
+	}
+	s.index = make([]uint32, entries)
 	s.locs = make([]layout.Location, frames)
 	s.reads = make([]atomic.Uint32, frames)
 	s.data, s.size = data, blockSize
-	s.ghosts = ghosts{set: make(map[layout.Location]struct{}), most: frames}
+	s.ghosts = make(ghosts, entries/2)
 }
 
 func (s *shard) frame(f uint32) []byte { return s.data[int(f)*s.size:][:s.size] }
 
+// find gives the place of loc in the index; of an empty entry if it is not
+// there.
+func (s *shard) find(loc layout.Location) (at uint32, ok bool) {
+	mask := uint32(len(s.index) - 1)
+	for at = place(loc, len(s.index)); s.index[at] != 0; at = (at + 1) & mask {
+		if s.locs[s.index[at]-1] == loc {
+			return at, true
+		}
+	}
+	return at, false
+}
+
+// forget takes loc, which is there, out of the index.
+func (s *shard) forget(loc layout.Location) {
+	hole, _ := s.find(loc)
+	mask := uint32(len(s.index) - 1)
+	for at := (hole + 1) & mask; s.index[at] != 0; at = (at + 1) & mask {
+		// What would not be found any more moves into the hole.
+		if home := place(s.locs[s.index[at]-1], len(s.index)); (at-home)&mask >= (at-hole)&mask {
+			s.index[hole] = s.index[at]
+			hole = at
+		}
+	}
+	s.index[hole] = 0
+}
+
 func (s *shard) get(loc layout.Location, dst []byte) bool {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
-	f, ok := s.index[loc]
+	at, ok := s.find(loc)
 	if !ok {
 		return false
 	}
+	f := s.index[at] - 1
 	copy(dst, s.frame(f))
 	if n := s.reads[f].Load(); n < mostFrequency { // a lost count does not matter
 		s.reads[f].Store(n + 1)
@@ -148,21 +198,25 @@ func (s *shard) get(loc layout.Location, dst []byte) bool {
 	return true
 }
 
-func (s *shard) put(loc layout.Location, block []byte) {
+// put takes blocks of one group.
+func (s *shard) put(loc layout.Location, data []byte) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if _, ok := s.index[loc]; ok {
-		return
-	}
-	f := s.free()
-	copy(s.frame(f), block)
-	s.locs[f] = loc
-	s.reads[f].Store(0)
-	s.index[loc] = f
-	if s.ghosts.take(loc) {
-		s.main.push(f)
-	} else {
-		s.small.push(f)
+	for ; len(data) > 0; loc, data = loc.Add(1), data[s.size:] {
+		if _, ok := s.find(loc); ok {
+			continue
+		}
+		f := s.free()
+		copy(s.frame(f), data[:s.size])
+		s.locs[f] = loc
+		s.reads[f].Store(0)
+		at, _ := s.find(loc) // only now: freeing a frame moves entries
+		s.index[at] = f + 1
+		if s.ghosts.take(loc) {
+			s.main.push(f)
+		} else {
+			s.small.push(f)
+		}
 	}
 }
 
@@ -181,7 +235,7 @@ func (s *shard) free() uint32 {
 				continue
 			}
 			s.ghosts.add(s.locs[f])
-			delete(s.index, s.locs[f])
+			s.forget(s.locs[f])
 			return f
 		}
 		f := s.main.pop()
@@ -190,7 +244,7 @@ func (s *shard) free() uint32 {
 			s.main.push(f)
 			continue
 		}
-		delete(s.index, s.locs[f])
+		s.forget(s.locs[f])
 		return f
 	}
 }
@@ -223,29 +277,19 @@ func (q *fifo) pop() uint32 {
 	return f
 }
 
-// ghosts remembers locations that left the small queue without being read, as
-// many as the shard has frames.
-type ghosts struct {
-	set  map[layout.Location]struct{}
-	ring []layout.Location // in the order they came; some are not in set any more
-	next int
-	most int
-}
+// ghosts remembers locations that left the small queue without being read. Each
+// has one place, which the next location that belongs there takes over: about
+// as many are remembered as the shard has frames.
+type ghosts []layout.Location
 
-func (g *ghosts) add(loc layout.Location) {
-	if len(g.ring) < g.most {
-		g.ring = append(g.ring, loc)
-	} else {
-		delete(g.set, g.ring[g.next])
-		g.ring[g.next] = loc
-		g.next = (g.next + 1) % g.most
-	}
-	g.set[loc] = struct{}{}
-}
+func (g ghosts) add(loc layout.Location) { g[place(loc, len(g))] = loc }
 
 // take says whether loc is remembered, and forgets it.
-func (g *ghosts) take(loc layout.Location) bool {
-	_, ok := g.set[loc]
-	delete(g.set, loc)
-	return ok
+func (g ghosts) take(loc layout.Location) bool {
+	p := &g[place(loc, len(g))]
+	if *p != loc {
+		return false
+	}
+	*p = 0
+	return true
 }

@@ -66,6 +66,36 @@ func TestWhatIsThereIsRight(t *testing.T) {
 	}
 }
 
+// TestIndex: whatever was put and evicted, the index has each frame once, where
+// it is found.
+func TestIndex(t *testing.T) {
+	c := newCache(t, 300)
+	rnd := rand.New(rand.NewPCG(1, 1))
+	p := make([]byte, 8*blockSize)
+	for range 20_000 {
+		i := rnd.IntN(400) * 8
+		c.Put(at(i), p[:(1+rnd.IntN(8))*blockSize])
+		c.Get(at(rnd.IntN(3200)), p[:blockSize])
+	}
+	for i := range c.shards {
+		s := &c.shards[i]
+		entries := 0
+		for _, f := range s.index {
+			if f != 0 {
+				entries++
+			}
+		}
+		if entries != int(s.used) || s.small.len()+s.main.len() != entries {
+			t.Errorf("%d entries for %d frames, %d and %d in the queues", entries, s.used, s.small.len(), s.main.len())
+		}
+		for f, loc := range s.locs[:s.used] {
+			if e, ok := s.find(loc); !ok || s.index[e] != uint32(f)+1 {
+				t.Errorf("frame %d is not where %d is looked for", f, loc)
+			}
+		}
+	}
+}
+
 func TestRunOfBlocks(t *testing.T) {
 	c := newCache(t, 100)
 	var run []byte
@@ -119,29 +149,5 @@ func TestScanDisplacesLittle(t *testing.T) {
 func TestTooSmall(t *testing.T) {
 	if _, err := New(10*blockSize, blockSize); err == nil {
 		t.Fatal("no error")
-	}
-}
-
-func BenchmarkGet(b *testing.B) {
-	c := newCache(b, 100_000)
-	for i := range 100_000 {
-		c.Put(at(i), content(i))
-	}
-	b.ReportAllocs()
-	b.RunParallel(func(pb *testing.PB) {
-		rnd := rand.New(rand.NewPCG(rand.Uint64(), 1))
-		p := make([]byte, blockSize)
-		for pb.Next() {
-			c.Get(at(rnd.IntN(100_000)), p)
-		}
-	})
-}
-
-func BenchmarkPut(b *testing.B) {
-	c := newCache(b, 100_000)
-	block := content(1)
-	b.ReportAllocs()
-	for i := 0; b.Loop(); i++ {
-		c.Put(at(i), block)
 	}
 }

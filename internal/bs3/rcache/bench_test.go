@@ -1,0 +1,92 @@
+package rcache
+
+import (
+	"math/rand/v2"
+	"testing"
+
+	"bs3/internal/bs3/key"
+	"bs3/internal/bs3/layout"
+)
+
+const (
+	benchBlock  = 4096
+	benchFrames = 1 << 16 // 256 MiB, the default
+	chunkBlocks = 1024
+)
+
+func benchCache(b *testing.B) *Cache {
+	b.Helper()
+	c, err := New(benchFrames*benchBlock, benchBlock)
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() {
+		if err := c.Close(); err != nil {
+			b.Error(err)
+		}
+	})
+	return c
+}
+
+// fill puts whole chunks, from key first on, until the cache is full.
+func fill(c *Cache, first key.Key) {
+	chunk := make([]byte, chunkBlocks*benchBlock)
+	for k := range key.Key(2 * benchFrames / chunkBlocks) {
+		c.Put(layout.Loc(first+k, 0), chunk)
+	}
+}
+
+// Hits at random places, on all processors.
+func BenchmarkGet(b *testing.B) {
+	c := benchCache(b)
+	const n = benchFrames / 2
+	for k := range key.Key(n / chunkBlocks) {
+		c.Put(layout.Loc(k, 0), make([]byte, chunkBlocks*benchBlock))
+	}
+	b.SetBytes(benchBlock)
+	b.ReportAllocs()
+	b.ResetTimer()
+	b.RunParallel(func(pb *testing.PB) {
+		rnd := rand.New(rand.NewPCG(rand.Uint64(), 1))
+		p := make([]byte, benchBlock)
+		for pb.Next() {
+			i := rnd.IntN(n)
+			if !c.Get(layout.Loc(key.Key(i/chunkBlocks), uint32(i%chunkBlocks)), p) {
+				b.Error("a miss")
+				return
+			}
+		}
+	})
+}
+
+// A chunk into a full cache, as after each upload.
+func BenchmarkPutChunk(b *testing.B) {
+	c := benchCache(b)
+	fill(c, 0)
+	chunk := make([]byte, chunkBlocks*benchBlock)
+	k := key.Key(1 << 20)
+	b.SetBytes(int64(len(chunk)))
+	b.ReportAllocs()
+	for b.Loop() {
+		c.Put(layout.Loc(k, 0), chunk)
+		k++
+	}
+}
+
+// A block into a full cache, as after each miss.
+func BenchmarkPutBlock(b *testing.B) {
+	c := benchCache(b)
+	fill(c, 0)
+	block := make([]byte, benchBlock)
+	at := make([]layout.Location, 1<<20)
+	for i := range at {
+		at[i] = layout.Loc(key.Key(1000+rand.Uint64N(1<<20)), rand.Uint32N(chunkBlocks))
+	}
+	i := 0
+	b.SetBytes(benchBlock)
+	b.ReportAllocs()
+	for b.Loop() {
+		c.Put(at[i%len(at)], block)
+		i++
+	}
+}
