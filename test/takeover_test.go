@@ -187,7 +187,9 @@ func TestStoppedDaemonGoesOn(t *testing.T) {
 		if code := old.wait(time.Minute); code != exitFenced {
 			t.Errorf("the fenced daemon's exit code is %d", code)
 		}
-		<-ended
+		if err := <-ended; err == nil {
+			t.Error("the writer of the fenced daemon has got no error")
+		}
 		after := b.bucket().objects(t)
 		for name, info := range before {
 			if after[name] != info {

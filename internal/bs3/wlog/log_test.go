@@ -119,7 +119,7 @@ func TestLogRounds(t *testing.T) {
 		l := newLog(t, dir, pages)
 		seq, k, durable := uint64(1), key.Key(1), key.Key(0)
 		firstOf := map[key.Key]uint64{1: 1} // sequence numbers
-		full, rounds := 0, l.position
+		full := 0
 		for range 300 {
 			var batch []Addition
 			next, last := seq, k
@@ -162,7 +162,7 @@ func TestLogRounds(t *testing.T) {
 				}
 			}
 		}
-		if rounds = l.position / l.head.Size; rounds < 2 || full == 0 {
+		if rounds := l.position / l.head.Size; rounds < 2 || full == 0 {
 			t.Errorf("seed %d: only %d rounds, %d times full", seed, rounds, full)
 		}
 		_ = l.Close()
@@ -234,10 +234,10 @@ func TestLogCut(t *testing.T) {
 				t.Fatal(err)
 			}
 			found := reopen(t, dir, nil)
-			switch end := replays(t, found, seq); {
-			case end == seq+2:
+			switch end := replays(t, found, seq); end {
+			case seq + 2:
 				whole++
-			case end == seq:
+			case seq:
 				torn++
 			default:
 				t.Fatalf("key %d: the log ends at %d of %d", k, end, seq+2)

@@ -72,17 +72,15 @@ func replaced(spans []span, from, to uint16, put span, was *merger) []span {
 
 // spansOf gives entries as spans; false if they are more than maxSpans.
 func spansOf(entries []layout.Location) ([]span, bool) {
-	var few [maxSpans]span
+	var few [maxSpans + 1]span
 	spans := few[:0]
 	for i, loc := range entries {
 		if !loc.Mapped() {
 			continue
 		}
-		s := span{uint16(i), uint16(i) + 1, loc}
-		if n := len(spans); n == maxSpans && !(spans[n-1].to == s.from && follows(spans[n-1].loc, spans[n-1].blocks(), loc)) {
+		if spans = appendSpan(spans, span{uint16(i), uint16(i) + 1, loc}); len(spans) > maxSpans {
 			return nil, false
 		}
-		spans = appendSpan(spans, s)
 	}
 	return append([]span(nil), spans...), true
 }
