@@ -135,6 +135,14 @@ func (e *Engine) readyLog(ctx context.Context, recorded *layout.LocalLog) error 
 		}
 		return e.cacheDir.RemoveLog()
 	}
+	if l := e.leftLog; recorded != nil && (l == nil || l.Header().Size != e.opts.LogSize) {
+		// It is made anew, which takes a while. Who dies meanwhile leaves none, and
+		// nothing is missing: the store has what the old one held.
+		if err := e.shareLog(ctx, recorded, nil); err != nil {
+			return err
+		}
+		recorded = nil
+	}
 	log, err := e.ownLog(ctx)
 	switch {
 	case ctx.Err() != nil:

@@ -1,6 +1,7 @@
 package bs3
 
 import (
+	"context"
 	"errors"
 	"os"
 	"path/filepath"
@@ -10,6 +11,7 @@ import (
 
 	"bs3/internal/bs3/key"
 	"bs3/internal/bs3/objproxy/objtest"
+	"bs3/internal/bs3/wlog"
 )
 
 // logFrames is a size of the local log: so many frames of one or two blocks.
@@ -418,6 +420,35 @@ func TestLogNeeded(t *testing.T) {
 		w.flushedBehind()
 		w.crash("a")
 		w.cameBack(w.open("a", w.local("a"), forget))
+	})
+}
+
+// TestLogMadeAnew: who dies while a log of another size is made leaves a volume
+// that opens without being told to forget anything: nothing is missing.
+func TestLogMadeAnew(t *testing.T) {
+	inRuleWorld(t, func(t *testing.T, w *ruleWorld) {
+		w.flushedBehind()
+		// The making fails behind the removal of the old log.
+		b := w.start("a", w.local("a"), func(o *Options) { o.LogSize *= 2 })
+		open := b.opts.openLog
+		ctx, dies := context.WithCancel(t.Context())
+		made := false
+		b.opts.openLog = func(path string) (wlog.LogFile, error) {
+			if made {
+				dies()
+				if err := os.Remove(path); err != nil {
+					return nil, err
+				}
+			}
+			made = true
+			return open(path)
+		}
+		if _, err := Open(ctx, b.opts); !errors.Is(err, context.Canceled) {
+			t.Fatal("opened: ", err)
+		}
+		a := w.open("a", w.local("a"))
+		w.cameBack(a)
+		a.holds(4, 3)
 	})
 }
 
