@@ -176,9 +176,7 @@ func (e *Engine) openState() (err error) {
 
 // holdsRecords says whether chunk memory or the local log may hold what the
 // store has not.
-func (e *Engine) holdsRecords() bool {
-	return e.memoryHolds() || e.leftLog != nil && e.leftLog.Frames() > 0
-}
+func (e *Engine) holdsRecords() bool { return e.memoryHolds() || e.logHolds() }
 
 func (e *Engine) memoryHolds() bool {
 	if e.memory == nil {
@@ -264,7 +262,10 @@ func (e *Engine) claim(ctx context.Context) (*layout.Volume, error) {
 		}
 		for _, d := range e.dirs() {
 			if err := d.AddIntent(wlog.Intent{Nonce: e.nonce, Replaces: v.Writer.Nonce, Whole: e.whole}); err != nil {
-				return nil, err
+				if d != e.cacheDir || e.logHolds() {
+					return nil, err
+				}
+				e.goWithoutCache(err)
 			}
 		}
 		v.Epoch++

@@ -34,6 +34,21 @@ func (e *Engine) openCache() (err error) {
 	return nil
 }
 
+func (e *Engine) logHolds() bool { return e.leftLog != nil && e.leftLog.Frames() > 0 }
+
+// goWithoutCache gives up the directory of the local log, on a disk that fails
+// or is full, and on which there is nothing that the volume needs.
+func (e *Engine) goWithoutCache(why error) {
+	e.logging.failed = why
+	e.log.Error().Err(why).Str("directory", e.opts.CachePath).Msg("there will be no local log: its disk can not be written to")
+	if e.leftLog != nil {
+		_ = e.leftLog.Close() // nothing was written to it
+		e.leftLog = nil
+	}
+	_ = e.cacheDir.Close()
+	e.cacheDir = nil
+}
+
 // dirs are the directories that keep intents. That of the local log comes
 // through a crash of the machine, which state.path need not do.
 func (e *Engine) dirs() []*wlog.Dir {
@@ -64,7 +79,7 @@ func (e *Engine) judge(v *layout.Volume) (err error) {
 // without the one that the volume may need, unless that is to be forgotten:
 // then v, which is about to be claimed, does so.
 func (e *Engine) judgeLog(v *layout.Volume) error {
-	if l := e.leftLog; l != nil && l.Frames() > 0 && l.Header().UUID != v.UUID {
+	if l := e.leftLog; e.logHolds() && l.Header().UUID != v.UUID {
 		return fmt.Errorf("%w: local log %s holds writes of volume %s that may not be stored, but the store has volume %s: use the right store, or move the file away",
 			ErrRefused, l.Path(), l.Header().UUID, v.UUID)
 	}

@@ -529,4 +529,30 @@ func TestLogWithoutDisk(t *testing.T) {
 		a.write(1, 0)
 		a.flush()
 	})
+	// No intent can be written where the directory is gone: that is an error only
+	// if the log holds something.
+	for _, holds := range []bool{false, true} {
+		inRuleWorld(t, func(t *testing.T, w *ruleWorld) {
+			if holds {
+				w.flushedBehind()
+			}
+			a := w.start("a", w.local("a"))
+			open := a.opts.openLog
+			a.opts.openLog = func(path string) (wlog.LogFile, error) {
+				f, err := open(path)
+				if err := os.RemoveAll(filepath.Dir(path)); err != nil {
+					t.Error(err)
+				}
+				return f, err
+			}
+			switch err := a.launch().opened(); {
+			case holds && err == nil:
+				t.Fatal("opened without an intent beside the log")
+			case !holds && err != nil:
+				t.Fatal(err)
+			case !holds && a.e.Mode() != "durable":
+				t.Fatal(a.e.Mode())
+			}
+		})
+	}
 }
