@@ -121,12 +121,16 @@ func (e *Engine) dropLog(v *layout.Volume) error {
 	case e.leftLog != nil:
 		_ = e.leftLog.Close() // nothing was written to it
 		e.leftLog = nil
-	case !errors.Is(e.logging.failed, wlog.ErrDamaged):
+	case e.cacheDir == nil || e.logging.failed == nil:
 		return nil // there is none, or no disk that it could be on
 	}
 	aside, err := e.cacheDir.SetAside(wlog.LogFileName)
 	if err != nil {
 		return err
+	}
+	if e.logging.failed != nil {
+		e.log.Error().Str("file", aside).Msg("the local log that can not be read, whosever it is, is set aside")
+		return nil
 	}
 	e.log.Error().Str("file", aside).Uint64("epoch", v.Epoch).Str("writer", v.Writer.Hostname).
 		Msg("the local log is of a writer that another one has replaced since: its writes that were not stored are lost to the volume; the file is set aside")

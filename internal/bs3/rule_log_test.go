@@ -556,3 +556,28 @@ func TestLogWithoutDisk(t *testing.T) {
 		})
 	}
 }
+
+// TestLogUnreadable: a log that can not be read is somebody's, and kept.
+func TestLogUnreadable(t *testing.T) {
+	inRuleWorld(t, func(t *testing.T, w *ruleWorld) {
+		w.flushedBehind()
+		b := w.start("b", w.local("a"), forget)
+		open, opened := b.opts.openLog, false
+		b.opts.openLog = func(path string) (wlog.LogFile, error) {
+			if !opened {
+				opened = true
+				return nil, errSimDisk
+			}
+			return open(path)
+		}
+		if err := b.launch().opened(); err != nil {
+			t.Fatal(err)
+		}
+		if m := b.e.Mode(); m != "local log" {
+			t.Error(m)
+		}
+		if _, err := os.Stat(filepath.Join(w.cache("a"), "log.aside-1")); err != nil {
+			t.Error(err)
+		}
+	})
+}
