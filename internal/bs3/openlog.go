@@ -115,20 +115,21 @@ func (e *Engine) whyNoLog() string {
 // dropLog sets the local log that was found aside, unless it is known to hold
 // nothing.
 func (e *Engine) dropLog(v *layout.Volume) error {
+	unreadable := e.logging.failed != nil
 	switch {
 	case e.leftLog != nil && e.leftLog.Frames() == 0:
 		return nil // its file can be used again
 	case e.leftLog != nil:
 		_ = e.leftLog.Close() // nothing was written to it
 		e.leftLog = nil
-	case e.cacheDir == nil || e.logging.failed == nil:
+	case e.cacheDir == nil || !unreadable:
 		return nil // there is none, or no disk that it could be on
 	}
 	aside, err := e.cacheDir.SetAside(wlog.LogFileName)
 	if err != nil {
 		return err
 	}
-	if e.logging.failed != nil {
+	if unreadable {
 		e.log.Error().Str("file", aside).Msg("the local log that can not be read, whosever it is, is set aside")
 		return nil
 	}

@@ -60,8 +60,8 @@ func (s *Store) getOnce(ctx context.Context, name string, p []byte, off int64, h
 	broken := func(err error) (int, objproxy.Info, error) {
 		return fail(fmt.Errorf("%s: %w: %w", s.describe("get", name), objproxy.ErrTransient, err))
 	}
-	reqCtx, cancel := s.limit(ctx, int64(len(p)))
-	defer cancel()
+	reqCtx, watched, stop := s.watch(ctx, int64(len(p)))
+	defer stop()
 	header := make(http.Header, 8)
 	if httpRange != "" {
 		header["Range"] = []string{httpRange}
@@ -94,7 +94,7 @@ func (s *Store) getOnce(ctx context.Context, name string, p []byte, off int64, h
 	if start > off || end < last {
 		return broken(fmt.Errorf("asked for bytes %d to %d, the store sends %d to %d", off, last, start, end))
 	}
-	body, sum := io.Reader(answer.Body), (*checksum)(nil)
+	body, sum := io.Reader(watchedReader{answer.Body, watched}), (*checksum)(nil)
 	if s.checksums && start == 0 && end == size {
 		if sum = newChecksum(answer.Header); sum != nil {
 			body = io.TeeReader(body, sum)
@@ -114,7 +114,7 @@ func (s *Store) getOnce(ctx context.Context, name string, p []byte, off int64, h
 		err = sum.verify(size)
 	}
 	if err != nil {
-		return fail(s.bodyError(ctx, name, err))
+		return fail(s.bodyError(ctx, name, stuck(reqCtx, err)))
 	}
 	modified, _ := http.ParseTime(answer.Header.Get("Last-Modified")) // it is only for people
 	return len(p), objproxy.Info{Name: name, Size: size, Version: objproxy.Version(version), Modified: modified}, nil

@@ -40,9 +40,9 @@ func (s *Store) Put(ctx context.Context, name string, body objproxy.Body, cond o
 	// abandoned request outlives this call.
 	r := body.Open()
 	defer r.Close()
-	reqCtx, cancel := s.limit(ctx, body.Size())
-	defer cancel()
-	answer, err := s.objects.do(reqCtx, http.MethodPut, s.prefix+name, header, payload, r, body.Size())
+	reqCtx, watched, stop := s.watch(ctx, body.Size())
+	defer stop()
+	answer, err := s.objects.do(reqCtx, http.MethodPut, s.prefix+name, header, payload, watchedReader{r, watched}, body.Size())
 	if err != nil {
 		return "", s.putError(ctx, name, err, cond)
 	}

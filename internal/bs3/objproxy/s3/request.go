@@ -123,7 +123,7 @@ func (r *requester) do(ctx context.Context, method, object string, header http.H
 	}
 	answer, err := r.transport.RoundTrip(req)
 	if err != nil {
-		return nil, &noAnswer{err}
+		return nil, &noAnswer{stuck(ctx, err)}
 	}
 	if answer.StatusCode >= 200 && answer.StatusCode < 300 {
 		return answer, nil

@@ -73,10 +73,10 @@ type Options struct {
 }
 
 const (
-	// A request may take requestTime, and in addition the time its payload
-	// takes at slowestRate: 4 MiB get 286 s. It bounds requests that hang in
-	// ways TCP does not notice, so it is generous: with 32 of them sharing a
-	// slow line, 16 KiB/s each is 4 Mbit/s.
+	// A request may be stuck for requestTime, and in addition the time its
+	// payload takes at slowestRate: 4 MiB get 286 s, for what the kernel still
+	// holds of it is not seen to get on. It bounds requests that hang in ways
+	// TCP does not notice, so it is generous.
 	requestTime = 30 * time.Second
 	slowestRate = 16 << 10 // bytes per second
 
@@ -207,7 +207,11 @@ func setUnackedTime(_, _ string, c syscall.RawConn) error {
 
 // limit bounds one request that carries so many bytes.
 func (s *Store) limit(ctx context.Context, bytes int64) (context.Context, context.CancelFunc) {
-	return context.WithTimeout(ctx, s.requestTime+time.Duration(bytes)*time.Second/slowestRate)
+	return context.WithTimeout(ctx, s.limitOf(bytes))
+}
+
+func (s *Store) limitOf(bytes int64) time.Duration {
+	return s.requestTime + time.Duration(bytes)*time.Second/slowestRate
 }
 
 // List implements objproxy.Store. It gives no versions.
