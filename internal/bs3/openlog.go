@@ -115,26 +115,24 @@ func (e *Engine) whyNoLog() string {
 // dropLog sets the local log that was found aside, unless it is known to hold
 // nothing.
 func (e *Engine) dropLog(v *layout.Volume) error {
-	unreadable := e.logging.failed != nil
+	why := "the local log is of a writer that another one has replaced since: its writes that were not stored are lost to the volume; the file is set aside"
 	switch {
 	case e.leftLog != nil && e.leftLog.Frames() == 0:
 		return nil // its file can be used again
 	case e.leftLog != nil:
 		_ = e.leftLog.Close() // nothing was written to it
 		e.leftLog = nil
-	case e.cacheDir == nil || !unreadable:
+	case e.cacheDir == nil || e.logging.failed == nil:
 		return nil // there is none, or no disk that it could be on
+	default:
+		why = "the local log that can not be read, whosever it is, is set aside"
 	}
 	aside, err := e.cacheDir.SetAside(wlog.LogFileName)
 	if err != nil {
 		return err
 	}
-	if unreadable {
-		e.log.Error().Str("file", aside).Msg("the local log that can not be read, whosever it is, is set aside")
-		return nil
-	}
-	e.log.Error().Str("file", aside).Uint64("epoch", v.Epoch).Str("writer", v.Writer.Hostname).
-		Msg("the local log is of a writer that another one has replaced since: its writes that were not stored are lost to the volume; the file is set aside")
+	e.logging.failed = nil // it is out of the way, also when the claim is tried again
+	e.log.Error().Str("file", aside).Uint64("epoch", v.Epoch).Str("writer", v.Writer.Hostname).Msg(why)
 	return nil
 }
 

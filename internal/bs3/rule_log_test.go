@@ -570,7 +570,12 @@ func TestLogUnreadable(t *testing.T) {
 			}
 			return open(path)
 		}
-		if err := b.launch().opened(); err != nil {
+		claim := b.hold(isVolumePut)
+		b.launch()
+		claim.wait(t)
+		w.open("c", forget) // so that it is judged twice
+		claim.letGo()
+		if err := b.opened(); err != nil {
 			t.Fatal(err)
 		}
 		if m := b.e.Mode(); m != "local log" {
