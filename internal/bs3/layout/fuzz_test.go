@@ -236,6 +236,53 @@ func FuzzDecodeFrame(f *testing.F) {
 	})
 }
 
+func FuzzDecodeCacheHeader(f *testing.F) {
+	b := AppendCacheHeader(nil, sampleCacheHeader())
+	f.Add(b[:64], true)
+	f.Add(b, false)
+	f.Fuzz(func(t *testing.T, b []byte, seal bool) {
+		if seal {
+			page := make([]byte, CacheHeaderSize)
+			copy(page, b)
+			sealEnd(page)
+			b = page
+		}
+		h, err := DecodeCacheHeader(b)
+		if refused(t, err) {
+			return
+		}
+		if again := AppendCacheHeader(nil, h); !bytes.Equal(again, b[:CacheHeaderSize]) {
+			t.Fatalf("encodes to other bytes:\n%x\n%x", again[:64], b[:64])
+		}
+		if h.FileSize() <= CacheHeaderSize {
+			t.Fatalf("%+v: file of %d bytes", h, h.FileSize())
+		}
+	})
+}
+
+func FuzzDecodeCacheSet(f *testing.F) {
+	b := make([]byte, CacheSetSize)
+	sampleCacheSet().Encode(b)
+	f.Add(b, true)
+	f.Add(b, false)
+	f.Fuzz(func(t *testing.T, b []byte, seal bool) {
+		if seal {
+			page := make([]byte, CacheSetSize)
+			copy(page, b)
+			sealEnd(page)
+			b = page
+		}
+		var s CacheSet
+		if refused(t, s.Decode(b)) {
+			return
+		}
+		again := make([]byte, CacheSetSize)
+		if s.Encode(again); !bytes.Equal(again, b[:CacheSetSize]) {
+			t.Fatal("encodes to other bytes")
+		}
+	})
+}
+
 func FuzzCheckPackHeader(f *testing.F) {
 	f.Add(AppendPackHeader(nil, sampleUUID), true)
 	f.Add(AppendPackHeader(nil, sampleUUID), false)

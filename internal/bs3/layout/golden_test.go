@@ -107,6 +107,18 @@ func TestGolden(t *testing.T) {
 		t.Error(err)
 	}
 
+	ch := sampleCacheHeader()
+	b = AppendCacheHeader(nil, ch)
+	golden(t, "cache-v1", b)
+	gotCH, err := DecodeCacheHeader(b)
+	check("disk cache", gotCH, ch, err)
+	cs := sampleCacheSet()
+	cs.Encode(b)
+	golden(t, "cache-set-v1", b)
+	var gotCS CacheSet
+	err = gotCS.Decode(b)
+	check("set of the disk cache", &gotCS, cs, err)
+
 	logged := sampleVolume()
 	logged.LocalLog = &LocalLog{Host: "0123456789abcdef0123456789abcdef", Hostname: "host <1>", Path: "/var/cache/bs3"}
 	if b, err = EncodeVolume(logged); err != nil {
@@ -169,6 +181,11 @@ func TestFlips(t *testing.T) {
 	eachFlip(b, func(at int, f []byte) { _, err := DecodeFrame(f); wrong("frame", at, err) })
 	eachFlip(sampleData(), func(at int, f []byte) { wrong("data of a frame", at, sampleFrame().VerifyData(f)) })
 
+	b = AppendCacheHeader(nil, sampleCacheHeader())
+	eachFlip(b, func(at int, f []byte) { _, err := DecodeCacheHeader(f); wrong("disk cache", at, err) })
+	sampleCacheSet().Encode(b)
+	eachFlip(b, func(at int, f []byte) { wrong("set of the disk cache", at, new(CacheSet).Decode(f)) })
+
 	b = make([]byte, SlotHeaderSize)
 	EncodeSlotHeader(b, sampleSlotHeader())
 	eachFlip(b, func(at int, f []byte) { _, err := DecodeSlotHeader(f); wrong("slot", at, err) })
@@ -183,6 +200,8 @@ func TestCut(t *testing.T) {
 	}
 	slot := make([]byte, SlotHeaderSize)
 	EncodeSlotHeader(slot, sampleSlotHeader())
+	set := make([]byte, CacheSetSize)
+	sampleCacheSet().Encode(set)
 	pack, refs := samplePack()
 	entries := make([]Location, LeafBlocks)
 	for what, c := range map[string]struct {
@@ -197,6 +216,8 @@ func TestCut(t *testing.T) {
 		"log":        {AppendLogHeader(nil, sampleLogHeader()), func(b []byte) error { _, err := DecodeLogHeader(b); return err }, true},
 		"frame":      {AppendFrame(nil, sampleFrame()), func(b []byte) error { _, err := DecodeFrame(b); return err }, true},
 		"frame data": {sampleData(), sampleFrame().VerifyData, false},
+		"cache":      {AppendCacheHeader(nil, sampleCacheHeader()), func(b []byte) error { _, err := DecodeCacheHeader(b); return err }, true},
+		"cache set":  {set, new(CacheSet).Decode, true},
 		"slot":       {slot, func(b []byte) error { _, err := DecodeSlotHeader(b); return err }, true},
 		"pack":       {pack[:PackHeaderSize], func(b []byte) error { return CheckPackHeader(b, sampleUUID) }, true},
 		"leaf":       {pack[refs[0].Offset:][:refs[0].Length], func(b []byte) error { return DecodeLeaf(b, entries) }, false},

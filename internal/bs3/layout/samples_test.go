@@ -148,6 +148,20 @@ func sampleFrame() *Frame {
 	return f
 }
 
+func sampleCacheHeader() *CacheHeader {
+	return &CacheHeader{UUID: sampleUUID, BlockSize: 512, Sets: 0x01020304}
+}
+
+func sampleCacheSet() *CacheSet {
+	s := &CacheSet{Hand: 0xfe}
+	for i := range s.Entries {
+		if i%3 > 0 {
+			s.Entries[i] = CacheEntry{Loc(key.Key(0x0102030405+i), uint32(0x010203+i)), 0x11121314 + uint32(i), 0x21222324 * uint32(i)}
+		}
+	}
+	return s
+}
+
 // Generators of valid values.
 
 func genObject() *rapid.Generator[*Object] {

@@ -1,6 +1,7 @@
-// Package rcache is the read cache in memory: blocks of objects of the log
-// that the durable key covers, by location. Such objects are immutable, so
-// nothing in the cache is ever wrong and nothing needs to be invalidated.
+// Package rcache is the read caches, in memory (Cache) and on a disk (Disk):
+// blocks of objects of the log that the durable key covers, by location. Such
+// objects are immutable, so nothing in a cache is ever wrong and nothing needs
+// to be invalidated.
 //
 // The memory is one anonymous mapping of frames of one block each, outside of
 // the Go heap: it is touched as it fills, and costs the garbage collector

@@ -1,0 +1,395 @@
+package rcache
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"math/bits"
+	"os"
+	"slices"
+	"sync"
+	"sync/atomic"
+
+	"golang.org/x/sys/unix"
+
+	"bs3/internal/bs3/layout"
+)
+
+// Disk is a read cache in a file: blocks of objects that the durable key
+// covers, by location and epoch of the object. It outlives the process, and
+// nothing in it is trusted: what is read has the checksum that its set says,
+// which has one itself. Nothing is ever synced.
+//
+// A block belongs to a set, with its neighbours in the object. In a set blocks
+// replace each other in turn, those that were read meanwhile being passed over
+// once. In memory there are 40 bytes for each set, which is 1 MiB of blocks of
+// 4 KiB.
+//
+// Get and Put are safe for concurrent use. One goroutine writes; who reads
+// beside it sees by a set's generation that it has changed meanwhile.
+type Disk struct {
+	file diskFile
+	head layout.CacheHeader
+	sets []diskSet
+	fail func(error) // told of the first error
+
+	jobs chan diskJob
+	free chan []byte // a buffer, or nil, for each job that may be waiting
+	stop chan struct{}
+	done chan struct{}
+
+	err                   atomic.Pointer[error] // the first error of the disk: it is not used any more
+	hits, misses, dropped atomic.Uint64         // blocks
+}
+
+// diskFile is the file of a Disk.
+type diskFile interface {
+	io.ReaderAt
+	io.WriterAt
+	io.Closer
+}
+
+type diskSet struct {
+	generation atomic.Uint32    // odd while it is written
+	read       [4]atomic.Uint64 // bits of the places that were read since the hand passed
+}
+
+// diskJob is a run of blocks of one group to be written.
+type diskJob struct {
+	loc   layout.Location
+	epoch uint32
+	data  []byte // of a buffer from free
+}
+
+const (
+	// groupBlocks is how many neighbours of an object share a set.
+	groupBlocks = 64
+	// mostJobs bounds what waits to be written. What comes beyond it is dropped:
+	// nobody waits for this cache.
+	mostJobs = 128
+)
+
+// OpenDisk opens the cache in the file path, which is made for that many bytes
+// if it is not of this volume and size already. fail is told, once, when the
+// disk fails later; the cache is out of use then.
+func OpenDisk(path string, uuid layout.UUID, blockSize int, bytes int64, fail func(error)) (*Disk, error) {
+	head := layout.CacheHeader{UUID: uuid, BlockSize: uint32(blockSize)}
+	head.Sets = uint64(max(0, bytes-layout.CacheHeaderSize) / head.SetSize())
+	if head.Sets == 0 || head.Sets > layout.MaxCacheSets {
+		return nil, fmt.Errorf("a disk cache of %d bytes has no set of %d bytes", bytes, head.SetSize())
+	}
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("open the disk cache: %w", err)
+	}
+	if !isCache(f, head) {
+		if err := makeCache(f, head); err != nil {
+			return nil, errors.Join(fmt.Errorf("make the disk cache %s of %d MiB: %w", path, head.FileSize()>>20, err), f.Close(), os.Remove(path))
+		}
+	}
+	return newDisk(f, head, fail), nil
+}
+
+func newDisk(f diskFile, head layout.CacheHeader, fail func(error)) *Disk {
+	d := &Disk{
+		file: f, head: head, sets: make([]diskSet, head.Sets), fail: fail,
+		jobs: make(chan diskJob, mostJobs), free: make(chan []byte, mostJobs), stop: make(chan struct{}), done: make(chan struct{}),
+	}
+	for range mostJobs {
+		d.free <- nil
+	}
+	go d.writer()
+	return d
+}
+
+// isCache says whether f is a cache as head describes.
+func isCache(f *os.File, head layout.CacheHeader) bool {
+	b := make([]byte, layout.CacheHeaderSize)
+	if _, err := f.ReadAt(b, 0); err != nil {
+		return false
+	}
+	h, err := layout.DecodeCacheHeader(b)
+	if err != nil || *h != head {
+		return false
+	}
+	st, err := f.Stat()
+	return err == nil && st.Size() == head.FileSize()
+}
+
+// makeCache makes f an empty cache. Its space is taken now if the file system
+// can do that.
+func makeCache(f *os.File, head layout.CacheHeader) error {
+	if err := f.Truncate(0); err != nil {
+		return err
+	}
+	err := unix.Fallocate(int(f.Fd()), 0, 0, head.FileSize())
+	if errors.Is(err, unix.EOPNOTSUPP) {
+		err = f.Truncate(head.FileSize())
+	}
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteAt(layout.AppendCacheHeader(nil, &head), 0)
+	return err
+}
+
+// Close writes what still waits and closes the file. Nobody may use the cache
+// any more.
+func (d *Disk) Close() error {
+	close(d.stop)
+	<-d.done
+	if err := d.file.Close(); err != nil {
+		return fmt.Errorf("close the disk cache: %w", err)
+	}
+	return nil
+}
+
+// DiskStats are figures of a Disk since it was opened.
+type DiskStats struct {
+	Size                  int64  // bytes
+	Hits, Misses, Dropped uint64 // blocks: found, not found, not taken because the disk was too slow
+	Err                   error  // why it is not used any more
+}
+
+// Stats gives the figures.
+func (d *Disk) Stats() DiskStats {
+	s := DiskStats{Size: d.head.FileSize(), Hits: d.hits.Load(), Misses: d.misses.Load(), Dropped: d.dropped.Load()}
+	if err := d.err.Load(); err != nil {
+		s.Err = *err
+	}
+	return s
+}
+
+// failed ends the use of the disk.
+func (d *Disk) failed(err error) {
+	if d.err.CompareAndSwap(nil, &err) {
+		d.fail(err)
+	}
+}
+
+// setOf gives the set of a block.
+func (d *Disk) setOf(loc layout.Location) uint64 {
+	hash, _ := bits.Mul64(uint64(loc)/groupBlocks*hashMultiplier, d.head.Sets)
+	return hash
+}
+
+func (d *Disk) offset(set uint64) int64 {
+	return layout.CacheHeaderSize + int64(set)*d.head.SetSize()
+}
+
+// blockOffset is where the block in a place of a set lies.
+func (d *Disk) blockOffset(set uint64, place int) int64 {
+	return d.offset(set) + layout.CacheSetSize + int64(place)*int64(d.head.BlockSize)
+}
+
+// groups calls f for the parts of n blocks from loc on that share a set.
+func groups(loc layout.Location, n int, f func(at, n int)) {
+	for at := 0; at < n; {
+		some := min(n-at, groupBlocks-int(uint64(loc.Add(uint32(at)))%groupBlocks))
+		f(at, some)
+		at += some
+	}
+}
+
+// diskTable is what a look into a set needs.
+type diskTable struct {
+	page   [layout.CacheSetSize]byte
+	set    layout.CacheSet
+	places [groupBlocks]int // of the blocks asked for; -1: not there
+}
+
+var diskTables = sync.Pool{New: func() any { return new(diskTable) }}
+
+// load reads the table of a set; one that does not verify is empty.
+func (d *Disk) load(t *diskTable, set uint64) error {
+	if _, err := d.file.ReadAt(t.page[:], d.offset(set)); err != nil {
+		return fmt.Errorf("read the disk cache: %w", err)
+	}
+	if t.set.Decode(t.page[:]) != nil {
+		t.set = layout.CacheSet{}
+	}
+	return nil
+}
+
+// find notes where n blocks from loc on are.
+func (t *diskTable) find(loc layout.Location, epoch uint32, n int) {
+	for i := range n {
+		t.places[i] = -1
+	}
+	for place, e := range t.set.Entries {
+		if at := uint64(e.Loc - loc); e.Loc >= loc && at < uint64(n) && e.Epoch == epoch {
+			t.places[at] = place
+		}
+	}
+}
+
+// Get fills dst, the blocks at loc and after it of an object of that epoch, as
+// far as the cache has them. It calls run, in order, for each run of blocks that
+// it has, and each that it has not, whose bytes are undefined.
+func (d *Disk) Get(loc layout.Location, epoch uint64, dst []byte, run func(at, n int, found bool)) {
+	bs := int(d.head.BlockSize)
+	t := diskTables.Get().(*diskTable)
+	defer diskTables.Put(t)
+	groups(loc, len(dst)/bs, func(first, n int) {
+		found := d.readGroup(t, loc.Add(uint32(first)), uint32(epoch), dst[first*bs:][:n*bs])
+		d.hits.Add(uint64(found))
+		d.misses.Add(uint64(n - found))
+		for i := 0; i < n; {
+			from, has := i, t.places[i] >= 0
+			for i < n && t.places[i] >= 0 == has {
+				i++
+			}
+			run(first+from, i-from, has)
+		}
+	})
+}
+
+// readGroup fills dst with blocks of one group. t tells which it found.
+func (d *Disk) readGroup(t *diskTable, loc layout.Location, epoch uint32, dst []byte) (found int) {
+	bs := int(d.head.BlockSize)
+	n := len(dst) / bs
+	none := func() int {
+		for i := range n {
+			t.places[i] = -1
+		}
+		return 0
+	}
+	set := d.setOf(loc)
+	s := &d.sets[set]
+	generation := s.generation.Load()
+	if d.err.Load() != nil || generation%2 == 1 {
+		return none()
+	}
+	if err := d.load(t, set); err != nil {
+		d.failed(err)
+		return none()
+	}
+	t.find(loc, epoch, n)
+	for i := 0; i < n; {
+		if t.places[i] < 0 {
+			i++
+			continue
+		}
+		run := 1
+		for i+run < n && t.places[i+run] == t.places[i]+run {
+			run++
+		}
+		if _, err := d.file.ReadAt(dst[i*bs:][:run*bs], d.blockOffset(set, t.places[i])); err != nil {
+			d.failed(fmt.Errorf("read the disk cache: %w", err))
+			return none()
+		}
+		for end := i + run; i < end; i++ {
+			place := t.places[i]
+			if layout.CRC(dst[i*bs:][:bs]) != t.set.Entries[place].CRC {
+				t.places[i] = -1
+				continue
+			}
+			s.read[place/64].Or(1 << (place % 64))
+			found++
+		}
+	}
+	if s.generation.Load() != generation {
+		return none()
+	}
+	return found
+}
+
+// Put takes a copy of the blocks in data, which lie at loc and after it in an
+// object of that epoch that the durable key covers. They are written later, or
+// dropped if too many wait already.
+func (d *Disk) Put(loc layout.Location, epoch uint64, data []byte) {
+	bs := int(d.head.BlockSize)
+	groups(loc, len(data)/bs, func(at, n int) {
+		if d.err.Load() != nil {
+			return
+		}
+		select {
+		case buf := <-d.free:
+			if buf == nil {
+				buf = make([]byte, groupBlocks*bs)
+			}
+			d.jobs <- diskJob{loc.Add(uint32(at)), uint32(epoch), buf[:copy(buf, data[at*bs:][:n*bs])]}
+		default:
+			d.dropped.Add(uint64(n))
+		}
+	})
+}
+
+// writer writes what was put, until Close.
+func (d *Disk) writer() {
+	defer close(d.done)
+	t := new(diskTable)
+	write := func(j diskJob) {
+		if d.err.Load() == nil {
+			if err := d.write(t, j); err != nil {
+				d.failed(err)
+			}
+		}
+		d.free <- j.data[:cap(j.data)]
+	}
+	for {
+		select {
+		case j := <-d.jobs:
+			write(j)
+		case <-d.stop:
+			for len(d.jobs) > 0 {
+				write(<-d.jobs)
+			}
+			return
+		}
+	}
+}
+
+// write puts the blocks of j that are not there yet into their set.
+func (d *Disk) write(t *diskTable, j diskJob) error {
+	bs := int(d.head.BlockSize)
+	n := len(j.data) / bs
+	set := d.setOf(j.loc)
+	s := &d.sets[set]
+	if err := d.load(t, set); err != nil {
+		return err
+	}
+	t.find(j.loc, j.epoch, n)
+	if !slices.Contains(t.places[:n], -1) {
+		return nil
+	}
+	s.generation.Add(1)
+	defer s.generation.Add(1)
+	for i := 0; i < n; {
+		if t.places[i] >= 0 {
+			i++
+			continue
+		}
+		// Neighbours get places side by side, to be read and written together.
+		place, run := d.turn(s, &t.set), 1
+		for i+run < n && t.places[i+run] < 0 && int(t.set.Hand) == place+run && s.read[t.set.Hand/64].Load()>>(t.set.Hand%64)&1 == 0 {
+			d.turn(s, &t.set)
+			run++
+		}
+		if _, err := d.file.WriteAt(j.data[i*bs:][:run*bs], d.blockOffset(set, place)); err != nil {
+			return fmt.Errorf("write the disk cache: %w", err)
+		}
+		for end := i + run; i < end; i++ {
+			t.set.Entries[place] = layout.CacheEntry{Loc: j.loc.Add(uint32(i)), Epoch: j.epoch, CRC: layout.CRC(j.data[i*bs:][:bs])}
+			place++
+		}
+	}
+	t.set.Encode(t.page[:])
+	if _, err := d.file.WriteAt(t.page[:], d.offset(set)); err != nil {
+		return fmt.Errorf("write the disk cache: %w", err)
+	}
+	return nil
+}
+
+// turn gives the place to be filled next, and moves the hand on. A place that
+// was read since is passed over, once.
+func (d *Disk) turn(s *diskSet, set *layout.CacheSet) int {
+	for {
+		place := int(set.Hand)
+		set.Hand = (set.Hand + 1) % layout.CacheSetBlocks
+		mask := uint64(1) << (place % 64)
+		if s.read[place/64].And(^mask)&mask == 0 {
+			return place
+		}
+	}
+}

@@ -1,0 +1,358 @@
+package rcache
+
+import (
+	"bytes"
+	"errors"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"testing"
+
+	"bs3/internal/bs3/key"
+	"bs3/internal/bs3/layout"
+)
+
+const diskBlock = 512
+
+var diskUUID = layout.UUID{7}
+
+func openDisk(t testing.TB, path string, sets int64) *Disk {
+	t.Helper()
+	head := layout.CacheHeader{BlockSize: diskBlock}
+	d, err := OpenDisk(path, diskUUID, diskBlock, layout.CacheHeaderSize+sets*head.SetSize()+100, func(err error) { t.Error(err) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	return d
+}
+
+// blocksOf is what block loc of an object of that epoch holds.
+func blocksOf(loc layout.Location, epoch uint64, n int) []byte {
+	var b []byte
+	for i := range n {
+		rnd := rand.New(rand.NewPCG(uint64(loc)+uint64(i), epoch))
+		for range diskBlock / 8 {
+			x := rnd.Uint64()
+			b = append(b, byte(x), byte(x>>8), byte(x>>16), byte(x>>24), byte(x>>32), byte(x>>40), byte(x>>48), byte(x>>56))
+		}
+	}
+	return b
+}
+
+// settle waits until everything that was put is written.
+func settle(d *Disk) {
+	var held [][]byte
+	for range mostJobs {
+		held = append(held, <-d.free)
+	}
+	for _, b := range held {
+		d.free <- b
+	}
+}
+
+// get checks what the cache says of n blocks, and gives how many it has.
+func get(t testing.TB, d *Disk, loc layout.Location, epoch uint64, n int) (has int) {
+	t.Helper()
+	dst := bytes.Repeat([]byte{0xEE}, n*diskBlock)
+	next := 0
+	d.Get(loc, epoch, dst, func(at, some int, found bool) {
+		if at != next || some <= 0 {
+			t.Errorf("run of %d blocks at %d, where %d is next", some, at, next)
+		}
+		next = at + some
+		if !found {
+			return
+		}
+		has += some
+		if !bytes.Equal(dst[at*diskBlock:next*diskBlock], blocksOf(loc.Add(uint32(at)), epoch, some)) {
+			t.Errorf("%v, epoch %d: wrong data", loc.Add(uint32(at)), epoch)
+		}
+	})
+	if next != n {
+		t.Errorf("it spoke of %d of %d blocks", next, n)
+	}
+	return has
+}
+
+// TestDiskKeeps: what was put is found, by its location and epoch alone, also
+// by the next process.
+func TestDiskKeeps(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "cache")
+	d := openDisk(t, path, 8)
+	loc := layout.Loc(5, 30)
+	d.Put(loc, 3, blocksOf(loc, 3, 200)) // of several groups
+	settle(d)
+	for range 2 {
+		for _, test := range []struct {
+			loc   layout.Location
+			epoch uint64
+			n     int
+			want  int
+		}{
+			{loc, 3, 200, 200}, {loc, 3, 1, 1}, {loc.Add(70), 3, 100, 100}, {layout.Loc(5, 0), 3, 250, 200},
+			{loc, 2, 200, 0}, {loc, 4, 200, 0}, {layout.Loc(4, 30), 3, 200, 0}, {layout.Loc(6, 30), 3, 200, 0}, {loc.Add(200), 3, 50, 0},
+		} {
+			if got := get(t, d, test.loc, test.epoch, test.n); got != test.want {
+				t.Errorf("%v, epoch %d: %d of %d blocks, not %d", test.loc, test.epoch, got, test.n, test.want)
+			}
+		}
+		if err := d.Close(); err != nil {
+			t.Fatal(err)
+		}
+		d = openDisk(t, path, 8)
+	}
+	if s := d.Stats(); s.Size > layout.CacheHeaderSize+8*d.head.SetSize()+100 || s.Err != nil || s.Hits > 0 {
+		t.Errorf("%+v", s)
+	}
+	_ = d.Close()
+}
+
+// TestDiskOther: a cache of another volume or size is made anew.
+func TestDiskOther(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "cache")
+	loc := layout.Loc(5, 0)
+	fill := func() {
+		d := openDisk(t, path, 4)
+		d.Put(loc, 3, blocksOf(loc, 3, 10))
+		if err := d.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if d = openDisk(t, path, 4); get(t, d, loc, 3, 10) != 10 {
+			t.Fatal("it is not there")
+		}
+		_ = d.Close()
+	}
+	for name, change := range map[string]func(b []byte) []byte{
+		"volume": func(b []byte) []byte {
+			return append(layout.AppendCacheHeader(nil, &layout.CacheHeader{UUID: layout.UUID{1}, BlockSize: diskBlock, Sets: 4}), b[4096:]...)
+		},
+		"size": func(b []byte) []byte {
+			return append(layout.AppendCacheHeader(nil, &layout.CacheHeader{UUID: diskUUID, BlockSize: diskBlock, Sets: 3}), b[4096:]...)
+		},
+		"cut":     func(b []byte) []byte { return b[:len(b)-1] },
+		"empty":   func([]byte) []byte { return nil },
+		"garbage": func(b []byte) []byte { return bytes.Repeat([]byte{0x5a}, len(b)) },
+	} {
+		fill()
+		b, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, change(b), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		d := openDisk(t, path, 4)
+		if n := get(t, d, loc, 3, 10); n > 0 {
+			t.Errorf("%s: %d blocks are there", name, n)
+		}
+		_ = d.Close()
+	}
+	if _, err := OpenDisk(path, diskUUID, diskBlock, 4096, nil); err == nil {
+		t.Error("a cache without a set")
+	}
+	if _, err := OpenDisk(filepath.Join(path, "x"), diskUUID, diskBlock, 1<<20, nil); err == nil {
+		t.Error("a cache below a file")
+	}
+}
+
+// TestDiskTorn: whatever a crash makes of the file, nothing wrong is read from
+// it.
+func TestDiskTorn(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "cache")
+	rnd := rand.New(rand.NewPCG(1, 2))
+	found, lost := 0, 0
+	for range 100 {
+		d := openDisk(t, path, 3)
+		for range 40 {
+			loc := layout.Loc(key.Key(rnd.IntN(20)), rnd.Uint32N(300))
+			n, epoch := 1+rnd.IntN(40), uint64(1+rnd.IntN(2))
+			if rnd.IntN(2) == 0 {
+				d.Put(loc, epoch, blocksOf(loc, epoch, n))
+				settle(d)
+			} else {
+				has := get(t, d, loc, epoch, n)
+				found, lost = found+has, lost+n-has
+			}
+		}
+		if err := d.Close(); err != nil {
+			t.Fatal(err)
+		}
+		b, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for range 1 + rnd.IntN(20) {
+			to, from := 4096+512*rnd.IntN((len(b)-4096)/512), 4096+512*rnd.IntN((len(b)-4096)/512)
+			switch rnd.IntN(3) {
+			case 0:
+				clear(b[to : to+512])
+			case 1:
+				copy(b[to:to+512], b[from:])
+			default:
+				b[to+rnd.IntN(512)] ^= 1 << rnd.IntN(8)
+			}
+		}
+		if err := os.WriteFile(path, b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if found == 0 || lost == 0 {
+		t.Errorf("%d found, %d not", found, lost)
+	}
+}
+
+// TestDiskReplaces: the space is all used before anything is replaced, and what
+// is read stays longer.
+func TestDiskReplaces(t *testing.T) {
+	d := openDisk(t, filepath.Join(t.TempDir(), "cache"), 1)
+	defer func() { _ = d.Close() }()
+	put := func(k key.Key, n int) {
+		d.Put(layout.Loc(k, 0), 1, blocksOf(layout.Loc(k, 0), 1, n))
+		settle(d)
+	}
+	for k := range key.Key(5) {
+		put(k, 51)
+	}
+	for k := range key.Key(5) {
+		if n := get(t, d, layout.Loc(k, 0), 1, 51); n != 51 {
+			t.Fatalf("object %d: %d of 51 blocks of a cache that is just full", k, n)
+		}
+	}
+	put(5, 51) // all were read: the oldest goes
+	if n := get(t, d, layout.Loc(0, 0), 1, 51); n != 0 {
+		t.Errorf("%d blocks of the oldest object are left", n)
+	}
+	get(t, d, layout.Loc(1, 0), 1, 51)
+	put(6, 51)
+	if n := get(t, d, layout.Loc(1, 0), 1, 51); n != 51 {
+		t.Errorf("%d of 51 blocks are left of the object that was read", n)
+	}
+	if n := get(t, d, layout.Loc(2, 0), 1, 51); n != 0 {
+		t.Errorf("%d blocks are left of the one that was not", n)
+	}
+}
+
+// TestDiskBeside: readers beside the writer never see anything wrong.
+func TestDiskBeside(t *testing.T) {
+	d := openDisk(t, filepath.Join(t.TempDir(), "cache"), 2)
+	var stop atomic.Bool
+	var found atomic.Int64
+	var readers sync.WaitGroup
+	for r := range 3 {
+		readers.Go(func() {
+			rnd := rand.New(rand.NewPCG(9, uint64(r)))
+			for !stop.Load() {
+				found.Add(int64(get(t, d, layout.Loc(key.Key(rnd.IntN(30)), rnd.Uint32N(40)), 1, 1+rnd.IntN(20))))
+			}
+		})
+	}
+	rnd := rand.New(rand.NewPCG(9, 9))
+	for range 3000 {
+		loc := layout.Loc(key.Key(rnd.IntN(30)), rnd.Uint32N(40))
+		d.Put(loc, 1, blocksOf(loc, 1, 1+rnd.IntN(20)))
+	}
+	settle(d)
+	stop.Store(true)
+	readers.Wait()
+	s := d.Stats()
+	t.Logf("%d blocks found, %+v", found.Load(), s)
+	if found.Load() == 0 {
+		t.Error("nothing was ever found")
+	}
+	if err := d.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// brokenFile is a disk that fails.
+type brokenFile struct {
+	diskFile
+	reads, writes error
+	held          chan struct{} // writes wait for it
+}
+
+func (f *brokenFile) ReadAt(p []byte, off int64) (int, error) {
+	if f.reads != nil {
+		return 0, f.reads
+	}
+	return f.diskFile.ReadAt(p, off)
+}
+
+func (f *brokenFile) WriteAt(p []byte, off int64) (int, error) {
+	if f.held != nil {
+		<-f.held
+	}
+	if f.writes != nil {
+		return 0, f.writes
+	}
+	return f.diskFile.WriteAt(p, off)
+}
+
+// TestDiskBreaks: a disk that fails is out of use, which is said once; one that
+// is slow is not waited for.
+func TestDiskBreaks(t *testing.T) {
+	broken := errors.New("broken")
+	loc := layout.Loc(5, 0)
+	for name, b := range map[string]*brokenFile{"reads": {reads: broken}, "writes": {writes: broken}} {
+		inner := openDisk(t, filepath.Join(t.TempDir(), "cache"), 2)
+		b.diskFile = inner.file
+		var said []error
+		d := newDisk(b, inner.head, func(err error) { said = append(said, err) })
+		for range 3 {
+			d.Put(loc, 1, blocksOf(loc, 1, 10))
+			settle(d)
+			if n := get(t, d, loc, 1, 10); n != 0 {
+				t.Errorf("%s: %d blocks", name, n)
+			}
+		}
+		if len(said) != 1 || !errors.Is(said[0], broken) || !errors.Is(d.Stats().Err, broken) {
+			t.Errorf("%s: %v, %+v", name, said, d.Stats())
+		}
+		if err := d.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	inner := openDisk(t, filepath.Join(t.TempDir(), "cache"), 2)
+	slow := &brokenFile{diskFile: inner.file, held: make(chan struct{})}
+	d := newDisk(slow, inner.head, func(err error) { t.Error(err) })
+	for i := range uint32(2 * mostJobs) {
+		d.Put(layout.Loc(1, i*groupBlocks), 1, blocksOf(layout.Loc(1, i*groupBlocks), 1, 2))
+	}
+	if s := d.Stats(); s.Dropped != 2*mostJobs {
+		t.Errorf("%+v", s)
+	}
+	close(slow.held)
+	if err := d.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// BenchmarkDiskHit is a read of one block from the page cache of the kernel.
+func BenchmarkDiskHit(b *testing.B) {
+	const block = 4096
+	d, err := OpenDisk(filepath.Join(b.TempDir(), "cache"), diskUUID, block, 256<<20, func(err error) { b.Error(err) })
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer func() { _ = d.Close() }()
+	data := make([]byte, 1024*block)
+	for k := range key.Key(32) {
+		d.Put(layout.Loc(k, 0), 1, data)
+		settle(d)
+	}
+	dst := make([]byte, block)
+	misses := 0
+	rnd := rand.New(rand.NewPCG(1, 1))
+	b.SetBytes(block)
+	b.ReportAllocs()
+	for b.Loop() {
+		d.Get(layout.Loc(key.Key(rnd.IntN(32)), rnd.Uint32N(1024)), 1, dst, func(_, _ int, found bool) {
+			if !found {
+				misses++
+			}
+		})
+	}
+	b.ReportMetric(float64(misses)/float64(b.N), "misses/op")
+}
