@@ -42,7 +42,12 @@ type status struct {
 	LogObjects   int   `json:"log_objects"`
 	WrittenBytes int64 `json:"written_bytes"`
 	Collected    gcReport
-	Store        struct {
+	LocalLog     *struct{ Failed string } `json:"local_log"`
+	DiskCache    *struct {
+		Hits, Misses uint64
+		Failed       string
+	} `json:"disk_cache"`
+	Store struct {
 		Where        string
 		WaitingSince *time.Time `json:"waiting_since"`
 		LastError    string     `json:"last_error"`

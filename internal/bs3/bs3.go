@@ -62,6 +62,7 @@ type Options struct {
 	// Durable is set it keeps the local log, and a flush waits for that.
 	CachePath string
 	LogSize   int64 // bytes of the local log
+	DiskCache int64 // bytes there for what was read or written lately; 0 = none
 	// ForgetLocalLog opens a volume also if a local log may hold what was flushed
 	// and that log is not here, or damaged: it is lost then.
 	ForgetLocalLog bool
@@ -121,6 +122,7 @@ type Engine struct {
 	fetches eras
 	ring    ring
 	cache   *rcache.Cache // nil without one
+	disk    *rcache.Disk  // nil without one
 
 	// mu is the chunk lock; see the package comment. What follows is under it.
 	mu              sync.Mutex
@@ -321,6 +323,9 @@ func (e *Engine) closeFiles(clean bool) error {
 	}
 	if e.cache != nil {
 		err = errors.Join(err, e.cache.Close())
+	}
+	if e.disk != nil {
+		err = errors.Join(err, e.disk.Close())
 	}
 	if e.leftLog != nil {
 		if clean {

@@ -163,21 +163,21 @@ func (e *Engine) stored(c *chunk, took time.Duration) {
 	}
 }
 
-// streamed is how large a write is, in bytes, that the read cache is spared:
+// streamed is how large a write is, in bytes, that the read caches are spared:
 // what is written in such pieces will be read in such pieces, which the store
 // gives fast, and copying it costs as much as all else of a write together.
 const streamed = 128 << 10
 
 // keepForReaders puts what was written to c, which the durable key covers, into
-// the read cache.
+// the read caches.
 func (e *Engine) keepForReaders(c *chunk) {
-	if e.cache == nil {
+	if e.cache == nil && e.disk == nil {
 		return
 	}
 	var from, to uint32 // blocks to be put
 	put := func() {
 		if from < to {
-			e.cache.Put(layout.Loc(c.obj.Key, from), c.slot.Data(from, to-from))
+			e.cachePut(layout.Loc(c.obj.Key, from), c.slot.Data(from, to-from), e.epoch)
 		}
 	}
 	for _, r := range c.obj.Records {

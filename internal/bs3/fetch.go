@@ -14,9 +14,12 @@ import (
 // one request: at usual speeds these bytes cost less than a request's latency.
 const gapBytes = 64 << 10
 
-// fetch fills all misses from the store, in parallel. On an error it says
-// which location it was for.
+// fetch fills all misses from the disk cache and the store, from that in
+// parallel. On an error it says which location it was for.
 func (e *Engine) fetch(ctx context.Context, misses []miss) (layout.Location, error) {
+	if e.disk != nil {
+		misses = e.fromDisk(misses)
+	}
 	groups := e.group(misses)
 	if len(groups) == 1 {
 		return groups[0][0].loc, e.fetchGroup(ctx, groups[0])
@@ -73,9 +76,7 @@ func (e *Engine) fetchGroup(ctx context.Context, g []miss) error {
 		if len(g) > 1 {
 			copy(m.dst, buf[e.byteOffset(m.loc)-from:])
 		}
-		if e.cache != nil {
-			e.cache.Put(m.loc, m.dst)
-		}
+		e.cachePut(m.loc, m.dst, m.epoch)
 	}
 	return nil
 }

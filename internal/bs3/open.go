@@ -82,6 +82,7 @@ func (e *Engine) open(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	e.openDisk()
 	for range e.opts.Uploaders {
 		e.wg.Go(e.uploader)
 	}

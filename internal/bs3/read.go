@@ -14,8 +14,9 @@ import (
 
 // miss is a run of blocks whose bytes have to come from the store.
 type miss struct {
-	loc layout.Location
-	dst []byte
+	loc   layout.Location
+	dst   []byte
+	epoch uint64 // of the object, where it is needed and known
 }
 
 // TryReadAt implements device.Fast: true when nothing of it is in the store.
@@ -72,7 +73,7 @@ func (e *Engine) readCache(dst []byte, loc layout.Location, missed func(miss)) b
 		case missed == nil:
 			return false
 		case open.dst == nil:
-			open = miss{loc.Add(i), block}
+			open = miss{loc: loc.Add(i), dst: block}
 		default:
 			open.dst = open.dst[:len(open.dst)+len(block)]
 		}

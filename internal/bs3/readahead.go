@@ -179,7 +179,7 @@ func (e *Engine) notCached(misses []miss, loc layout.Location, dst []byte) []mis
 		if last := len(misses) - 1; joined {
 			misses[last].dst = misses[last].dst[:len(misses[last].dst)+len(block)]
 		} else {
-			misses = append(misses, miss{loc.Add(i), block})
+			misses = append(misses, miss{loc: loc.Add(i), dst: block})
 		}
 		joined = true
 	}

@@ -34,9 +34,8 @@ func TestRulesFit(t *testing.T) {
 	}
 }
 
-// rulesOut are the rules that the engine has today. Still to come with what
-// they belong to: CACHED (a cache that outlives its process), SNAPREC
-// (snapshots).
+// rulesOut are the rules that the engine has today. Still to come with what it
+// belongs to: SNAPREC (snapshots).
 var rulesOut = []ruleOut{
 	{"VGET", "the version comes from another request than the bytes that were judged", []ruleEdit{{"upload.go", `
 			return false, objproxy.IfVersion(found.version), nil
@@ -268,6 +267,22 @@ func (e *Engine) claim(ctx context.Context) (*layout.Volume, error) {
 	return nil
 `, `
 	return nil
+`}}},
+	{"CACHED", "(with the epoch of what is cached) the disk cache takes an object when it is stored", []ruleEdit{{"chunk.go", `
+	c.stored = true
+`, `
+	c.stored = true
+	if e.disk != nil {
+		e.keepForReaders(c)
+	}
+`}, {"diskcache.go", `
+			misses[i].epoch = o.Epoch
+`, `
+			misses[i].epoch = o.Epoch - o.Epoch + 1
+`}, {"diskcache.go", `
+		e.disk.Put(loc, epoch, data)
+`, `
+		e.disk.Put(loc, 1, data)
 `}}},
 	{"LDUR", "the local log gives up what is stored", []ruleEdit{{"chunk.go", `
 	c.stored = true

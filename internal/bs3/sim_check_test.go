@@ -288,6 +288,9 @@ func (w *simWorld) opened(d *simDaemon, e *Engine) *simSession {
 	}
 	w.logLocked("%s serves epoch %d up to object %d: %d writes, %d of them replayed", d.name, s.epoch, durable, len(h), replayed)
 	w.count["opens"]++
+	if e.disk != nil {
+		w.count["disk caches"]++
+	}
 	w.count["replayed"] += replayed
 
 	if len(h) > 0 && !slices.ContainsFunc(w.sessions, func(q *simSession) bool { return simPrefix(q.base, h) && simPrefix(h, q.all()) }) {

@@ -18,6 +18,7 @@ type simConfig struct {
 	chunkBlocks int
 	durable     bool
 	logSize     int64 // of local logs; 0 = none
+	disk        int64 // bytes of disk caches; 0 = none
 	linger      time.Duration
 	checkpoints time.Duration
 	gc          GCOptions
@@ -106,7 +107,7 @@ func (w *simWorld) startDaemon(h *simHost, cfg simConfig, slots, uploaders int, 
 		Log:   zerolog.New(w).With().Str("who", d.name).Logger(),
 		Host:  h.host(), StatePath: h.path, Takeover: takeover,
 		Size: simBlocks * simBlockSize, BlockSize: simBlockSize, ChunkSize: cfg.chunkBlocks * simBlockSize,
-		CachePath: h.cache, LogSize: cfg.logSize, ForgetLocalLog: takeover,
+		CachePath: h.cache, LogSize: cfg.logSize, DiskCache: cfg.disk, ForgetLocalLog: takeover,
 		Durable: cfg.durable, Linger: cfg.linger, CheckpointInterval: cfg.checkpoints, GC: cfg.gc,
 		ReadCache: cfg.cache, Readahead: cfg.readahead,
 		Memory: int64(slots * cfg.chunkBlocks * simBlockSize), Uploaders: uploaders,

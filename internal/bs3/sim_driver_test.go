@@ -9,6 +9,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"bs3/internal/bs3/layout"
 	"bs3/internal/bs3/objproxy"
 )
 
@@ -87,6 +88,13 @@ func newSimRun(seed uint64) *simRun {
 		run.cfg.durable = false
 		run.cfg.logSize = int64(6+logs.IntN(30)) * simPage
 	}
+	if disks := rand.New(rand.NewPCG(seed, 0xd15c)); disks.IntN(3) == 0 {
+		head := layout.CacheHeader{BlockSize: simBlockSize}
+		run.cfg.disk = layout.CacheHeaderSize + int64(1+disks.IntN(2))*head.SetSize()
+		if !run.cfg.durable && run.cfg.logSize == 0 {
+			run.cfg.logSize = 64 * simPage
+		}
+	}
 	rough := share(0, 0.3, 1)
 	run.net = simNetwork{
 		latency: ms(0.2, 2, 10), upload: ms(1, 30, 30, 300), lateBy: ms(20, 300, 3000),
@@ -154,7 +162,7 @@ func (run *simRun) do(t *testing.T, root string) simResult {
 }
 
 func (run *simRun) drive(w *simWorld) {
-	w.logs = run.cfg.logSize > 0
+	w.caches = run.cfg.logSize > 0 || run.cfg.disk > 0
 	for i, state := range run.hosts {
 		w.newHost(i, run.cfg.chunkBlocks, state)
 	}
@@ -185,6 +193,11 @@ func (run *simRun) drive(w *simWorld) {
 	}
 	close(w.over)
 	w.late.Wait()
+	for _, d := range w.daemons {
+		if d.e != nil && d.e.disk != nil {
+			w.count["disk hits"] += int(d.e.disk.Stats().Hits)
+		}
+	}
 }
 
 // alive gives the daemons that have not ended.
@@ -422,7 +435,7 @@ func (run *simRun) crash(w *simWorld, op simOp) {
 	}
 	w.log("%v goes down", d.host)
 	e := errors.Join(err(), d.host.diskCrashes(r.IntN))
-	if d.host.cache != "" && r.IntN(6) == 0 {
+	if run.cfg.logSize > 0 && d.host.cache != "" && r.IntN(6) == 0 {
 		w.log("the disk of %v is lost", d.host)
 		w.add("disks lost", 1)
 		e = errors.Join(e, d.host.diskLost())

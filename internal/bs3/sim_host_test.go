@@ -20,7 +20,7 @@ import (
 type simHost struct {
 	id     int
 	path   string     // state directory; empty = none
-	cache  string     // directory of the local log; empty = none
+	cache  string     // directory of local log and disk cache; empty = none
 	disk   *simDisk   // that it is on
 	disks  int        // that were lost so far
 	boots  int        // the machine went down so often
@@ -38,7 +38,7 @@ func (w *simWorld) newHost(id, chunkBlocks int, withState bool) *simHost {
 	h := &simHost{id: id, chunkBlocks: chunkBlocks}
 	if withState {
 		h.path = filepath.Join(w.root, fmt.Sprintf("h%d", id))
-		if w.logs {
+		if w.caches {
 			h.cache = h.path + "-cache"
 			h.disk = &simDisk{sync: func() error { return w.syncs(h) }}
 		}
@@ -141,14 +141,34 @@ func (h *simHost) wiped() error {
 	return err
 }
 
-// diskCrashes is what a reboot does to the local log: some sectors that were
-// not synced are as they were before.
+// diskCrashes is what a reboot does to the local log and the disk cache: some
+// sectors that were not synced are as they were before; of the cache nothing is
+// ever synced.
 func (h *simHost) diskCrashes(random func(n int) int) error {
 	if h.cache == "" {
 		return nil
 	}
 	keep := 1 + random(6)
-	return h.disk.crash(h.log(), func() bool { return random(keep) > 0 })
+	if err := h.disk.crash(h.log(), func() bool { return random(keep) > 0 }); err != nil {
+		return err
+	}
+	path := filepath.Join(h.cache, diskCacheFile)
+	b, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	const sector = 512
+	for at := random(2) * simPage; at < len(b); at += sector * (1 + random(20)) {
+		if from := sector * random(len(b)/sector); random(2) == 0 {
+			clear(b[at : at+sector])
+		} else { // what was there before may be anything
+			copy(b[at:at+sector], b[from:])
+		}
+	}
+	return os.WriteFile(path, b, 0o600)
 }
 
 // diskLost is the end of the disk of the local log.

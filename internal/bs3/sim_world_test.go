@@ -36,7 +36,7 @@ type simWorld struct {
 	busy     map[int64]struct{} // nanoseconds that are taken
 	turns    []*simTurn         // requests of this instant
 	calm     bool               // nothing goes wrong any more
-	logs     bool               // hosts have local logs
+	caches   bool               // hosts have disks for local logs and caches
 	events   []simEvent
 	broken   error                 // the first broken promise
 	stored   map[key.Key]simStored // by the key, also of what was deleted since

@@ -17,7 +17,8 @@ type Status struct {
 	Slots          int `json:"slots"`
 	WritersWaiting int `json:"writers_waiting"` // for chunk memory
 
-	LocalLog *LogStatus `json:"local_log,omitempty"` // nil in a mode without one
+	LocalLog  *LogStatus       `json:"local_log,omitempty"`  // nil in a mode without one
+	DiskCache *DiskCacheStatus `json:"disk_cache,omitempty"` // nil without one
 
 	Objects     int   `json:"objects"`      // of the log
 	StoredBytes int64 `json:"stored_bytes"` // their data blocks
@@ -62,6 +63,7 @@ func (e *Engine) Status() Status {
 		Objects: objects, StoredBytes: int64(total) * int64(e.blockSize), LiveBytes: int64(live) * int64(e.blockSize),
 		LogObjects: e.sinceCheckpoint.objects, LogBytes: e.sinceCheckpoint.bytes,
 		LocalLog:     e.logStatus(),
+		DiskCache:    e.diskCacheStatus(),
 		WrittenBytes: e.written, Collected: e.collected,
 	}
 	if e.closed != nil {

@@ -75,6 +75,7 @@ func openVolume(ctx context.Context, c config.Config, h *health, log zerolog.Log
 
 		CachePath:      cache,
 		LogSize:        logSize(c),
+		DiskCache:      int64(c.Cache.Size)*config.GB - logSize(c),
 		ForgetLocalLog: c.ForgetLocalLog,
 
 		CheckpointInterval: c.Checkpoint.IntervalTime(),

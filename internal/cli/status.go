@@ -47,6 +47,11 @@ func printStatus(out io.Writer, s status, now time.Time) error {
 	} else if l != nil {
 		row("local log", "in %s, %s of %s hold what the store has not; full at %d flushes", l.Path, size(l.Used), size(l.Size), l.FullFlushes)
 	}
+	if d := s.DiskCache; d != nil && d.Failed != "" {
+		row("disk cache", "failed: %s", d.Failed)
+	} else if d != nil {
+		row("disk cache", "%s; %d blocks read were there, %d not; %d were not kept because the disk was too slow", size(d.Size), d.Hits, d.Misses, d.Dropped)
+	}
 	if s.Failed != "" {
 		row("failed", "%s", s.Failed)
 	}

@@ -67,6 +67,9 @@ const (
 	// mostJobs bounds what waits to be written. What comes beyond it is dropped:
 	// nobody waits for this cache.
 	mostJobs = 128
+	// setMultiplier spreads groups over sets (docs/FORMAT.md): 2^64 divided by the
+	// golden ratio.
+	setMultiplier = 0x9E3779B97F4A7C15
 )
 
 // OpenDisk opens the cache in the file path, which is made for that many bytes
@@ -169,7 +172,7 @@ func (d *Disk) failed(err error) {
 
 // setOf gives the set of a block.
 func (d *Disk) setOf(loc layout.Location) uint64 {
-	hash, _ := bits.Mul64(uint64(loc)/groupBlocks*hashMultiplier, d.head.Sets)
+	hash, _ := bits.Mul64(uint64(loc)/groupBlocks*setMultiplier, d.head.Sets)
 	return hash
 }
 
