@@ -146,7 +146,7 @@ apt-deps:
 	has nbdinfo libnbd-bin; has nbdcopy libnbd-bin; has nbdfuse libnbd-bin; \
 	need "/usr/bin/python3 -c 'import nbd'" python3-libnbd; \
 	has qemu-img qemu-utils; has mkfs.xfs xfsprogs; has mkfs.btrfs btrfs-progs; has mkfs.ext4 e2fsprogs; \
-	has fusermount3 fuse3; has losetup mount; \
+	has fusermount3 fuse3; has losetup mount; has setpriv util-linux; has systemd-analyze systemd; \
 	[ -z "$$missing" ] && exit 0; \
 	if [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then \
 	  echo "the tests need these Debian packages; install them or run make deps as root:$$missing"; exit 1; fi; \

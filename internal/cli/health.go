@@ -24,22 +24,33 @@ type health struct {
 }
 
 // newHealth tells the service manager, if there is one, how the daemon is
-// doing until end is called; and that it stops, when ctx ends.
-func newHealth(ctx context.Context, log zerolog.Logger) (h *health, end func()) {
+// doing, until end is called, with how it has ended; and that it stops, when
+// ctx ends.
+func newHealth(ctx context.Context, log zerolog.Logger) (h *health, end func(error)) {
 	h = &health{notifier: systemd.New(log), doing: "starting"}
-	telling, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	var wg sync.WaitGroup
-	wg.Go(func() { h.notifier.Run(telling, h) })
-	wg.Go(func() {
+	always := context.WithoutCancel(ctx)
+	watching, unwatch := context.WithCancel(always)
+	telling, silence := context.WithCancel(always)
+	var watcher, teller sync.WaitGroup
+	watcher.Go(func() {
 		select {
 		case <-ctx.Done():
 			h.stopping()
-		case <-telling.Done():
+		case <-watching.Done():
 		}
 	})
-	return h, func() {
-		cancel()
-		wg.Wait()
+	teller.Go(func() { h.notifier.Run(telling, h) })
+	return h, func(err error) {
+		unwatch()
+		watcher.Wait()
+		h.set(func() {
+			h.store, h.engine, h.doing = nil, nil, "stopped"
+			if err != nil {
+				h.doing = "failed: " + err.Error()
+			}
+		})
+		silence() // when that is said
+		teller.Wait()
 	}
 }
 

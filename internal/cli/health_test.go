@@ -118,6 +118,24 @@ func TestServiceManager(t *testing.T) {
 	if code := d.wait(); code != exitOK {
 		t.Errorf("exit %d", code)
 	}
+	m.expect("STATUS=stopped")
+}
+
+// Of a volume that is refused, the status says why.
+func TestServiceManagerOfRefusedVolume(t *testing.T) {
+	dir := t.TempDir()
+	d := startDaemon(t, dir, nil, "--local")
+	d.expect("serving")
+	d.signal(syscall.SIGTERM)
+	d.wait()
+	m := startServiceManager(t)
+	d = startDaemon(t, dir, []string{"NOTIFY_SOCKET=" + m.path, "BS3_SIZE=9"}, "--local")
+	if code := d.wait(); code != exitRefused {
+		t.Errorf("exit %d", code)
+	}
+	if status := m.expect("STATUS=failed: "); !strings.Contains(status, "has 8589934592 bytes, the configuration says 9663676416 (size)") {
+		t.Errorf("%q", status)
+	}
 }
 
 // A daemon that stands still gives no sign of life.

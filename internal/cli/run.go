@@ -51,13 +51,13 @@ func (a *app) run(cmd *cobra.Command, _ []string) error {
 	}
 	becomeIOFlusher(log)
 	h, end := newHealth(ctx, log)
-	defer end()
 	err = serve(ctx, c, h, log, collect, hints)
 	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
 		// Stopped before there was anything to serve.
 		log.Info().Msg("stopped while opening the volume")
-		return nil
+		err = nil
 	}
+	end(err)
 	return err
 }
 

@@ -99,8 +99,8 @@ func (n *Notifier) say(states ...string) {
 }
 
 // Run keeps the manager informed until ctx ends: of the status, whenever that
-// changes; that starting and stopping take their time; and that the service
-// moves, as long as it does.
+// changes, and at the end; that starting and stopping take their time; and that
+// the service moves, as long as it does.
 func (n *Notifier) Run(ctx context.Context, s Service) {
 	if n.send == nil {
 		return
@@ -111,11 +111,12 @@ func (n *Notifier) Run(ctx context.Context, s Service) {
 	}
 	tick := time.NewTicker(every)
 	defer tick.Stop()
+	status := func() string { return "STATUS=" + strings.ReplaceAll(s.Status(), "\n", " ") }
 	for said := ""; ; {
 		var states []string
-		if status := strings.ReplaceAll(s.Status(), "\n", " "); status != said {
-			said = status
-			states = append(states, "STATUS="+status)
+		if now := status(); now != said {
+			said = now
+			states = append(states, now)
 		}
 		n.mu.Lock()
 		if n.phase != serving {
@@ -133,6 +134,7 @@ func (n *Notifier) Run(ctx context.Context, s Service) {
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
+			n.say(status())
 			return
 		}
 	}

@@ -77,22 +77,25 @@ func count(heard []string, prefix string) (n int) {
 }
 
 // notified runs a Notifier in virtual time while f runs.
-func notified(t *testing.T, watchdog time.Duration, s *service, f func(n *Notifier, m *manager)) {
+func notified(t *testing.T, watchdog time.Duration, s *service, f func(n *Notifier, m *manager, end func())) {
 	synctest.Test(t, func(t *testing.T) {
 		m := &manager{}
 		n := &Notifier{log: zerolog.Nop(), send: m.hear, watchdog: watchdog}
 		ctx, cancel := context.WithCancel(t.Context())
 		var wg sync.WaitGroup
 		wg.Go(func() { n.Run(ctx, s) })
-		f(n, m)
-		cancel()
-		wg.Wait()
+		end := func() {
+			cancel()
+			wg.Wait()
+		}
+		f(n, m, end)
+		end()
 	})
 }
 
 func TestLife(t *testing.T) {
 	s := &service{status: "opening"}
-	notified(t, 0, s, func(n *Notifier, m *manager) {
+	notified(t, 0, s, func(n *Notifier, m *manager, end func()) {
 		time.Sleep(9 * time.Second)
 		heard := m.since()
 		if count(heard, "STATUS=") != 1 || heard[0] != "STATUS=opening" {
@@ -117,12 +120,17 @@ func TestLife(t *testing.T) {
 		if heard[0] != "STOPPING=1" || heard[1] != "STATUS=closing" || count(heard, "EXTEND_TIMEOUT_USEC=") != 5 {
 			t.Errorf("while it closes: %q", heard)
 		}
+		s.set("failed", nil)
+		end()
+		if heard := m.since(); !slices.Equal(heard, []string{"STATUS=failed"}) {
+			t.Errorf("at the end: %q", heard)
+		}
 	})
 }
 
 // A service that is stopped while it starts never says that it is ready.
 func TestStoppedWhileStarting(t *testing.T) {
-	notified(t, 0, &service{}, func(n *Notifier, m *manager) {
+	notified(t, 0, &service{}, func(n *Notifier, m *manager, _ func()) {
 		n.Stopping()
 		n.Ready()
 		n.Stopping()
@@ -134,7 +142,7 @@ func TestStoppedWhileStarting(t *testing.T) {
 
 func TestWatchdog(t *testing.T) {
 	s := &service{}
-	notified(t, 3*time.Second, s, func(n *Notifier, m *manager) {
+	notified(t, 3*time.Second, s, func(n *Notifier, m *manager, _ func()) {
 		n.Ready()
 		time.Sleep(9500 * time.Millisecond)
 		if n := count(m.since(), "WATCHDOG=1"); n != 10 {

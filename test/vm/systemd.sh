@@ -1,7 +1,8 @@
 #!/bin/bash
 # systemd.sh [-m MB] [-t SECONDS] [-x DIR]... SCRIPT
 # is like run.sh, but the guest is a fresh Debian with systemd as its first
-# process, and SCRIPT runs as a unit when multi-user.target is reached.
+# process, and SCRIPT runs as a unit when multi-user.target is reached. A script
+# that leaves the file /run/vm-reboot is run again after a reboot.
 set -euo pipefail
 VMDIR=${VMDIR:-$(cd "$(dirname "$0")" && pwd)/../../.tools/vm}
 memory=3072 limit=240 copies=()
@@ -29,6 +30,26 @@ cp -a "$VMDIR/debian" "$work/root"
 mkdir -p "$work/root/x"
 for d in "${copies[@]}"; do cp -rL "$d"/. "$work/root/x/"; done
 cp "$1" "$work/root/root/script"
+cat > "$work/root/root/run" <<'R'
+# A machine that crashes boots again, which is what it takes where emulation has
+# let it crash early; not where the script is to blame.
+if [ -e /root/running ]; then
+  echo "guest: it has crashed"
+  systemctl poweroff -f
+  exit
+fi
+touch /root/running
+sync -f /root/running
+bash /root/script
+rc=$?
+if [ $rc = 0 ] && [ -e /run/vm-reboot ]; then
+  rm /root/running
+  exec systemctl reboot
+fi
+echo "guest: exit $rc"
+echo RC=$rc > /dev/ttyS1
+systemctl poweroff -f
+R
 units=$work/root/etc/systemd/system
 cat > "$units/vmtest.service" <<'U'
 [Unit]
@@ -36,7 +57,7 @@ After=multi-user.target
 [Service]
 Type=oneshot
 WorkingDirectory=/x
-ExecStart=/bin/bash -c 'bash /root/script; rc=$?; echo "guest: exit $rc"; echo RC=$rc > /dev/ttyS1; systemctl poweroff -f'
+ExecStart=/bin/bash /root/run
 StandardOutput=tty
 StandardError=tty
 TTYPath=/dev/ttyS0
@@ -63,10 +84,10 @@ cp "$VMDIR/root.cpio" "$work/initrd"
 (cd "$work/more" && find . | cpio -o -H newc --quiet) >> "$work/initrd"
 qemu=0
 timeout -k 5 "$limit" qemu-system-x86_64 -accel "${VMACCEL:-tcg,thread=multi,tb-size=512}" -smp 2 -cpu max -m "$memory" \
-  -no-reboot -display none -monitor none -nodefaults -serial stdio -serial "file:$work/rc" \
+  -display none -monitor none -nodefaults -serial stdio -serial "file:$work/rc" \
   -netdev user,id=n0 -device virtio-net-pci,netdev=n0,romfile= -device virtio-rng-pci \
   -drive "file=$work/disk,format=raw,if=virtio" -kernel "$VMDIR/vmlinuz" -initrd "$work/initrd" \
-  -append "console=ttyS0 quiet panic=-1 random.trust_cpu=on mitigations=off systemd.show_status=0" </dev/null || qemu=$?
+  -append "console=ttyS0 quiet panic=-1 random.trust_cpu=on mitigations=off systemd.show_status=0 systemd.mask=serial-getty@ttyS0.service" </dev/null || qemu=$?
 [ $qemu = 124 ] || [ $qemu = 137 ] && { echo "systemd.sh: not done after $limit s"; exit 124; }
 rc=$(sed -n 's/^RC=\([0-9]*\).*/\1/p' "$work/rc" 2>/dev/null)
 [ -n "$rc" ] || { echo "systemd.sh: the guest died (qemu $qemu)"; exit 125; }
