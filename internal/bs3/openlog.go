@@ -170,6 +170,10 @@ func (e *Engine) readyLog(ctx context.Context, recorded *layout.LocalLog) error 
 		e.logFails(err)
 		e.mu.Unlock()
 	default:
+		if e.cacheDir.InMemory() {
+			e.log.Warn().Str("directory", e.opts.CachePath).
+				Msg("cache.path is in memory: what is flushed survives the daemon, but not the machine; after a crash of that the volume opens only with --forget-local-log")
+		}
 		e.mu.Lock()
 		e.logging.log, e.logging.failed, e.logging.synced = log, nil, e.seq
 		e.mu.Unlock()

@@ -68,6 +68,16 @@ func (d *Dir) writePID() error {
 // Path is where the directory is.
 func (d *Dir) Path() string { return d.path }
 
+// InMemory says whether the directory is gone when the machine goes down
+// (tmpfs, ramfs; statfs(2)). It says no where it can not tell.
+func (d *Dir) InMemory() bool {
+	var st unix.Statfs_t
+	if err := unix.Statfs(d.path, &st); err != nil {
+		return false
+	}
+	return st.Type == unix.TMPFS_MAGIC || st.Type == unix.RAMFS_MAGIC
+}
+
 // Close gives the lock back.
 func (d *Dir) Close() error { return d.lock.Close() }
 
