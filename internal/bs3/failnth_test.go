@@ -24,6 +24,7 @@ type failRun struct {
 	memory *objtest.Memory
 	store  *failStore
 	root   string
+	disk   *simDisk // of the local log, in its mode
 
 	e       *Engine
 	history []simRec
@@ -51,12 +52,33 @@ func newFailStore(inner objproxy.Store) *failStore {
 }
 
 func (f *failRun) options(host string) Options {
-	return Options{
+	o := Options{
 		Store: f.store, Log: zerolog.Nop(),
 		Host: Host{ID: host, Name: host, Boot: [16]byte{1}}, StatePath: filepath.Join(f.root, host), Takeover: true,
 		Size: 2 * 4096 * simBlockSize, BlockSize: simBlockSize, ChunkSize: 3 * simBlockSize,
 		Durable: true, Memory: 5 * 3 * simBlockSize, Uploaders: 2,
 		GC: GCOptions{Step: 4, LiveData: 0.9},
+	}
+	if f.disk != nil {
+		o.Durable, o.CachePath, o.LogSize, o.openLog = false, filepath.Join(f.root, host+"-cache"), logFrames(32), f.disk.open
+	}
+	return o
+}
+
+// crash is the end of the machine: the state directory is gone, and what was not
+// synced of the local log.
+func (f *failRun) crash(host string) {
+	f.t.Helper()
+	f.kill()
+	o := f.options(host)
+	if err := os.RemoveAll(o.StatePath); err != nil {
+		f.t.Fatal(err)
+	}
+	if f.disk == nil {
+		return
+	}
+	if err := f.disk.crash(filepath.Join(o.CachePath, "log"), func() bool { return false }); err != nil {
+		f.t.Fatal(err)
 	}
 }
 
@@ -144,14 +166,12 @@ func (f *failRun) do(steps ...error) {
 }
 
 // check opens the volume in a copy of the store, with the state directory or
-// without, and compares.
+// after the machine has crashed, and compares.
 func (f *failRun) check(host string, lost bool) {
 	f.t.Helper()
 	f.store = newFailStore(f.memory.Clone())
 	if lost {
-		if err := os.RemoveAll(f.options(host).StatePath); err != nil {
-			f.t.Fatal(err)
-		}
+		f.crash(host)
 	}
 	if err := f.open(host); err != nil {
 		f.t.Fatalf("open (state lost: %v): %v", lost, err)
@@ -205,9 +225,10 @@ var failScenarios = []struct {
 	before func(*failRun)
 	run    func(*failRun) error
 	host   string // that has the volume then
+	logged bool   // in the mode of the local log
 }{
-	{"first open", func(*failRun) {}, func(f *failRun) error { return f.open("a") }, "a"},
-	{"write and flush", func(f *failRun) { f.do(f.open("a"), f.some(2)) }, func(f *failRun) error { return f.some(3) }, "a"},
+	{"first open", func(*failRun) {}, func(f *failRun) error { return f.open("a") }, "a", false},
+	{"write and flush", func(f *failRun) { f.do(f.open("a"), f.some(2)) }, func(f *failRun) error { return f.some(3) }, "a", false},
 	{"write without flush", func(f *failRun) { f.do(f.open("a")) }, func(f *failRun) error {
 		for i := range 7 {
 			if err := f.write(uint64(i), 3); err != nil {
@@ -215,26 +236,26 @@ var failScenarios = []struct {
 			}
 		}
 		return nil
-	}, "a"},
+	}, "a", false},
 	{"discard and flush", func(f *failRun) { f.do(f.open("a"), f.some(3)) }, func(f *failRun) error {
 		if err := errors.Join(f.discard(1, 2), f.discard(4096, 4096)); err != nil {
 			return err
 		}
 		return f.flush()
-	}, "a"},
+	}, "a", false},
 	{"checkpoint", func(f *failRun) { f.do(f.open("a"), f.some(2), f.e.Checkpoint(f.t.Context()), f.some(2)) }, func(f *failRun) error {
 		return f.e.Checkpoint(f.t.Context())
-	}, "a"},
+	}, "a", false},
 	{"collect garbage", func(f *failRun) {
 		f.do(f.open("a"), f.some(5), f.e.Checkpoint(f.t.Context()), f.some(3), f.discard(0, 2))
 	}, func(f *failRun) error {
 		_, err := f.e.GC(f.t.Context())
 		return err
-	}, "a"},
-	{"close", func(f *failRun) { f.do(f.open("a"), f.some(2), f.write(1, 1)) }, (*failRun).close, "a"},
+	}, "a", false},
+	{"close", func(f *failRun) { f.do(f.open("a"), f.some(2), f.write(1, 1)) }, (*failRun).close, "a", false},
 	{"open", func(f *failRun) {
 		f.do(f.open("a"), f.some(2), f.e.Checkpoint(f.t.Context()), f.some(2), f.e.Checkpoint(f.t.Context()), f.some(2), f.close())
-	}, func(f *failRun) error { return f.open("a") }, "a"},
+	}, func(f *failRun) error { return f.open("a") }, "a", false},
 	{"open and replay", func(f *failRun) {
 		f.do(f.open("a"), f.some(2))
 		synctest.Wait()
@@ -244,7 +265,7 @@ var failScenarios = []struct {
 		}
 		f.do(f.discard(2, 1))
 		f.kill()
-	}, func(f *failRun) error { return f.open("a") }, "a"},
+	}, func(f *failRun) error { return f.open("a") }, "a", false},
 	{"open with a damaged checkpoint", func(f *failRun) {
 		f.do(f.open("a"), f.some(2), f.e.Checkpoint(f.t.Context()), f.some(2), f.e.Checkpoint(f.t.Context()), f.some(2))
 		f.kill()
@@ -255,7 +276,7 @@ var failScenarios = []struct {
 			return err
 		}
 		return f.e.Checkpoint(f.t.Context())
-	}, "a"},
+	}, "a", false},
 	{"take over", func(f *failRun) {
 		f.do(f.open("a"), f.some(2))
 		f.kill()
@@ -264,10 +285,31 @@ var failScenarios = []struct {
 			return err
 		}
 		return f.some(1)
-	}, "b"},
+	}, "b", false},
 	{"read", func(f *failRun) { f.do(f.open("a"), f.some(4), f.close(), f.open("a")) }, func(f *failRun) error {
 		return f.e.ReadAt(f.t.Context(), make([]byte, 4*simBlockSize), 0)
-	}, "a"},
+	}, "a", false},
+	{"log: first open", func(*failRun) {}, func(f *failRun) error { return f.open("a") }, "a", true},
+	{"log: write and flush", func(f *failRun) { f.do(f.open("a"), f.some(2)) }, func(f *failRun) error { return f.some(6) }, "a", true},
+	{"log: close", func(f *failRun) { f.do(f.open("a"), f.some(2), f.write(1, 1)) }, (*failRun).close, "a", true},
+	{"log: open after a crash", func(f *failRun) {
+		f.do(f.open("a"), f.some(1))
+		synctest.Wait()
+		f.store.cut.Store(true)
+		f.do(f.some(2), f.discard(2, 1), f.flush(), f.write(3, 1))
+		f.crash("a")
+	}, func(f *failRun) error { return f.open("a") }, "a", true},
+	{"log: open in another mode", func(f *failRun) {
+		f.do(f.open("a"))
+		f.store.cut.Store(true)
+		f.do(f.some(2))
+		f.crash("a")
+	}, func(f *failRun) (err error) {
+		o := f.options("a")
+		o.Durable = true
+		f.e, err = Open(f.t.Context(), o)
+		return err
+	}, "a", true},
 }
 
 // TestFailNth runs every scenario with its 1st, 2nd, 3rd … store call failing,
@@ -296,6 +338,9 @@ func TestFailNth(t *testing.T) {
 					synctest.Test(t, func(t *testing.T) {
 						f := &failRun{t: t, memory: objtest.NewMemory(), root: filepath.Join(root, fmt.Sprint(n))}
 						f.store = newFailStore(f.memory)
+						if c.logged {
+							f.disk = &simDisk{}
+						}
 						t.Cleanup(f.kill) // or a failed check would leave its engine in the bubble
 						c.before(f)
 						synctest.Wait()
@@ -313,7 +358,9 @@ func TestFailNth(t *testing.T) {
 						}
 						f.store.Inner = f.memory
 						f.kill()
-						f.check(c.host, false)
+						if !c.logged { // a check leaves another log behind
+							f.check(c.host, false)
+						}
 						f.check(c.host, true)
 					})
 					calls = n - 1

@@ -14,6 +14,8 @@ import (
 type simDisk struct {
 	// sync, if set, is called at each sync: it may take a while, and fail.
 	sync func() error
+	// fault, if set, is asked before each call; a write that fails writes a part.
+	fault func() error
 
 	mu    sync.Mutex
 	inode uint64           // of the file that the pages are of
@@ -55,6 +57,10 @@ func (f *simDiskFile) Writev(bufs [][]byte, off int64) error {
 	if f.dead {
 		return errSimDisk
 	}
+	fault := d.fails()
+	if fault != nil {
+		bufs = bufs[:len(bufs)/2]
+	}
 	end := off
 	for _, b := range bufs {
 		end += int64(len(b))
@@ -66,20 +72,35 @@ func (f *simDiskFile) Writev(bufs [][]byte, off int64) error {
 		}
 		if _, ok := d.dirty[page]; !ok {
 			old := make([]byte, simPage)
-			if _, err := f.ReadAt(old, page*simPage); err != nil {
+			if _, err := f.LogFile.ReadAt(old, page*simPage); err != nil {
 				return err
 			}
 			d.dirty[page] = old
 		}
 	}
-	return f.LogFile.Writev(bufs, off)
+	return errors.Join(fault, f.LogFile.Writev(bufs, off))
+}
+
+// ReadAt implements wlog.LogFile.
+func (f *simDiskFile) ReadAt(p []byte, off int64) (int, error) {
+	if err := f.disk.fails(); err != nil {
+		return 0, err
+	}
+	return f.LogFile.ReadAt(p, off)
+}
+
+func (d *simDisk) fails() error {
+	if d.fault == nil {
+		return nil
+	}
+	return d.fault()
 }
 
 // Datasync implements wlog.LogFile.
 func (f *simDiskFile) Datasync() error {
 	d := f.disk
-	var err error
-	if d.sync != nil {
+	err := d.fails()
+	if err == nil && d.sync != nil {
 		err = d.sync()
 	}
 	d.mu.Lock()
