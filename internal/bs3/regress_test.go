@@ -3,15 +3,19 @@ package bs3_test
 import (
 	"context"
 	"encoding/binary"
+	"errors"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"bs3/internal/bs3"
 	"bs3/internal/bs3/key"
 	"bs3/internal/bs3/layout"
+	"bs3/internal/bs3/objproxy"
 	"bs3/internal/bs3/objproxy/objtest"
 )
 
@@ -167,4 +171,25 @@ func TestPrefetchDropped(t *testing.T) {
 		t.Errorf("%d bytes were asked for: the window of 1 MiB was dropped", n)
 	}
 	shut(t, e)
+}
+
+// A store that took conditions at open and refuses one later is waited for.
+func TestUploadWaitsForConditions(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var refused atomic.Int32
+		hooks := &objtest.Hooks{Inner: objtest.NewMemory(), Before: func(_ context.Context, op objtest.Op) error {
+			if k, err := key.Parse(op.Name); err == nil && op.Kind == objtest.Put && k == 1 && refused.Add(1) <= 3 {
+				return errors.ErrUnsupported
+			}
+			return nil
+		}}
+		e := open(t, options(t, objproxy.NewRetry(hooks, objproxy.RetryOptions{})))
+		s := newShadow(e)
+		s.write(t, e, rand.New(rand.NewPCG(1, 1)), 1, 2)
+		if err := e.Flush(t.Context()); err != nil || refused.Load() != 4 {
+			t.Errorf("a flush: %v after %d tries", err, refused.Load())
+		}
+		s.compare(t, e)
+		shut(t, e)
+	})
 }

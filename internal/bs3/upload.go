@@ -85,6 +85,9 @@ func (e *Engine) uploader() {
 	}
 }
 
+// unsupportedWait is how long an upload waits where Retry does not.
+const unsupportedWait = 10 * time.Second
+
 // upload stores a sealed chunk under its key. It gives up only when another
 // writer has the volume (ErrFenced) or the engine stops.
 func (e *Engine) upload(c *chunk) error {
@@ -100,6 +103,15 @@ func (e *Engine) upload(c *chunk) error {
 		_, err := e.store.Put(e.ctx, c.obj.Key.Name(), body, cond)
 		if err == nil {
 			return nil
+		}
+		if errors.Is(err, errors.ErrUnsupported) {
+			// The store took conditions when the volume was opened: something between
+			// us and it does not now.
+			e.log.Error().Err(err).Uint64("key", uint64(c.obj.Key)).Msg("can not store an object; trying again")
+			if err := sleep(e.ctx, unsupportedWait); err != nil {
+				return err
+			}
+			continue
 		}
 		if !errors.Is(err, objproxy.ErrExists) {
 			return fmt.Errorf("upload object %d: %w", c.obj.Key, err)
