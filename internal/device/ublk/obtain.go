@@ -124,22 +124,18 @@ func (s *Server) takeOver(ctx context.Context, m *manager, info devInfo) (taken 
 	return false, err
 }
 
-// resume makes the device of a dead server ready for this one. It leaves the
-// marker, see Options.Marker.
+// resume makes the device of a dead server ready for this one.
 func (s *Server) resume(ctx context.Context, m *manager, id uint32) error {
 	ready, err := await(ctx, deathWait, func() (bool, error) {
-		if err := s.mark(); err != nil {
-			return false, err
-		}
 		err := m.startRecovery(id)
 		switch {
 		case err == nil, errors.Is(err, unix.EINVAL):
 			// Invalid: a server has begun it before, and died without any queue.
 			return true, nil
 		case errors.Is(err, unix.EBUSY): // the dead one still has it open
-			return false, s.unmark()
+			return false, nil
 		}
-		return false, errors.Join(err, s.unmark())
+		return false, err
 	})
 	if err == nil && !ready {
 		err = fmt.Errorf("%w: its last server does not close it", ErrInUse)
@@ -150,6 +146,7 @@ func (s *Server) resume(ctx context.Context, m *manager, id uint32) error {
 	return nil
 }
 
+// mark says that a device may be half taken over from now on.
 func (s *Server) mark() error {
 	if s.opts.Marker == "" {
 		return nil
@@ -186,13 +183,4 @@ func stateName(state uint16) string {
 	default:
 		return fmt.Sprintf("state %d", state)
 	}
-}
-
-// untouched is for a device that was taken over and has no queue yet: the next
-// server may try it again.
-func (s *Server) untouched(taken bool) error {
-	if !taken {
-		return nil
-	}
-	return s.unmark()
 }

@@ -57,9 +57,10 @@ type Options struct {
 	// rather than a disk that has lost something.
 	Recover bool
 
-	// Marker, if set, is the path of a file that exists while a device is being
-	// taken over; a place that is empty after a reboot is best. Who finds it
-	// there removes the device instead: the server before died half-way, and
+	// Marker, if set, is the path of a file that exists while some queues of a
+	// device that is taken over may have this server, and others none; a place
+	// that is empty after a reboot is best. Who finds it there removes the device
+	// instead: the server before died half-way, and
 	// trying again crashes Linux (seen with 6.12, where START_USER_RECOVERY
 	// follows a null pointer when some queues have a server and others not).
 	Marker string
@@ -155,7 +156,7 @@ func (s *Server) attend(ctx context.Context, m *manager, info devInfo, taken boo
 	log := s.opts.Log.With().Str("device", path).Logger()
 	dev, err := s.driver.open(int(info.id))
 	if err != nil {
-		return !taken, errors.Join(err, s.untouched(taken))
+		return !taken, err
 	}
 	// Requests go on when ctx ends: the stop waits for them.
 	requests, cancel := context.WithCancel(context.WithoutCancel(ctx))
@@ -163,9 +164,12 @@ func (s *Server) attend(ctx context.Context, m *manager, info devInfo, taken boo
 	defer func() {
 		err = errors.Join(err, c.leave(), dev.close())
 	}()
-	if !c.start(requests) {
-		err := fmt.Errorf("cannot serve %s", path)
-		return !taken, errors.Join(err, s.untouched(taken && !c.begun))
+	mark := func() error { return nil }
+	if taken {
+		mark = s.mark
+	}
+	if err := c.start(requests, mark); err != nil {
+		return !taken, fmt.Errorf("cannot serve %s: %w", path, err)
 	}
 	if taken {
 		if err = s.unmark(); err == nil {
@@ -246,8 +250,12 @@ func (s *Server) crew(dev charDevice, info devInfo, legacy bool, cancel context.
 	return c
 }
 
-// start starts the queues. It is true when all of them take requests.
-func (c *crew) start(requests context.Context) bool {
+// errQueue: a queue has ended, with an error that leave gives.
+var errQueue = errors.New("a queue has failed")
+
+// start starts the queues. It calls mark before the first of them asks for
+// requests, and returns nil when all of them have.
+func (c *crew) start(requests context.Context, mark func() error) error {
 	steps := make(chan struct{}, len(c.queues))
 	step := func() { steps <- struct{}{} }
 	for _, q := range c.queues {
@@ -256,11 +264,17 @@ func (c *crew) start(requests context.Context) bool {
 		})
 	}
 	if !c.all(steps) {
-		return false
+		return errQueue
+	}
+	if err := mark(); err != nil {
+		return err
 	}
 	c.begun = true
 	close(c.begin)
-	return c.all(steps)
+	if !c.all(steps) {
+		return errQueue
+	}
+	return nil
 }
 
 // all waits for a step of each queue. It is false when one ends instead.

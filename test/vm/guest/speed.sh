@@ -6,7 +6,7 @@
 # iops READ_OR_WRITE prints the rate.
 iops() {
   fio --filename="$dev" --direct=1 --ioengine=libaio --name=x --rw=rand"$1" --bs=4k --iodepth=32 --numjobs=2 --group_reporting \
-    --size=256m --time_based --ramp_time=2 --runtime=8 --allow_file_create=0 --minimal | cut -d';' -f"$([ "$1" = read ] && echo 8 || echo 49)"
+    --size=256m --time_based --ramp_time=1 --runtime=5 --allow_file_create=0 --minimal | cut -d';' -f"$([ "$1" = read ] && echo 8 || echo 49)"
 }
 for null in true false; do
   export BS3_NULL=$null BS3_WRITE_DURABLE=false
