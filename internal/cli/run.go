@@ -15,6 +15,8 @@ import (
 
 	"bs3/internal/config"
 	"bs3/internal/control"
+	"bs3/internal/device/blockdev"
+	"bs3/internal/device/ublk"
 )
 
 // run is the daemon.
@@ -68,6 +70,9 @@ var errStopping = errors.New("the daemon is stopping")
 // collects garbage when collect says so. What to try is written to hints,
 // unless it is nil, as soon as clients can connect.
 func serve(ctx context.Context, c config.Config, h *health, log zerolog.Logger, collect <-chan struct{}, hints io.Writer) error {
+	if err := (ground{blockdev.Below, ublk.Waits}).refuseOwnDevice(c); err != nil {
+		return err
+	}
 	transport, err := chooseTransport(c, thisMachine(), log)
 	if err != nil {
 		return err

@@ -5,8 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"strconv"
+	"strings"
 
 	"github.com/rs/zerolog"
+	"golang.org/x/sys/unix"
 )
 
 // Available says whether this process can use the ublk driver of the kernel
@@ -53,4 +56,30 @@ func removeLeft(ctx context.Context, d driver, identity uint64, log zerolog.Logg
 		return fmt.Errorf("ublk: remove the devices that dead servers have left: %w", err)
 	}
 	return nil
+}
+
+// Waits says whether a block device, by its name in sysfs (ublkbN), is one of
+// ublk whose server has died: what is asked of it waits for the next one.
+func Waits(name string) (bool, error) { return waits(linux{}, name) }
+
+func waits(d driver, name string) (bool, error) {
+	number, ours := strings.CutPrefix(name, "ublkb")
+	id, err := strconv.ParseUint(number, 10, 32)
+	if !ours || err != nil {
+		return false, nil //nolint:nilerr // it is something else
+	}
+	ctl, err := openControl(d)
+	if err != nil {
+		return false, fmt.Errorf("ublk: %w", err)
+	}
+	info, err := newManager(ctl).info(uint32(id))
+	switch err = errors.Join(err, ctl.close()); {
+	case errors.Is(err, unix.ENODEV): // whoever still uses it gets errors
+		return false, nil
+	case err != nil:
+		return false, fmt.Errorf("ublk: ask for %s: %w", name, err)
+	}
+	// The kernel needs a moment to see that a server is dead.
+	dead := errors.Is(unix.Kill(int(info.pid), 0), unix.ESRCH)
+	return info.state == stateQuiesced || info.state == stateLive && dead, nil
 }

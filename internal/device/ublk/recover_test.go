@@ -293,3 +293,35 @@ func TestHeldDevices(t *testing.T) {
 		})
 	}
 }
+
+// Who asks is told of devices that wait for a server, and of no others.
+func TestWaits(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFakeDriver(t)
+		expect := func(name string, want bool) {
+			t.Helper()
+			if got, err := waits(f, name); err != nil || got != want {
+				t.Errorf("%s waits: %v, %v; want %v", name, got, err, want)
+			}
+		}
+		opts := Options{ID: 3, Identity: identity, Recover: true}
+		s := serve(t, f, smallVolume(), opts)
+		expect("ublkb3", false)
+		s.kill()
+		expect("ublkb3", true)
+		for _, name := range []string{"vda", "ublkb", "ublkb3p1", "nbd3", "ublkc3", "ublkb4"} {
+			expect(name, false)
+		}
+		next := serve(t, f, smallVolume(), opts)
+		expect("ublkb3", false)
+		f.mu.Lock()
+		next.disk.d.info.pid = 1 << 30 // no process has this number
+		f.mu.Unlock()
+		expect("ublkb3", true)
+		next.stop()
+		f.missing = fs.ErrNotExist
+		if _, err := waits(f, "ublkb3"); !errors.Is(err, ErrNoDriver) {
+			t.Errorf("without a driver: %v", err)
+		}
+	})
+}
