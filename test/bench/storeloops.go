@@ -34,9 +34,12 @@ func measureStore(ctx context.Context, b *bench) ([]row, error) {
 	tail := make([]byte, objectSize(mib)-object)
 	put := func(ctx context.Context) (figures, error) {
 		return onStore(ctx, func(s *s3.Store) (looped, error) {
-			data := make([]byte, object)
+			data := make([]byte, 160*mib)
+			for i := range data {
+				data[i] = byte(i)
+			}
 			return loop(ctx, 8, b.ramp, b.runtime, func(_ int, n int64) error {
-				_, err := s.Put(ctx, strconv.FormatInt(n%256, 10), objproxy.Body{Data: data, Tail: tail}, objproxy.Condition{})
+				_, err := s.Put(ctx, strconv.FormatInt(n%256, 10), objproxy.Body{Data: data[n*object%int64(len(data)):][:object], Tail: tail}, objproxy.Condition{})
 				return err
 			})
 		})
