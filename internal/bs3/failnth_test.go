@@ -343,6 +343,7 @@ func TestFailNth(t *testing.T) {
 						}
 						t.Cleanup(f.kill) // or a failed check would leave its engine in the bubble
 						c.before(f)
+						time.Sleep(time.Second) // until nobody uses the store
 						synctest.Wait()
 						nth := objtest.NewFailNth(f.memory, n, fault.err, fault.applied)
 						f.store.Inner = nth
@@ -356,8 +357,8 @@ func TestFailNth(t *testing.T) {
 						if fired = nth.Fired(); !fired && err != nil {
 							t.Errorf("it fails although no call does: %v", err)
 						}
-						f.store.Inner = f.memory
 						f.kill()
+						f.store.Inner = f.memory
 						if !c.logged { // a check leaves another log behind
 							f.check(c.host, false)
 						}

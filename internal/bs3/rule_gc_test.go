@@ -309,6 +309,7 @@ func TestRuleEra(t *testing.T) {
 		a := w.open("a")
 		a.write(1, 0, 1)
 		a.flush()
+		synctest.Wait() // until it has left memory
 		fetch := a.hold(isFetch(1))
 		read := make(chan error, 1)
 		p := make([]byte, simBlockSize)

@@ -21,6 +21,9 @@ const (
 	LogFileName    = "log"
 )
 
+// newLogName is a local log that is being made.
+const newLogName = LogFileName + ".new"
+
 // Dir is a locked directory of one daemon: that of its state, or of its local
 // log and cache.
 type Dir struct {
@@ -107,10 +110,13 @@ func (d *Dir) SetAside(name string) (string, error) {
 	}
 }
 
-// RemoveLog removes the local log, if there is one.
+// RemoveLog removes the local log, and one that was being made, if there are
+// any.
 func (d *Dir) RemoveLog() error {
-	if err := os.Remove(d.file(LogFileName)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("remove the local log: %w", err)
+	for _, name := range []string{LogFileName, newLogName} {
+		if err := os.Remove(d.file(name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("remove the local log: %w", err)
+		}
 	}
 	return d.sync()
 }

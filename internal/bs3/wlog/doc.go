@@ -9,6 +9,7 @@
 //	lock      flock'ed while a daemon uses the directory; holds its pid
 //	memory    the chunk memory (formats: package layout); in state.path
 //	log       the local log; in cache.path
+//	cache     the disk cache (package rcache); in cache.path
 //	intents   one JSON list: each claim tried and not yet served; in both
 //	memory.aside-*, log.aside-*  what was not ours, kept for a person to judge
 //

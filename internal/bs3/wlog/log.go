@@ -41,8 +41,8 @@ type extent struct {
 // It takes a while: all of it is written.
 func (d *Dir) CreateLog(ctx context.Context, size int64, open OpenLogFile) (*Log, error) {
 	l := &Log{head: layout.LogHeader{BlockSize: 512, Size: size &^ (layout.LogAlign - 1)}, path: d.file(LogFileName)}
-	if err := l.create(ctx); err != nil {
-		_ = os.Remove(l.path + ".new")
+	if err := l.create(ctx, d.file(newLogName)); err != nil {
+		_ = os.Remove(d.file(newLogName))
 		return nil, fmt.Errorf("make the local log %s of %d MiB: %w", l.path, size>>20, err)
 	}
 	if err := d.sync(); err != nil {
@@ -53,11 +53,11 @@ func (d *Dir) CreateLog(ctx context.Context, size int64, open OpenLogFile) (*Log
 	return l, err
 }
 
-func (l *Log) create(ctx context.Context) error {
+func (l *Log) create(ctx context.Context, unfinished string) error {
 	if err := os.Remove(l.path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	f, err := os.OpenFile(l.path+".new", os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
+	f, err := os.OpenFile(unfinished, os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
 		return err
 	}
@@ -82,7 +82,7 @@ func (l *Log) create(ctx context.Context) error {
 	if err := f.Sync(); err != nil {
 		return err
 	}
-	return os.Rename(f.Name(), l.path)
+	return os.Rename(unfinished, l.path)
 }
 
 // Path is the file, for messages.

@@ -328,6 +328,18 @@ func TestLogFile(t *testing.T) {
 	if err := dir.RemoveLog(); err != nil {
 		t.Error("nothing to remove: ", err)
 	}
+	_ = newLog(t, dir, 8).Close()
+	if err := os.WriteFile(dir.file(newLogName), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := dir.RemoveLog(); err != nil {
+		t.Error(err)
+	}
+	for _, name := range []string{LogFileName, newLogName} {
+		if _, err := os.Stat(dir.file(name)); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("%s is still there: %v", name, err)
+		}
+	}
 }
 
 // TestLogNoRoom: what does not fit as a whole takes nothing.
