@@ -68,6 +68,7 @@ test: deps vet unit cover fuzz e2e
 
 unit:
 	$(GO) test -race -timeout 20m . ./contrib/... ./internal/...
+	$(GO) test -timeout 20m -run '^TestSim' ./internal/bs3
 
 # The packages whose mistakes lose data are covered to more than MINCOVER %.
 cover:
