@@ -13,7 +13,7 @@ first=$dev
 mkfs.ext4 -qF "$dev" 400M
 mount -t ext4 "$dev" /mnt
 fio --filename="$dev" --direct=1 --ioengine=libaio --randrepeat=0 --verify=crc32c --verify_fatal=1 --allow_file_create=0 \
-  --name=raw --offset=512m --size=48m --rw=randwrite --bsrange=4k-64k --iodepth=16 --time_based --runtime=60 \
+  --name=raw --offset=512m --size=48m --rw=randwrite --bsrange=4k-64k --iodepth=16 --time_based --runtime=45 \
   --do_verify=1 > /tmp/fio 2>&1 &
 fio=$!
 ( # files, each synced, with their checksums
