@@ -15,6 +15,7 @@ go build -o "$work/x/" . ./test/vm/stamp
 go test -c -o "$work/x/ublk.test" ./internal/device/ublk
 go test -c -o "$work/x/kernel.test" ./internal/device/nbd/kernel
 cp "$here/guest/lib.sh" "$work/x/"
+cp -r Makefile README.md CHANGELOG.md config.toml contrib docs "$work/x/" # for make install
 
 # comment SCRIPT NAME prints what a comment "# NAME: ..." in a script says.
 comment() { sed -n "s/^# $2: *//p" "$1"; }

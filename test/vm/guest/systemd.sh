@@ -1,0 +1,248 @@
+# systemd: -m 3072 -t 900
+# The units of contrib/systemd on a Debian with systemd: make install, start,
+# garbage collection, death, watchdog, refusals, fencing, a stop with data that
+# nobody has synced, fstab and a reboot.
+. ./lib.sh
+journalctl --follow --no-tail --output=short-monotonic 'UNIT=bs3.service' + 'SYSLOG_IDENTIFIER=bs3' > $log 2>/dev/null &
+export SYSTEMD_COLORS=0 SYSTEMD_PAGER=
+
+property() { systemctl show --value -p "$1" "$2"; }
+# is UNIT STATE [SECONDS] waits for the state of a unit.
+is() { until_ "${3:-60}" test_is "$1" "$2" || fail "$1 is $(property ActiveState "$1"), not $2"; }
+test_is() { [ "$(property ActiveState "$1")" = "$2" ]; }
+# said UNIT TEXT [SECONDS] waits for a line in the log of a unit.
+said() { until_ "${3:-60}" test_said "$1" "$2" || fail "$1 did not say: $2"; }
+test_said() { journalctl --boot -u "$1" --output=cat | grep -q -- "$2"; }
+# status UNIT TEXT waits for a text in the unit's status line.
+status() { until_ 60 test_status "$1" "$2" || fail "status of $1: $(property StatusText "$1"), not $2"; }
+test_status() { property StatusText "$1" | grep -q -- "$2"; }
+test_restarts() { [ "$(property NRestarts bs3)" -ge "$1" ]; }
+test_other_pid() { [ "$(property MainPID bs3)" != "$1" ]; }
+dropin() { # UNIT LINE...
+  mkdir -p "/run/systemd/system/$1.service.d"
+  printf '%s\n' "[Service]" "${@:2}" > "/run/systemd/system/$1.service.d/test.conf"
+  systemctl daemon-reload
+}
+healthy() {
+  ! dmesg | grep -E 'I/O error|blocked for more|WARNING|BUG' || fail "the kernel complains"
+}
+
+if [ -e /root/sums ]; then # after the reboot
+  is bs3 active
+  until_ 60 mountpoint -q /data || fail "/data is not mounted at boot: $(systemctl status data.mount)"
+  sums /data | cmp - /root/sums || fail "files have changed over the reboot"
+  before=$(journalctl --boot=-1 -u bs3 -u data.mount --output=cat | tail -20)
+  sed -n '/Unmounted data.mount/,$p' <<< "$before" | sed -n '/Stopping bs3.service/,$p' | grep -q '"message":"stopped"' ||
+    fail "it was not unmounted, and then stopped: $before"
+  grep -q '"message":"replayed' /tmp/daemon.log && fail "something was left in memory over a clean shutdown"
+  echo "after a reboot: $(wc -l < /root/sums) files in $(findmnt -no SOURCE,FSTYPE /data)"
+
+  umount /data
+  make uninstall > /dev/null
+  [ ! -e /usr/local/bin/bs3 ] && [ ! -e /usr/local/lib/systemd/system/bs3.service ] || fail "make uninstall left something"
+  [ -e /etc/bs3/config.toml ] && [ -d /var/lib/bs3/store ] || fail "make uninstall removed too much"
+  is bs3 active
+  systemctl stop bs3
+  exit 0
+fi
+
+mkdir -p /var/log/journal && systemctl restart systemd-journald
+make install > /dev/null
+cat > /etc/bs3/config.toml <<'C'
+store = "dir"
+size = 1
+transport = "ublk"
+[dir]
+path = "/var/lib/bs3/store"
+[ublk]
+id = 0
+[write]
+memory = 64
+[log]
+pretty = false
+C
+make install > /dev/null
+grep -q 'size = 1$' /etc/bs3/config.toml || fail "make install has replaced a configuration"
+
+# --- start
+systemctl enable --now --quiet bs3 bs3-gc.timer
+is bs3 active
+status bs3 '^serving /dev/ublkb0, 1 GB, durable$'
+systemctl status bs3 | sed -n '1,9p'
+[ "$(systemctl is-active bs3-gc.timer)" = active ] || fail "no timer"
+same /sys/block/ublkb0/size $((1 << 21))
+pid=$(property MainPID bs3)
+[ "$(cat /proc/$pid/oom_score_adj)" = -900 ] || fail "oom_score_adj is $(cat /proc/$pid/oom_score_adj)"
+grep -q 'lo ' <(sed -n '/bs3.config.memory/,/VmFlags/p' /proc/$pid/smaps | grep VmFlags) || fail "chunk memory is not locked"
+for t in /proc/$pid/task/*; do # PF_MEMALLOC_NOIO and PF_LOCAL_THROTTLE of linux/sched.h
+  flags=$(cut -d' ' -f9 $t/stat)
+  [ $((flags & 0x180000)) = $((0x180000)) ] || fail "thread $t is no I/O flusher"
+done
+
+# --- a file system, by fstab
+mkfs.ext4 -q /dev/ublkb0
+mkdir /data
+echo '/dev/ublkb0 /data ext4 _netdev,nofail,x-systemd.after=bs3.service,x-systemd.device-timeout=infinity 0 0' >> /etc/fstab
+systemctl daemon-reload
+systemctl start data.mount
+cp -r /usr/lib/systemd /data/
+dd if=/dev/urandom of=/data/garbage bs=1M count=24 conv=fsync status=none
+
+# --- garbage collection
+rm /data/garbage
+fstrim /data
+systemctl start bs3-gc.service
+said bs3 '"message":"garbage collection"'
+[ "$(property Result bs3-gc.service)" = success ] || fail "bs3-gc.service: $(property Result bs3-gc.service)"
+echo "collection: $(journalctl -u bs3 --output=cat | grep '"garbage collection"' | tail -1)"
+
+# --- death
+( i=0
+  while [ ! -e /tmp/enough ]; do
+    i=$((i + 1))
+    dd if=/dev/urandom of=/data/f$i bs=64k count=4 conv=fsync status=none || touch /tmp/failed
+  done
+  echo $i > /tmp/files ) &
+writer=$!
+for n in 1 2; do
+  sleep 3
+  systemctl kill -s KILL bs3
+  until_ 60 test_restarts $n || fail "not restarted"
+  is bs3 active
+done
+sleep 3
+touch /tmp/enough
+wait $writer
+[ ! -e /tmp/failed ] || fail "a write failed"
+mountpoint -q /data || fail "/data was unmounted"
+healthy
+echo "killed twice: $(cat /tmp/files) files written meanwhile, $(grep -c 'taking the block device over' $log) takeovers"
+sums /data > /tmp/sums
+umount /data
+# The daemon was started while it was mounted, and must not keep it so.
+until_ 10 test ! -e /sys/fs/ext4/ublkb0 || fail "the file system is still mounted somewhere"
+systemctl start data.mount
+sums /data | cmp - /tmp/sums || fail "files have changed over the daemon's death"
+
+# --- stop with data that nobody has synced
+cp -r /usr/sbin /data/
+sums /data > /tmp/sums
+cp lib.sh /data/last
+systemctl stop bs3
+is bs3 inactive
+[ "$(property Result bs3)" = success ] || fail "the stop: $(property Result bs3)"
+[ ! -e /dev/ublkb0 ] || fail "the device is still there"
+# The mount unit went with its device.
+until_ 30 test_is data.mount inactive || fail "/data is $(property ActiveState data.mount) without a device"
+rm -r /run/bs3/config
+systemctl start bs3
+systemctl start data.mount
+cmp lib.sh /data/last || fail "the last file is lost"
+rm /data/last
+sums /data | cmp - /tmp/sums || fail "files are lost"
+dmesg -C # who used the device after the stop got errors, as he must
+echo "stopped with unsynced data: $(wc -l < /tmp/sums) files are the same"
+
+# --- the watchdog
+dropin bs3 WatchdogSec=3s
+umount /data
+systemctl restart bs3 # a new time for the watchdog needs a new daemon
+systemctl start data.mount
+n=$(property NRestarts bs3)
+sleep 8
+[ "$(property NRestarts bs3)" = "$n" ] || fail "the watchdog bites a healthy daemon"
+pid=$(property MainPID bs3)
+dd if=/dev/urandom of=/data/watched bs=64k count=8 conv=fsync status=none
+systemctl kill -s STOP --kill-whom=main bs3
+until_ 90 test_other_pid $pid || fail "nobody noticed that it stands still"
+is bs3 active
+said bs3 'Watchdog timeout'
+dd if=/data/watched of=/dev/null bs=64k status=none
+dropin bs3
+healthy
+echo "the watchdog has restarted a daemon that stood still"
+
+# --- refusals: a person decides, nothing starts it again and again
+cat > /etc/bs3/bucket.toml <<'C'
+store = "s3"
+size = 1
+transport = "nbd"
+[s3]
+remote = "http://127.0.0.1:9"
+[write]
+memory = 32
+[log]
+pretty = false
+C
+mkdir -p /etc/credstore
+echo key > /etc/credstore/bs3.bucket.s3.access_key # and no secret
+! systemctl start bs3@bucket 2>/dev/null || fail "it starts with half of the S3 keys"
+[ "$(property ExecMainStatus bs3@bucket)" = 78 ] || fail "exit $(property ExecMainStatus bs3@bucket), not 78"
+sleep 3
+[ "$(property ActiveState bs3@bucket),$(property NRestarts bs3@bucket)" = failed,0 ] || fail "a refused configuration is tried again"
+said bs3@bucket 'access_key and secret_key are set both or neither'
+
+# --- a store that is away; whoever sets a time-out need not fear it
+echo secret > /etc/credstore/bs3.bucket.s3.secret_key
+dropin bs3@bucket TimeoutStartSec=10s
+systemctl start --no-block bs3@bucket
+status bs3@bucket '^opening the volume in bucket bs3 at http://127.0.0.1:9; the store does not answer as it should since'
+sleep 20
+is bs3@bucket activating 1
+systemctl stop bs3@bucket
+is bs3@bucket inactive
+[ "$(property Result bs3@bucket)" = success ] || fail "stopped while it opened: $(property Result bs3@bucket)"
+echo "a store that is away: $(journalctl -u bs3@bucket --output=cat | grep -c 'does not answer') lines in the log"
+
+# --- a second volume beside, by the kernel's NBD client; both collect garbage
+cat > /etc/bs3/second.toml <<'C'
+store = "dir"
+size = 1
+transport = "nbd"
+[dir]
+path = "/var/lib/bs3/second"
+[nbd]
+device = "/dev/nbd0"
+[write]
+memory = 32
+[log]
+pretty = false
+C
+systemctl start bs3@second
+status bs3@second '^serving /dev/nbd0, 1 GB, durable$'
+mkfs.ext4 -q /dev/nbd0
+mount /dev/nbd0 /mnt
+cp -r /usr/sbin /mnt/
+sums /mnt > /tmp/sums2
+systemctl kill -s KILL bs3@second
+dd if=/dev/urandom of=/mnt/late bs=64k count=4 conv=fsync status=none || fail "a write while nobody served"
+is bs3@second active
+rm /mnt/late
+systemctl start bs3-gc.service
+said bs3@second '"message":"garbage collection"'
+journalctl -u bs3-gc --output=cat | grep -q 'asked bs3.service' || fail "bs3-gc.service has not asked bs3.service"
+umount /mnt
+systemctl restart bs3@second
+mount /dev/nbd0 /mnt
+sums /mnt | cmp - /tmp/sums2 || fail "the second volume: files are lost"
+umount /mnt
+healthy
+
+# --- fenced: the newer daemon keeps the volume
+BS3_STATE_PATH=/run/elsewhere BS3_NBD_DEVICE= bs3 run -c /etc/bs3/second.toml --takeover 2>/tmp/other.log &
+other=$!
+until_ 60 grep -q '"serving"' /tmp/other.log || { cat /tmp/other.log; fail "no takeover"; }
+! dd if=/dev/zero of=/dev/nbd0 bs=64k count=1 oflag=direct,sync status=none 2>/dev/null || fail "a fenced daemon has acknowledged a write"
+is bs3@second failed
+[ "$(property ExecMainStatus bs3@second)" = 76 ] || fail "exit $(property ExecMainStatus bs3@second), not 76"
+sleep 3
+is bs3@second failed 1
+kill $other
+wait $other || fail "the newer daemon ended with $?"
+status bs3@second '^failed: .*fenced'
+echo "fenced: $(property StatusText bs3@second)"
+
+# --- reboot
+cp -r /etc /data/
+sums /data > /root/sums # and not synced
+touch /run/vm-reboot
