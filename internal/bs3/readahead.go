@@ -90,8 +90,9 @@ func (r *readahead) missed(off, n int64) {
 	r.oldest = (r.oldest + 1) % streams
 }
 
-// extend gives the next window of stream i and sets the mark at its start.
-func (r *readahead) extend(i int, most, size int64) (off, n int64) {
+// extend gives the next window of stream i and sets the mark at its start. It
+// ends at a multiple of piece.
+func (r *readahead) extend(i int, most, piece, size int64) (off, n int64) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	s := &r.streams[i]
@@ -99,7 +100,8 @@ func (r *readahead) extend(i int, most, size int64) (off, n int64) {
 		return 0, 0 // it was replaced meanwhile
 	}
 	s.window = min(2*s.window, most)
-	off, n = s.ahead, min(s.window, size-s.ahead)
+	off = s.ahead
+	n = min((off+s.window+piece-1)/piece*piece, size) - off
 	if n > 0 {
 		r.marks[i].Store(off)
 	}
@@ -111,15 +113,17 @@ func (r *readahead) extend(i int, most, size int64) (off, n int64) {
 func (e *Engine) aheadReader() {
 	// No more than an eighth of the cache, or streams would displace each other.
 	most := max(int64(firstAhead), min(e.opts.Readahead, e.opts.ReadCache/8))
+	// What was written in one stream from the start of the volume lies in objects
+	// that begin at multiples of this: each is read by one request.
 	piece := min(most, int64(e.opts.ChunkSize))
 	var fetches sync.WaitGroup
 	defer fetches.Wait()
 	for {
 		select {
 		case i := <-e.ahead.due:
-			off, n := e.ahead.extend(i, most, e.opts.Size)
+			off, n := e.ahead.extend(i, most, piece, e.opts.Size)
 			for n > 0 {
-				some := min(n, piece)
+				some := min(n, piece-off%piece)
 				var buf []byte
 				select {
 				case buf = <-e.ahead.slots:
