@@ -142,6 +142,11 @@ func (b *bench) onFresh(ctx context.Context, s settings, f func(*daemon) error) 
 	if err := d.end(); err != nil {
 		return err
 	}
+	if path, ok := s["cache.path"].(string); ok {
+		if err := os.RemoveAll(path); err != nil {
+			return err
+		}
+	}
 	return b.store.drop(ctx, bucket)
 }
 
