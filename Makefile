@@ -22,7 +22,7 @@ COVERED     := ./internal/bs3/layout ./internal/bs3/mapproxy/sectormap ./interna
 unit cover fuzz e2e e2e-long: export BS3_REQUIRE_TOOLS := 1
 unit cover fuzz e2e e2e-long: export BS3_VERSITYGW     := $(TOOLS)/versitygw
 
-.PHONY: build install uninstall run test test-vm deps apt-deps fmt vet lint unit cover fuzz sim rules e2e bench bench-quick bench-compare clean
+.PHONY: build install uninstall run test test-vm deps apt-deps fmt vet lint unit cover fuzz sim rules e2e e2e-long bench bench-quick bench-compare clean
 
 # The binary is a static one. -race, in the tests, does need cgo.
 build:
