@@ -228,6 +228,41 @@ sums /mnt | cmp - /tmp/sums2 || fail "the second volume: files are lost"
 umount /mnt
 healthy
 
+# --- a store that is full: who writes waits, the watchdog does not bite, and a stop
+# waits as well, beyond its time-out; a second signal leaves the rest for the next start
+mkdir -p /var/lib/bs3/small
+mount -t tmpfs -o size=128m tmpfs /var/lib/bs3/small
+sed 's,/second,/small/store,; s,nbd0,nbd1,' /etc/bs3/second.toml > /etc/bs3/small.toml
+dropin bs3@small WatchdogSec=3s TimeoutStopSec=5s
+systemctl start bs3@small
+dd if=/dev/urandom of=/tmp/blocks bs=1M count=64 status=none
+dd if=/tmp/blocks of=/dev/nbd1 bs=1M count=8 oflag=direct status=none
+dd if=/dev/zero of=/var/lib/bs3/small/full bs=1M status=none 2>/dev/null || true
+dd if=/tmp/blocks of=/dev/nbd1 bs=1M count=16 skip=8 seek=8 oflag=direct status=none
+dd if=/tmp/blocks of=/dev/nbd1 bs=1M skip=24 seek=24 oflag=direct status=none 2>/dev/null &
+writer=$!
+status bs3@small '^serving /dev/nbd1, 1 GB, durable; [0-9]* objects are not in the store yet; the store does not answer'
+sleep 10
+kill -0 $writer || fail "it takes more than chunk memory holds"
+[ "$(property NRestarts bs3@small)" = 0 ] || fail "the watchdog bites while the store is away"
+systemctl stop --no-block bs3@small
+status bs3@small '^stopping; '
+sleep 12
+is bs3@small deactivating 1
+systemctl kill bs3@small
+is bs3@small failed
+[ "$(property ExecMainStatus bs3@small)" = 1 ] || fail "exit $(property ExecMainStatus bs3@small), not 1"
+rm /var/lib/bs3/small/full
+systemctl start bs3@small
+! wait $writer || fail "a write that nobody has taken has not failed with its device"
+dd if=/dev/nbd1 bs=1M count=24 iflag=direct status=none | cmp -n $((24 << 20)) - /tmp/blocks || fail "blocks are lost"
+echo "a full store: $(journalctl -u bs3@small --output=cat | grep -o '"writes":[0-9]*.*replayed chunk memory' | head -1)"
+said bs3@small '"message":"replayed chunk memory"'
+systemctl stop bs3@small
+[ "$(property Result bs3@small)" = success ] || fail "the stop: $(property Result bs3@small)"
+dmesg -C # who used the device when it went got errors, as he must
+! journalctl --boot -u bs3 -u bs3@second --output=cat | grep '"level":"warn"' || fail "warnings"
+
 # --- fenced: the newer daemon keeps the volume
 BS3_STATE_PATH=/run/elsewhere BS3_NBD_DEVICE= bs3 run -c /etc/bs3/second.toml --takeover 2>/tmp/other.log &
 other=$!
