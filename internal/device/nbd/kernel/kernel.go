@@ -167,6 +167,9 @@ func (d *Device) run(ctx context.Context) error {
 	log.Info().Msg("disconnecting the block device")
 	// Without its run the device is nobody's from here on.
 	err = errors.Join(d.forget(), d.driver.disconnect(d.opts.Index))
+	if err != nil {
+		_ = nc.Close() // the kernel may not do it, and Serve waits for that
+	}
 	return errors.Join(err, <-served)
 }
 
