@@ -5,6 +5,7 @@ import (
 	"errors"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -132,6 +133,14 @@ func TestProbeOfStuckVolume(t *testing.T) {
 func TestOpenProgress(t *testing.T) {
 	o := tinyOptions(t)
 	o.StatePath = t.TempDir()
+	var hold atomic.Bool // puts do not get through
+	o.Store = &objtest.Hooks{Inner: o.Store, Before: func(ctx context.Context, op objtest.Op) error {
+		if op.Kind == objtest.Put && hold.Load() {
+			<-ctx.Done()
+			return context.Cause(ctx)
+		}
+		return nil
+	}}
 	var seen []OpenProgress
 	o.Progress = func(p OpenProgress) { seen = append(seen, p) }
 	e, err := Open(t.Context(), o)
@@ -143,6 +152,7 @@ func TestOpenProgress(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	hold.Store(true)
 	for i := range 2 { // in chunk memory
 		if err := e.WriteAt(t.Context(), make([]byte, 512), int64(i)*512); err != nil {
 			t.Fatal(err)
@@ -154,6 +164,7 @@ func TestOpenProgress(t *testing.T) {
 		t.Fatal("the engine was to die")
 	}
 	seen = nil
+	hold.Store(false)
 	if e, err = Open(t.Context(), o); err != nil {
 		t.Fatal(err)
 	}
