@@ -109,7 +109,7 @@ test-vm:
 	test/vm/all.sh $(VMTESTS)
 
 # Measures bs3 against the raw limits of this machine, which should do nothing
-# else meanwhile (an hour), and writes docs/PERFORMANCE.md. BENCHFLAGS="-run fsync"
+# else meanwhile (half an hour), and writes docs/PERFORMANCE.md. BENCHFLAGS="-run fsync"
 # measures one part again and keeps the rest.
 bench: build
 	$(GO) build -o .tools/bench ./test/bench

@@ -44,7 +44,7 @@ func attach(t testing.TB, uri string) *blockDevice {
 	return b
 }
 
-// mountOn mounts the device's file system.
+// mountAt mounts the device's file system.
 func (b *blockDevice) mountAt(dir, fs string) {
 	b.t.Helper()
 	command(b.t, time.Minute, "mount", "-t", fs, b.path, dir)
@@ -55,6 +55,17 @@ func (b *blockDevice) unmount() {
 	b.t.Helper()
 	command(b.t, 5*time.Minute, "umount", b.mount)
 	b.mount = ""
+}
+
+// trim discards what the mounted file system does not use. It is mounted anew
+// first: xfs frees what was deleted in the background, and sync does not wait
+// for that.
+func (b *blockDevice) trim(fs string) {
+	b.t.Helper()
+	dir := b.mount
+	b.unmount()
+	b.mountAt(dir, fs)
+	command(b.t, 5*time.Minute, "fstrim", dir)
 }
 
 // detach gives the device back; its file system must not be mounted.
