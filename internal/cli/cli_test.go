@@ -226,6 +226,36 @@ func TestSecondSignalExits(t *testing.T) {
 	}
 }
 
+// Whoever reads the log may die; the device lives on, and stops cleanly.
+func TestLogReaderGone(t *testing.T) {
+	dir := t.TempDir()
+	cmd := command(t, dir, nil, "run", "--local")
+	r, err := cmd.StderrPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = cmd.Process.Kill() }) // a no-op after a normal end
+	for s := bufio.NewScanner(r); s.Scan() && !strings.Contains(s.Text(), "serving"); {
+	}
+	if err := r.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range []os.Signal{syscall.SIGUSR1, syscall.SIGTERM} { // each is logged
+		if err := cmd.Process.Signal(s); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := cmd.Wait(); err != nil {
+		t.Error(err)
+	}
+	if v := volumeInfo(t, dir); !v.Writer.Released {
+		t.Errorf("the volume is not released: %+v", v.Writer)
+	}
+}
+
 func TestNullOverTCPAsJSON(t *testing.T) {
 	d := startDaemon(t, t.TempDir(), []string{"BS3_NULL=true", "BS3_NBD_LISTEN=tcp:127.0.0.1:0", "BS3_LOG_PRETTY=false", "BS3_PROFILER=true", "BS3_PROFILER_PORT=" + freePort(t)})
 	var line struct{ Level, Message, NBD, Store string }

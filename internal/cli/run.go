@@ -29,6 +29,7 @@ func (a *app) run(cmd *cobra.Command, _ []string) error {
 		c.Takeover = config.TakeoverAuto
 	}
 	c.ForgetLocalLog = a.forget
+	outliveOutput()
 	log := newLogger(os.Stderr, c.Log, isTerminal(os.Stderr))
 	for _, name := range config.UnknownVariables(os.Environ()) { //nolint:forbidigo // only their names, to warn of misspelt ones
 		log.Warn().Str("variable", name).Msg("this variable sets nothing")

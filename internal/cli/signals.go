@@ -52,3 +52,8 @@ func watchSignals(parent context.Context, log zerolog.Logger, collect chan<- str
 		cancel()
 	}
 }
+
+// outliveOutput makes writing to standard output or error fail when nobody reads
+// it any more. By default that ends a Go program, and whoever reads the daemon's
+// log (a pipe, journald) must not be able to end the device.
+func outliveOutput() { signal.Ignore(syscall.SIGPIPE) }
