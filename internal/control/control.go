@@ -16,6 +16,7 @@ import (
 	"io/fs"
 	"net"
 	"net/http"
+	"sync"
 	"syscall"
 	"time"
 
@@ -47,6 +48,9 @@ func Listen(ctx context.Context, path string, calls Calls, log zerolog.Logger) (
 	return &Server{listener: l, release: release, calls: calls, log: log}, nil
 }
 
+// lastAnswers is how long a server that stops waits for its clients.
+const lastAnswers = 2 * time.Second
+
 type failure struct {
 	Error string `json:"error"`
 }
@@ -55,10 +59,17 @@ type failure struct {
 // when all are done, and has removed the socket.
 func (s *Server) Run(ctx context.Context) error {
 	defer s.release()
+	var calling sync.RWMutex // held for reading by calls under way
 	mux := http.NewServeMux()
 	for name, call := range s.calls {
 		mux.HandleFunc("POST /"+name, func(w http.ResponseWriter, r *http.Request) {
-			result, err := call(r.Context())
+			calling.RLock()
+			defer calling.RUnlock()
+			var result any
+			err := context.Cause(ctx)
+			if err == nil {
+				result, err = call(r.Context())
+			}
 			if err != nil {
 				if r.Context().Err() == nil { // else who asked is gone, or we are
 					s.log.Warn().Err(err).Str("call", name).Msg("a call on the control socket failed")
@@ -82,7 +93,16 @@ func (s *Server) Run(ctx context.Context) error {
 		return fmt.Errorf("control socket: %w", err)
 	case <-ctx.Done():
 	}
-	err := server.Shutdown(context.WithoutCancel(ctx)) // the calls have seen ctx end
+	// The calls have seen ctx end. A client that does not send all of its request,
+	// or reads no answer, must not keep the daemon from stopping.
+	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), lastAnswers)
+	defer cancel()
+	err := server.Shutdown(last)
+	if errors.Is(err, context.DeadlineExceeded) {
+		err = server.Close()
+		calling.Lock()
+		calling.Unlock() //nolint:staticcheck // what was under way has ended, and nothing begins any more
+	}
 	if e := <-served; !errors.Is(e, http.ErrServerClosed) {
 		err = errors.Join(err, e)
 	}

@@ -3,9 +3,12 @@ package control
 import (
 	"context"
 	"errors"
+	"io"
+	"net"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/rs/zerolog"
 )
@@ -61,5 +64,38 @@ func TestCalls(t *testing.T) {
 	}
 	if err := Call(t.Context(), path, "sum", nil); !errors.Is(err, ErrNotRunning) {
 		t.Fatalf("after the server: %v", err)
+	}
+}
+
+// A client that never sends the rest of its request does not keep the server.
+func TestStopsBesideAHangingClient(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "control.sock")
+	asked := make(chan struct{})
+	server, err := Listen(t.Context(), path, Calls{
+		"ask": func(context.Context) (any, error) { close(asked); return 1, nil },
+	}, zerolog.Nop())
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- server.Run(ctx) }()
+	client, err := net.Dial("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	if _, err := io.WriteString(client, "POST /ask HTTP/1.1\r\nHost: bs3\r\nContent-Length: 1000\r\n\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	<-asked
+	cancel()
+	select {
+	case err := <-done:
+		if err != nil {
+			t.Error(err)
+		}
+	case <-time.After(20 * time.Second):
+		t.Fatal("the server waits for a client")
 	}
 }
