@@ -341,8 +341,11 @@ func TestInfoOfABadDirectory(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(dir, "file"), nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
+	if err := os.Mkdir(filepath.Join(dir, "empty"), 0o700); err != nil {
+		t.Fatal(err)
+	}
 	for _, verb := range []string{"info", "fsck"} {
-		for path, want := range map[string]int{"file": exitStore, "missing": exitOther} { // which none of them makes
+		for path, want := range map[string]int{"file": exitStore, "missing": exitOther, "empty": exitOther} {
 			code, _, errs := bs3Main(t, dir, []string{"BS3_STORE=dir", "BS3_DIR_PATH=" + path}, verb)
 			if code != want || !strings.Contains(errs, path) {
 				t.Errorf("%s of %s: exit %d, %s", verb, path, code, errs)
@@ -351,6 +354,9 @@ func TestInfoOfABadDirectory(t *testing.T) {
 	}
 	if _, err := os.Stat(filepath.Join(dir, "missing")); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("the missing directory: %v", err)
+	}
+	if entries, err := os.ReadDir(filepath.Join(dir, "empty")); err != nil || len(entries) != 0 {
+		t.Errorf("something was made in the empty directory: %v, %v", entries, err)
 	}
 }
 

@@ -177,7 +177,7 @@ func (a *app) askStore(cmd *cobra.Command, ask func(ctx context.Context, s *stor
 		return errors.New("null = true: there is no store to ask")
 	}
 	if c.Store == config.StoreDir {
-		// Opening the store would make its directory.
+		// Nothing has failed then: there is no store to be asked.
 		if _, err := os.Stat(c.Dir.Path); err != nil {
 			return fmt.Errorf("%w: %w", bs3.ErrNoVolume, err)
 		}

@@ -3,7 +3,6 @@ package cli
 import (
 	"context"
 	"fmt"
-	"os"
 	"time"
 
 	"github.com/rs/zerolog"
@@ -22,7 +21,7 @@ const (
 	// request, and gives the store its manners: two priorities, over trying again
 	// for ever.
 	toServe purpose = iota
-	// toAsk takes the store as it is.
+	// toAsk takes the store as it is, and changes nothing.
 	toAsk
 )
 
@@ -44,10 +43,8 @@ func openStore(ctx context.Context, c config.Config, why purpose, log zerolog.Lo
 	case config.StoreDir:
 		s.where = "directory " + c.Dir.Path
 		open = func(ctx context.Context) (objproxy.Store, error) {
-			if why == toAsk { // dir.Open would make it
-				if _, err := os.Stat(c.Dir.Path); err != nil {
-					return nil, err
-				}
+			if why == toAsk {
+				return dir.OpenReadOnly(c.Dir.Path)
 			}
 			return dir.Open(ctx, c.Dir.Path)
 		}

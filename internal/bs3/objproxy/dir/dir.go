@@ -60,11 +60,12 @@ var magic = [8]byte{'b', 's', '3', ' ', 'd', 'i', 'r', formatVersion}
 // ErrExists and ErrRange are permanent in the sense of objproxy: a full disk, a
 // directory that is gone, a damaged file.
 type Store struct {
-	path  string
-	root  *os.Root
-	users *os.File      // locked, shared, while the store is open
-	lock  *os.File      // locked, exclusively, to replace or remove
-	held  chan struct{} // holds one token: who has it may lock the file
+	path     string
+	root     *os.Root
+	readOnly bool          // nothing of what follows is there then
+	users    *os.File      // locked, shared, while the store is open
+	lock     *os.File      // locked, exclusively, to replace or remove
+	held     chan struct{} // holds one token: who has it may lock the file
 
 	mu    sync.Mutex
 	known map[string]bool // directories made, and synced into their parents, by us
@@ -126,6 +127,24 @@ func open(ctx context.Context, path string) (_ *Store, err error) {
 	}
 	return s, nil
 }
+
+// OpenReadOnly opens the store in the directory path to look at: it makes and
+// removes nothing there, so the directory need not be writable, or a store.
+// Put and Delete fail.
+func OpenReadOnly(path string) (*Store, error) {
+	abs, err := filepath.Abs(path)
+	if err != nil {
+		return nil, fmt.Errorf("open directory store %s: %w", path, err)
+	}
+	root, err := os.OpenRoot(abs)
+	if err != nil {
+		return nil, fmt.Errorf("open directory store %s: %w", abs, err)
+	}
+	return &Store{path: abs, root: root, readOnly: true}, nil
+}
+
+// errReadOnly refuses changes to a store that was opened to look at.
+var errReadOnly = errors.New("the store is open for reading only")
 
 // makeDirs is os.MkdirAll that syncs what it makes into its parents.
 func makeDirs(path string) error {
@@ -198,6 +217,9 @@ func (s *Store) Put(ctx context.Context, name string, body objproxy.Body, cond o
 func (s *Store) put(ctx context.Context, name string, body objproxy.Body, cond objproxy.Condition) (objproxy.Version, error) {
 	if err := ctx.Err(); err != nil {
 		return "", err
+	}
+	if s.readOnly {
+		return "", errReadOnly
 	}
 	loc, err := locate(name)
 	if err != nil {
@@ -403,10 +425,29 @@ func (s *Store) openObject(loc location) (_ *os.File, h header, err error) {
 // absent says what it means that a file is missing: that the object is, only
 // if the store is still here.
 func (s *Store) absent(missing error) error {
-	if _, err := s.root.Stat(lockFile); err != nil {
+	if err := s.here(); err != nil {
 		return fmt.Errorf("the store's directory is gone (%w): %w", err, missing)
 	}
 	return objproxy.ErrNotFound
+}
+
+// here fails if the store's directory is gone. One that is removed keeps its
+// root open, but not its files, nor its name.
+func (s *Store) here() error {
+	if !s.readOnly {
+		_, err := s.root.Stat(lockFile)
+		return err
+	}
+	// A copy of a store may be without what is in .bs3.
+	opened, err := s.root.Stat(".")
+	if err != nil {
+		return err
+	}
+	named, err := os.Stat(s.path)
+	if err == nil && !os.SameFile(opened, named) {
+		err = fmt.Errorf("another one is at %s: %w", s.path, fs.ErrNotExist)
+	}
+	return err
 }
 
 // Delete implements objproxy.Store.
@@ -440,6 +481,9 @@ func (s *Store) Delete(ctx context.Context, names []string) error {
 }
 
 func (s *Store) remove(ctx context.Context, name string) (dir string, err error) {
+	if s.readOnly {
+		return "", errReadOnly
+	}
 	loc, err := locate(name)
 	if err != nil {
 		return "", err

@@ -385,6 +385,69 @@ func TestRootGone(t *testing.T) {
 	}
 }
 
+// TestReadOnly: who only looks leaves no trace, whatever the directory is, and
+// hears the same answers.
+func TestReadOnly(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "store")
+	s := mustOpen(t, path)
+	put(t, s, "volume", "A")
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	left := filepath.Join(path, ".bs3", "tmp-0123")
+	if err := os.WriteFile(left, []byte("half an obj"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	foreign := filepath.Join(filepath.Dir(path), "foreign")
+	if err := os.Mkdir(foreign, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	look := func(path string) *dir.Store {
+		s, err := dir.OpenReadOnly(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() {
+			if err := s.Close(); err != nil {
+				t.Error(err)
+			}
+		})
+		return s
+	}
+	s = look(path)
+	p := make([]byte, 1)
+	if n, _, err := s.Get(t.Context(), "volume", p, 0); err != nil || n != 1 || p[0] != 'A' {
+		t.Errorf("get: %q, %v", p[:n], err)
+	}
+	if infos, err := s.List(t.Context(), "", "", 10); err != nil || len(infos) != 1 {
+		t.Errorf("List gives %v, %v", infos, err)
+	}
+	_, putErr := s.Put(t.Context(), "volume", objproxy.Body{}, objproxy.Condition{})
+	for what, err := range map[string]error{"put": putErr, "delete": s.Delete(t.Context(), []string{"volume"})} {
+		if err == nil || !strings.Contains(err.Error(), "reading only") {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	if _, err := os.Stat(left); err != nil {
+		t.Errorf("a temporary file: %v", err)
+	}
+	if _, _, err := look(foreign).Get(t.Context(), "volume", p, 0); !errors.Is(err, objproxy.ErrNotFound) {
+		t.Errorf("get from what is no store: %v", err)
+	}
+	if entries, err := os.ReadDir(foreign); err != nil || len(entries) != 0 {
+		t.Errorf("something was made there: %v, %v", entries, err)
+	}
+	if err := os.RemoveAll(path); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := s.Get(t.Context(), "volume", p, 0); err == nil || errors.Is(err, objproxy.ErrNotFound) {
+		t.Errorf("get from a directory that is gone: %v", err)
+	}
+	if _, err := dir.OpenReadOnly(path); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("open a directory that is gone: %v", err)
+	}
+}
+
 // TestDamage: what is not a whole object of ours is refused by name.
 func TestDamage(t *testing.T) {
 	path := t.TempDir()
