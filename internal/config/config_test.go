@@ -164,6 +164,19 @@ func TestZeroValuesOfTheFileCount(t *testing.T) {
 	}
 }
 
+// TestIntegersAreDecimal: what looks like 10 is 10, or refused as in the file.
+func TestIntegersAreDecimal(t *testing.T) {
+	noEnvironment(t)
+	t.Setenv("BS3_SIZE", "010")
+	_, err := Parse("x.toml", nil)
+	if want := []string{`size = "010" (variable BS3_SIZE): must be an integer`}; !slices.Equal(problems(t, err), want) {
+		t.Errorf("got %v, want %v", err, want)
+	}
+	if _, err := Parse("x.toml", []byte("threads = 010")); err == nil {
+		t.Error("the file is allowed it")
+	}
+}
+
 func TestEnvironmentWins(t *testing.T) {
 	noEnvironment(t)
 	t.Setenv("BS3_SIZE", "16")

@@ -260,7 +260,14 @@ func (l *loader) environment() {
 		}}))
 		source := "variable " + s.env
 		l.forget(s.key)
-		if err := cleanenv.ReadEnv(one.Interface()); err != nil {
+		err := cleanenv.ReadEnv(one.Interface())
+		if err == nil && s.field.CanInt() {
+			// cleanenv takes 010 for 8. The file refuses it.
+			if n, e := strconv.ParseInt(raw, 10, 64); e != nil || n != one.Elem().Field(0).Int() {
+				err = strconv.ErrSyntax
+			}
+		}
+		if err != nil {
 			l.problems = append(l.problems, Problem{Key: s.key, Value: s.show(raw), Source: source, Rule: s.kind()})
 			continue
 		}
