@@ -252,7 +252,12 @@ func (s Secret) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
 // of them the final 0.
 const maxSocketPath = 107
 
-func socketPath(s string) bool { return s != "" && len(s) <= maxSocketPath }
+// socketPath says whether s can be the path of a socket. One that begins with @
+// is none to package net: such a socket has no file, and so no mode that keeps
+// others out.
+func socketPath(s string) bool {
+	return s != "" && len(s) <= maxSocketPath && s[0] != '@'
+}
 
 // Address splits Listen into the network ("unix" or "tcp") and the address of
 // package net.
@@ -261,7 +266,7 @@ func (n NBD) Address() (network, address string, err error) {
 	switch network {
 	case "unix":
 		if !socketPath(address) {
-			return "", "", fmt.Errorf("unix:PATH needs a path of 1 to %d bytes, this one has %d", maxSocketPath, len(address))
+			return "", "", fmt.Errorf("unix:PATH needs a path of 1 to %d bytes that does not begin with @, this one has %d", maxSocketPath, len(address))
 		}
 	case "tcp":
 		host, port, err := net.SplitHostPort(address)

@@ -231,7 +231,7 @@ func (c Config) checkPaths(k *checker) {
 	if c.Null {
 		return
 	}
-	k.require(socketPath(c.Control.Socket), "control.socket", "must be a path of at most %d bytes, this one has %d",
+	k.require(socketPath(c.Control.Socket), "control.socket", "must be a path of at most %d bytes that does not begin with @, this one has %d",
 		maxSocketPath, len(c.Control.Socket))
 	network, address, err := c.NBD.Address()
 	hasSocket := err == nil && network == "unix"
