@@ -8,6 +8,7 @@ import (
 	"reflect"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 )
 
@@ -183,6 +184,10 @@ func remote(s string) (shown string, ok bool) {
 	}
 	ok = (u.Scheme == "http" || u.Scheme == "https") && u.Hostname() != "" &&
 		u.User == nil && u.RawQuery == "" && u.Fragment == ""
+	if port := u.Port(); port != "" {
+		n, err := strconv.ParseUint(port, 10, 16)
+		ok = ok && err == nil && n > 0
+	}
 	return fmt.Sprintf("%q", u.Scheme+"://"+u.Host+u.EscapedPath()), ok
 }
 
