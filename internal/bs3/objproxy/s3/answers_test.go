@@ -189,6 +189,10 @@ func TestGetAnswers(t *testing.T) {
 		}, "(transient)"},
 		{"another length", 3, 2, func(w http.ResponseWriter, _ string) { part(w, "bytes 2-5/10", "234") }, "(transient)"},
 		{"nonsense range", 3, 2, func(w http.ResponseWriter, _ string) { part(w, "pages 2-4", "234") }, "(transient)"},
+		{"part of what", 3, -1, func(w http.ResponseWriter, _ string) {
+			w.WriteHeader(http.StatusPartialContent)
+			io.WriteString(w, "789")
+		}, "(transient)"},
 		{"unknown size", 3, 2, func(w http.ResponseWriter, _ string) { part(w, "bytes 2-4/*", "234") }, "(transient)"},
 		{"no length", 3, 0, func(w http.ResponseWriter, _ string) {
 			w.(http.Flusher).Flush()

@@ -140,6 +140,9 @@ func extent(answer *http.Response) (start, end, size int64, err error) {
 	}
 	header := answer.Header.Get("Content-Range")
 	if header == "" {
+		if answer.StatusCode == http.StatusPartialContent {
+			return 0, 0, 0, errors.New("a part of an object, without Content-Range")
+		}
 		return 0, length, length, nil
 	}
 	// Content-Range: bytes FIRST-LAST/SIZE (RFC 9110, 14.4).
