@@ -10,6 +10,8 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -526,6 +528,40 @@ func TestCredentialChain(t *testing.T) {
 		if !strings.Contains(authorization, want) {
 			t.Errorf("the request is signed by %q", authorization)
 		}
+	}
+}
+
+// TestCredentialChainIsSilent: standard error belongs to the daemon's log, which
+// may be JSON; the SDK does not write there.
+func TestCredentialChainIsSilent(t *testing.T) {
+	refuses := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.WriteHeader(http.StatusForbidden)
+	}))
+	defer refuses.Close()
+	for _, name := range []string{"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"} {
+		t.Setenv(name, "")
+	}
+	t.Setenv("AWS_CONFIG_FILE", "/dev/null")
+	t.Setenv("AWS_SHARED_CREDENTIALS_FILE", "/dev/null")
+	t.Setenv("AWS_EC2_METADATA_DISABLED", "false")
+	t.Setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", refuses.URL)
+	said, err := os.Create(filepath.Join(t.TempDir(), "stderr"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer said.Close()
+	usual := os.Stderr
+	os.Stderr = said
+	defer func() { os.Stderr = usual }()
+	s, err := s3.New(t.Context(), s3.Options{Endpoint: refuses.URL, Bucket: "bucket", Region: "eu-central-1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := s.Get(t.Context(), "volume", nil, 0); err == nil || !strings.Contains(err.Error(), "credentials") {
+		t.Errorf("get without credentials: %v", err)
+	}
+	if b, err := os.ReadFile(said.Name()); err != nil || len(b) != 0 {
+		t.Errorf("standard error has %q, %v", b, err)
 	}
 }
 

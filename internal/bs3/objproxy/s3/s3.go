@@ -112,7 +112,8 @@ func New(ctx context.Context, o Options) (*Store, error) {
 		cfg.Credentials = credentials.NewStaticCredentialsProvider(o.AccessKey, o.SecretKey, "")
 	} else {
 		var err error
-		if cfg, err = config.LoadDefaultConfig(ctx); err != nil {
+		// Errors are returned, not logged: its lines would be none of our log's.
+		if cfg, err = config.LoadDefaultConfig(ctx, config.WithLogger(logging.Nop{})); err != nil {
 			return nil, fmt.Errorf("read the configuration of the AWS SDK: %w", err)
 		}
 	}
