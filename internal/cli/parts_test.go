@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"os"
 	"slices"
@@ -220,6 +221,23 @@ func TestSize(t *testing.T) {
 	for n, want := range map[int64]string{0: "0 B", 4096: "4096 B", 4 << 20: "4 MB", 1.5 * (1 << 20): "1.5 MB", 8 << 30: "8 GB", 1.25 * (1 << 30): "1.25 GB"} {
 		if got := size(n); got != want {
 			t.Errorf("size(%d) = %s, want %s", n, got, want)
+		}
+	}
+}
+
+// TestURI: what a path may have and an URI may not is escaped; the rest stays
+// readable.
+func TestURI(t *testing.T) {
+	for _, test := range []struct {
+		addr net.Addr
+		want string
+	}{
+		{&net.UnixAddr{Name: "/run/bs3/config/nbd.sock", Net: "unix"}, "nbd+unix:///?socket=/run/bs3/config/nbd.sock"},
+		{&net.UnixAddr{Name: "/a b+c&d#e%41'/é", Net: "unix"}, "nbd+unix:///?socket=/a%20b%2Bc%26d%23e%2541%27/%C3%A9"},
+		{&net.TCPAddr{IP: net.IPv6loopback, Port: 10809}, "nbd://[::1]:10809"},
+	} {
+		if got := uri(test.addr); got != test.want {
+			t.Errorf("%v is %s, want %s", test.addr, got, test.want)
 		}
 	}
 }

@@ -6,8 +6,10 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/url"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 
 	"github.com/rs/zerolog"
@@ -172,7 +174,8 @@ func uri(addr net.Addr) string {
 	if err != nil {
 		path = addr.String()
 	}
-	return "nbd+unix:///?socket=" + path
+	// A space is %20 there: clients take a + for itself.
+	return "nbd+unix:///?socket=" + strings.NewReplacer("+", "%20", "%2F", "/").Replace(url.QueryEscape(path))
 }
 
 // printHints says what can be done with a volume that has just been shown.
