@@ -282,7 +282,7 @@ red = 1
 		`nbd.listen = "nonsense" (/etc/bs3/x.toml): must be unix:PATH or tcp:HOST:PORT`,
 		`s3.uploaders = 0 (variable BS3_S3_UPLOADERS): must be from 1 to 4096`,
 		`store = "tape" (/etc/bs3/x.toml): must be one of s3, dir`,
-		`write.memory = 8 (/etc/bs3/x.toml): must hold at least 4 chunks of write.chunk_size, that is 16 MB, and at most 1048576 MB`,
+		`write.memory = 8 (/etc/bs3/x.toml): must hold at least 4 chunks of write.chunk_size, that is 16 MB, and at most 262144 MB`,
 		`gc.live_data = 1.5 (/etc/bs3/x.toml): must be from 0 to 1`,
 	}
 	if !reflect.DeepEqual(got, want) {
@@ -459,6 +459,8 @@ func TestRules(t *testing.T) {
 		{"write.memory", func(c *Config) { c.Write.Memory = 15 }},
 		{"", func(c *Config) { c.Write.Memory = 16 }},
 		{"write.memory", func(c *Config) { c.Write.ChunkSize = 64 }},
+		{"", func(c *Config) { c.Write.ChunkSize = 1; c.Write.Memory = 1 << 16 }},
+		{"write.memory", func(c *Config) { c.Write.ChunkSize = 1; c.Write.Memory = 1<<16 + 1 }},
 		{"write.linger", func(c *Config) { c.Write.Linger = 0 }},
 		{"checkpoint.interval", func(c *Config) { c.Checkpoint.Interval = 0 }},
 		{"", func(c *Config) { c.GC = GC{Step: 1} }},

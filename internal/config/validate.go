@@ -62,6 +62,7 @@ const (
 	minChunks     = 4         // in write.memory: one to fill while others are sealed, sent and settled
 	maxIO         = 32 * MB   // bytes: NBD knows no larger request
 	maxWorkers    = 4096      // connections of one kind
+	maxChunks     = 1 << 16   // in write.memory: its file has no more slots
 	maxMemory     = 1 << 20   // MB
 	maxCacheSize  = 1 << 16   // GB
 	maxLinger     = 600_000   // ms
@@ -209,9 +210,13 @@ func prefixName(s string) bool {
 
 func (c Config) checkWrite(k *checker) {
 	k.between(int64(c.Write.ChunkSize), "write.chunk_size", 1, maxChunkSize, " MB")
-	k.require(c.Write.Memory >= minChunks*c.Write.ChunkSize && c.Write.Memory <= maxMemory, "write.memory",
+	most := maxMemory
+	if chunk := c.Write.ChunkSize; chunk > 0 && chunk <= maxChunkSize {
+		most = min(most, maxChunks*chunk)
+	}
+	k.require(c.Write.Memory >= minChunks*c.Write.ChunkSize && c.Write.Memory <= most, "write.memory",
 		"must hold at least %d chunks of write.chunk_size, that is %d MB, and at most %d MB",
-		minChunks, minChunks*c.Write.ChunkSize, maxMemory)
+		minChunks, minChunks*c.Write.ChunkSize, most)
 	k.between(int64(c.Write.Linger), "write.linger", 1, maxLinger, " ms")
 	k.between(int64(c.Read.CacheSize), "read.cache_size", 0, maxMemory, " MB")
 	k.between(int64(c.Read.Readahead), "read.readahead", 0, maxMemory, " MB")
