@@ -333,6 +333,15 @@ func TestAddressInUse(t *testing.T) {
 	if code != exitOther || !strings.Contains(errs, l.Addr().String()) {
 		t.Errorf("exit %d, %s", code, errs)
 	}
+	// Nor is a volume touched for it.
+	dir := t.TempDir()
+	code, _, errs = bs3Main(t, dir, []string{"BS3_NBD_LISTEN=tcp:" + l.Addr().String()}, "--local")
+	if code != exitOther || !strings.Contains(errs, l.Addr().String()) {
+		t.Errorf("with a volume: exit %d, %s", code, errs)
+	}
+	if _, err := os.Stat(filepath.Join(dir, ".bs3")); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("it made something: %v", err)
+	}
 }
 
 // A store that is no directory cannot be asked, whatever one waits for.

@@ -80,6 +80,11 @@ func serve(ctx context.Context, c config.Config, h *health, log zerolog.Logger, 
 	if err != nil {
 		return err
 	}
+	if transport == config.TransportNBD {
+		if err := canListen(ctx, c.NBD); err != nil {
+			return err
+		}
+	}
 	v, err := openVolume(ctx, c, h, log)
 	if err != nil {
 		return err

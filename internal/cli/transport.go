@@ -18,6 +18,7 @@ import (
 	"bs3/internal/device/nbd"
 	"bs3/internal/device/nbd/kernel"
 	"bs3/internal/device/ublk"
+	"bs3/internal/listen"
 )
 
 // door shows a volume to Linux until ctx ends, and takes it away then.
@@ -183,6 +184,26 @@ func nbdDoor(v *volume, c config.Config, log zerolog.Logger, ready func(shown)) 
 		}
 		return serveNBD(ctx, server, listening, attach)
 	}, nil
+}
+
+// canListen fails if a TCP address can not be listened on: it is in use, or not
+// yet one of this machine's while that boots. It comes before the volume is
+// opened, since every open leaves a fence in the store for ever, and a service
+// manager tries again every second.
+func canListen(ctx context.Context, c config.NBD) error {
+	network, address, err := c.Address()
+	if err != nil {
+		return fmt.Errorf("nbd.listen: %w", err)
+	}
+	if network != "tcp" {
+		return nil // what lies beside it in state.path is judged with that
+	}
+	l, release, err := listen.Listen(ctx, network, address)
+	if err != nil {
+		return fmt.Errorf("listen for NBD on %s: %w", c.Listen, err)
+	}
+	release()
+	return l.Close()
 }
 
 // serveNBD runs server, and attach when clients can connect, whose connection
