@@ -40,7 +40,8 @@ func newRoot(a *app) *cobra.Command {
 		Use:   "bs3",
 		Short: "A block device whose bytes live in an object store",
 		Long: "bs3 gives Linux a block device whose bytes live in an object store: S3 or a\n" +
-			"directory. Without a command it runs the daemon, which serves the device over NBD.",
+			"directory. Without a command it runs the daemon, which shows the device as the\n" +
+			"configuration says (transport): as /dev/ublkbN, /dev/nbdN, /dev/buseN, or over NBD.",
 		Args:          cobra.NoArgs,
 		RunE:          a.run,
 		SilenceErrors: true, // Main prints them
