@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"os/signal"
 	"slices"
 	"strings"
 	"sync"
@@ -145,7 +146,11 @@ func TestWatchSignals(t *testing.T) {
 		t.Error("the first signal exits at once")
 	default:
 	}
-	raise(syscall.SIGINT)
+	second := syscall.SIGINT
+	if !signal.Ignored(syscall.SIGHUP) {
+		second = syscall.SIGHUP
+	}
+	raise(second)
 	select {
 	case <-exits:
 	case <-time.After(time.Minute):

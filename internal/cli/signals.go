@@ -10,14 +10,17 @@ import (
 	"github.com/rs/zerolog"
 )
 
-// watchSignals gives a ctx that the first SIGINT or SIGTERM cancels. The
-// second one calls exit at once: a clean stop waits for the store, and whoever
+// watchSignals gives a ctx that the first SIGINT, SIGTERM or SIGHUP (the
+// terminal is gone) cancels. The second one calls exit at once: a clean stop waits for the store, and whoever
 // signals twice does not want to. SIGUSR1 leaves a wish in collect, unless
 // there is no room for one. stop ends the watch and must be called.
 func watchSignals(parent context.Context, log zerolog.Logger, collect chan<- struct{}, exit func()) (ctx context.Context, stop func()) {
 	ctx, cancel := context.WithCancel(parent)
 	signals := make(chan os.Signal, 4)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM, syscall.SIGUSR1)
+	if !signal.Ignored(syscall.SIGHUP) { // as under nohup
+		signal.Notify(signals, syscall.SIGHUP)
+	}
 	done := make(chan struct{})
 	var wg sync.WaitGroup
 	wg.Go(func() {

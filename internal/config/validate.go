@@ -144,8 +144,9 @@ func (c Config) checkDevice(k *checker) {
 
 func (c Config) checkStore(k *checker) {
 	k.oneOf(c.Takeover, "takeover", TakeoverRefuse, TakeoverAuto)
-	k.between(int64(c.S3.Uploaders), "s3.uploaders", 1, maxWorkers, "")
-	k.between(int64(c.S3.Downloaders), "s3.downloaders", 1, maxWorkers, "")
+	// Of a single one, background work that waits for the store would hold it.
+	k.between(int64(c.S3.Uploaders), "s3.uploaders", 2, maxWorkers, "")
+	k.between(int64(c.S3.Downloaders), "s3.downloaders", 2, maxWorkers, "")
 	switch c.Store {
 	case StoreS3:
 		c.S3.check(k)
