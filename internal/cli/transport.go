@@ -171,9 +171,7 @@ func nbdDoor(v *volume, c config.Config, log zerolog.Logger, ready func(shown)) 
 					ready(shown{device: path, nbd: addr})
 				},
 			}
-			if v.state != "" {
-				o.Run = filepath.Join(v.state, "nbd-device")
-			}
+			o.Run = v.nbdRun()
 			return kernel.New(v.Geometry(), server, o).Run(ctx)
 		}
 	}
@@ -225,9 +223,17 @@ func (v *volume) removeLeft(ctx context.Context, transport string, log zerolog.L
 		errs = append(errs, ublk.RemoveLeft(ctx, v.identity(), log))
 	}
 	if transport != kernelNBD {
-		errs = append(errs, kernel.DisconnectLeft(v.id, log))
+		errs = append(errs, kernel.DisconnectLeft(v.id, v.nbdRun(), log))
 	}
 	return errors.Join(errs...)
+}
+
+// nbdRun is where a kernel NBD device is remembered, or "".
+func (v *volume) nbdRun() string {
+	if v.state == "" {
+		return ""
+	}
+	return filepath.Join(v.state, "nbd-device")
 }
 
 // identity is id as a number that is not 0.

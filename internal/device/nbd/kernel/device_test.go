@@ -276,6 +276,27 @@ func TestHeldDeviceIsNotRevived(t *testing.T) {
 	s.stop(t)
 }
 
+// Nor one that was disconnected since the volume was to be served in another way.
+func TestHeldDeviceThatWasLeftIsNotRevived(t *testing.T) {
+	f := newFake()
+	run := filepath.Join(t.TempDir(), "run")
+	dead(t, f, 0, Options{Run: run})
+	f.hold(0, true)
+	if err := disconnectLeft(f, "vol", run, zerolog.Nop()); err != nil {
+		t.Fatal(err)
+	}
+	s := begin(t, f, filled(t, 2), Options{Run: run, Recover: true})
+	select {
+	case err := <-s.ended:
+		if !errors.Is(err, ErrInUse) {
+			t.Error(err)
+		}
+	case <-s.path:
+		t.Errorf("it goes on: %v", f.called())
+		s.stop(t)
+	}
+}
+
 // Whoever uses a device when it is stopped has some time to let go of it.
 func TestHeldForAMoment(t *testing.T) {
 	f := newFake()
