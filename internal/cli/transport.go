@@ -216,7 +216,8 @@ const kernelNBD = "kernel-nbd"
 
 // removeLeft removes the block devices that killed daemons have left of the
 // volume, but for those of the given transport, which looks after its own. They
-// must not be gone on with after anything else has served the volume.
+// must not be gone on with after anything else has served the volume, nor if the
+// volume is not whole: then all are removed while it is opened, with transport "".
 func (v *volume) removeLeft(ctx context.Context, transport string, log zerolog.Logger) error {
 	var errs []error
 	if transport != config.TransportUblk {
