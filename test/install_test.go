@@ -159,6 +159,35 @@ func TestUnits(t *testing.T) {
 	}
 }
 
+// bs3-gc.service asks all units that run, also after one that just ended.
+func TestCollectionAsksAll(t *testing.T) {
+	text, err := os.ReadFile(filepath.Join(repository(t), "contrib/systemd/bs3-gc.service"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, command, _ := strings.Cut(string(text), "ExecStart=/bin/sh -euc '")
+	command, _, ok := strings.Cut(command, "'\n")
+	if !ok {
+		t.Fatal("no command")
+	}
+	dir := t.TempDir()
+	systemctl := `#!/bin/sh
+case "$*" in
+list-units*) echo "bs3.service loaded active running one"; echo "bs3@gone.service loaded"; echo "bs3@last.service loaded" ;;
+*gone*) exit 1 ;;
+esac
+`
+	if err := os.WriteFile(filepath.Join(dir, "systemctl"), []byte(systemctl), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command("/bin/sh", "-euc", strings.ReplaceAll(command, "$$", "$"))
+	cmd.Env = []string{"PATH=" + dir + ":/usr/bin:/bin"}
+	code, out, errs := run(t, time.Minute, cmd)
+	if code != 1 || out != "asked bs3.service\nasked bs3@last.service\n" {
+		t.Errorf("exit %d, %q, %s", code, out, errs)
+	}
+}
+
 // verify gives what systemd-analyze verify says of a unit of ours.
 func verify(t testing.TB, path string) string {
 	t.Helper()

@@ -80,6 +80,11 @@ type Options struct {
 	// then the administrator alone keeps a second writer away.
 	UnsafeNoFencing bool
 
+	// NotWhole, if set, is called by Open with the UUID of a volume that is not
+	// Whole, before anything is kept by which a later open would find it so. It
+	// takes away the devices that outlived a writer; an error ends the open.
+	NotWhole func(ctx context.Context, volume string) error
+
 	// Progress, if set, is told how Open gets on, from its goroutine.
 	Progress func(OpenProgress)
 

@@ -92,6 +92,11 @@ func (e *Engine) open(ctx context.Context) error {
 	if err := e.readyLog(ctx, v.LocalLog); err != nil {
 		return err
 	}
+	if !e.whole && e.opts.NotWhole != nil {
+		if err := e.opts.NotWhole(ctx, e.uuid.String()); err != nil {
+			return err
+		}
+	}
 	if err := e.readyState(); err != nil {
 		return err
 	}

@@ -55,6 +55,45 @@ func TestWholeAfterFailedOpen(t *testing.T) {
 	shut(t, e)
 }
 
+// Chunk memory is lost, and the next daemon cannot remove the device that
+// outlived the last one, or dies before it does: the one after it would find the
+// volume whole, and that device goes on as if nothing were lost.
+func TestNotWholeUntilDevicesAreGone(t *testing.T) {
+	memory := objtest.NewMemory()
+	c := newCable(memory)
+	o := options(t, c)
+	e := open(t, o)
+	new(history).add(t, e, 1)
+	c.crash(t, e)
+	if err := os.RemoveAll(o.StatePath); err != nil {
+		t.Fatal(err)
+	}
+
+	o.Store = memory
+	held, asked := errors.New("the device is held"), 0
+	o.NotWhole = func(_ context.Context, volume string) error {
+		if asked++; volume != e.UUID().String() {
+			t.Errorf("asked for volume %s, want %s", volume, e.UUID())
+		}
+		return held
+	}
+	for n := range 3 {
+		if _, err := bs3.Open(t.Context(), o); !errors.Is(err, held) || asked != n+1 {
+			t.Fatalf("try %d, asked %d times: %v", n, asked, err)
+		}
+	}
+	held = nil
+	shut(t, open(t, o))
+	if asked != 4 {
+		t.Errorf("asked %d times, want 4", asked)
+	}
+	e = open(t, o)
+	if !e.Whole() || asked != 4 {
+		t.Errorf("after a clean stop: whole %v, asked %d times", e.Whole(), asked)
+	}
+	shut(t, e)
+}
+
 // state.path on a real disk, power fails soon after a restart: a page of the
 // writer before, cleared but not written back, lies beside pages of the last.
 func TestPowerLossAfterRestart(t *testing.T) {

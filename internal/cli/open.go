@@ -85,6 +85,9 @@ func openVolume(ctx context.Context, c config.Config, h *health, log zerolog.Log
 		Takeover:        c.Takeover == config.TakeoverAuto,
 		UnsafeNoFencing: c.S3.UnsafeNoFencing,
 		Progress:        h.progress,
+		NotWhole: func(ctx context.Context, id string) error {
+			return (&volume{id: id, state: state}).removeLeft(ctx, "", log)
+		},
 	})
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("open the volume in %s: %w", store.where, err), store.close())

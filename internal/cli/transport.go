@@ -172,9 +172,7 @@ func nbdDoor(v *volume, c config.Config, log zerolog.Logger, ready func(shown)) 
 					ready(shown{device: path, nbd: addr})
 				},
 			}
-			if v.state != "" {
-				o.Run = filepath.Join(v.state, "nbd-device")
-			}
+			o.Run = v.nbdRun()
 			return kernel.New(v.Geometry(), server, o).Run(ctx)
 		}
 	}
@@ -239,16 +237,25 @@ const kernelNBD = "kernel-nbd"
 
 // removeLeft removes the block devices that killed daemons have left of the
 // volume, but for those of the given transport, which looks after its own. They
-// must not be gone on with after anything else has served the volume.
+// must not be gone on with after anything else has served the volume, nor if the
+// volume is not whole: then all are removed while it is opened, with transport "".
 func (v *volume) removeLeft(ctx context.Context, transport string, log zerolog.Logger) error {
 	var errs []error
 	if transport != config.TransportUblk {
 		errs = append(errs, ublk.RemoveLeft(ctx, v.identity(), log))
 	}
 	if transport != kernelNBD {
-		errs = append(errs, kernel.DisconnectLeft(v.id, log))
+		errs = append(errs, kernel.DisconnectLeft(v.id, v.nbdRun(), log))
 	}
 	return errors.Join(errs...)
+}
+
+// nbdRun is where a kernel NBD device is remembered, or "".
+func (v *volume) nbdRun() string {
+	if v.state == "" {
+		return ""
+	}
+	return filepath.Join(v.state, "nbd-device")
 }
 
 // identity is id as a number that is not 0.

@@ -18,8 +18,9 @@ const (
 	// lookEvery is how often a service is asked how it is doing.
 	lookEvery = 2 * time.Second
 	// extendBy is how much longer a start or a stop may take than until the next
-	// message. It only matters where the unit sets a time-out.
-	extendBy = 30 * time.Second
+	// message. It only matters where the unit sets a time-out, as ours does for
+	// the stop. A machine that is short of everything must not miss it.
+	extendBy = 2 * time.Minute
 )
 
 // Service is what is asked, from one goroutine, every now and then.

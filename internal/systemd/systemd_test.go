@@ -102,7 +102,7 @@ func TestLife(t *testing.T) {
 			t.Errorf("while it opens: %q", heard)
 		}
 		// Each of them lasts for longer than until the next.
-		if n := count(heard, "EXTEND_TIMEOUT_USEC=32000000"); n != 5 {
+		if n := count(heard, "EXTEND_TIMEOUT_USEC=122000000"); n != 5 {
 			t.Errorf("%d extensions in 9 s: %q", n, heard)
 		}
 

@@ -5,9 +5,11 @@ package blockdev
 import (
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -18,7 +20,15 @@ const sysfs = "/sys/block"
 // WriteBack has all that file systems and the page cache hold for the device
 // at path written to it, and waits for that, however long it takes. Unlike
 // fsync it reaches the file system that is mounted on the device.
+//
+// It waits in another process, if it can: nothing ends this wait but the device,
+// not even SIGKILL. With a thread in it a daemon that is killed stays, and keeps
+// its device and its state open; so the next one gets neither, and the wait is
+// for that one.
 func WriteBack(path string) error {
+	if err := writeBackElsewhere(path); err == nil {
+		return nil
+	}
 	f, err := os.Open(path)
 	if err != nil {
 		return err
@@ -28,6 +38,23 @@ func WriteBack(path string) error {
 		return fmt.Errorf("write back %s: %w", path, os.NewSyscallError("ioctl BLKFLSBUF", err))
 	}
 	return nil
+}
+
+// writeBackElsewhere has blockdev(8) of util-linux do it.
+func writeBackElsewhere(path string) error {
+	tool, err := exec.LookPath("blockdev")
+	if err != nil {
+		// Who is not root has often no sbin in PATH.
+		if tool, err = exec.LookPath("/usr/sbin/blockdev"); err != nil {
+			return err
+		}
+	}
+	cmd := &exec.Cmd{
+		Path: tool, Args: []string{"blockdev", "--flushbufs", path}, Dir: "/",
+		// Ctrl-C on a terminal is for the daemon only.
+		SysProcAttr: &syscall.SysProcAttr{Setpgid: true},
+	}
+	return cmd.Run()
 }
 
 // Attribute is the file in sysfs of an attribute of the device at path.

@@ -46,3 +46,36 @@ func TestNoSuchDevice(t *testing.T) {
 		t.Errorf("a plain file: %v", err)
 	}
 }
+
+// The wait is another process's, which has nothing of this one open.
+func TestWriteBackElsewhere(t *testing.T) {
+	dir := t.TempDir()
+	state, err := os.Open(dir) // as the daemon has its device and its state
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer state.Close()
+	tool := "#!/bin/sh\necho \"$@\" > " + dir + "/called\nls -l /proc/$$/fd > " + dir + "/open\n"
+	if err := os.WriteFile(filepath.Join(dir, "blockdev"), []byte(tool), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
+	path := filepath.Join(dir, "device")
+	if err := WriteBack(path); err != nil {
+		t.Errorf("the tool has done it: %v", err)
+	}
+	if called, err := os.ReadFile(filepath.Join(dir, "called")); err != nil || string(called) != "--flushbufs "+path+"\n" {
+		t.Errorf("called with %q, %v", called, err)
+	}
+	if open, err := os.ReadFile(filepath.Join(dir, "open")); err != nil || len(open) == 0 || strings.Contains(string(open), dir+"\n") {
+		t.Errorf("it has open: %s, %v", open, err)
+	}
+
+	// A tool that has not done it is no reason to lose what is held.
+	if err := os.WriteFile(filepath.Join(dir, "blockdev"), []byte("#!/bin/sh\nkill -9 $$\n"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := WriteBack(path); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the tool was killed: %v", err)
+	}
+}

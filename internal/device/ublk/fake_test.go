@@ -30,6 +30,7 @@ type fakeDriver struct {
 	changed                        *sync.Cond
 	devs                           map[int]*fakeDevice
 	writeBacks                     int
+	writingBack                    chan struct{}    // if set, what takes and ends the next wait of writeBack
 	fail                           map[uint32]error // what a control command gives, by its number
 	failOpen, failRing, failSubmit error
 	partitions                     bool // a start reads the device
@@ -88,8 +89,14 @@ type fakeTag struct {
 
 func (f *fakeDriver) writeBack(int) error {
 	f.mu.Lock()
-	defer f.mu.Unlock()
 	f.writeBacks++
+	wait := f.writingBack
+	f.writingBack = nil
+	f.mu.Unlock()
+	if wait != nil {
+		wait <- struct{}{}
+		<-wait
+	}
 	return nil
 }
 

@@ -325,3 +325,24 @@ func TestWaits(t *testing.T) {
 		}
 	})
 }
+
+// A server that breaks while it stops does not wait for what only the next one
+// can write back.
+func TestBreaksWhileWritingBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFakeDriver(t)
+		wait := make(chan struct{})
+		f.writingBack = wait
+		opts := Options{ID: 0, Identity: identity, Queues: 2, Recover: true}
+		s := serve(t, f, smallVolume(), opts)
+		s.cancel()
+		<-wait
+		s.kill()
+		close(wait)
+		next := serve(t, f, smallVolume(), opts)
+		if next.disk.d != s.disk.d {
+			t.Error("it is another device")
+		}
+		next.stop()
+	})
+}

@@ -198,8 +198,17 @@ func (s *Server) attend(ctx context.Context, m *manager, info devInfo, taken boo
 	case <-ctx.Done():
 	}
 	log.Info().Msg("writing back what the kernel holds for the block device")
-	if err := s.driver.writeBack(int(info.id)); err != nil {
-		log.Warn().Err(err).Msg("not everything could be written back")
+	written := make(chan error, 1)
+	go func() { written <- s.driver.writeBack(int(info.id)) }()
+	select {
+	case err := <-written:
+		if err != nil {
+			log.Warn().Err(err).Msg("not everything could be written back")
+		}
+	case <-c.ended: // what is written back waits for the next server
+		if c.leave() != nil {
+			return false, fmt.Errorf("cannot serve %s any longer", path)
+		}
 	}
 	log.Info().Msg("stopping the block device")
 	if err := m.stop(info.id); err != nil && !errors.Is(err, unix.ENODEV) {

@@ -88,6 +88,9 @@ rm -rf /run/bs3
 dd if=/dev/zero of=/mnt/lost bs=64k count=8 conv=fsync status=none 2>/tmp/dd &
 lost=$!
 sleep 1
+# Nor with a daemon that comes after one that has opened the volume, and failed.
+! BS3_CONTROL_SOCKET=/proc/nowhere/s ./bs3 >> $log 2>&1 || fail "it serves without its control socket"
+tail -1 $log | grep -q 'control socket' || fail "it failed for another reason: $(tail -1 $log)"
 if [ "$1" = ublk ]; then
   start
   grep -q 'removing the block device' $log || fail "nothing was said of the removal"

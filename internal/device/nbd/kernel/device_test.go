@@ -180,6 +180,27 @@ func dead(t *testing.T, f *fake, index int, opts Options) {
 	}
 }
 
+// A connection that breaks during a stop: what is written back waits for the
+// next server, and so this one does not wait for it.
+func TestBreaksWhileWritingBack(t *testing.T) {
+	f := newFake()
+	f.writingBack = make(chan struct{})
+	defer close(f.writingBack)
+	run := filepath.Join(t.TempDir(), "run")
+	s := begin(t, f, filled(t, 1), Options{Run: run})
+	s.attached(t)
+	s.cancel()
+	<-f.writingBack
+	f.die(0)
+	if err := <-s.ended; err == nil || errors.Is(err, ErrDisconnected) {
+		t.Errorf("a connection that breaks: %v", err)
+	}
+	d, _ := f.see(0)
+	if text, err := os.ReadFile(run); err != nil || string(text) != d.backend || !d.connected {
+		t.Errorf("the next one cannot go on: %v", err)
+	}
+}
+
 func TestGoesOnAfterDeath(t *testing.T) {
 	f := newFake()
 	run := filepath.Join(t.TempDir(), "run")
@@ -253,6 +274,27 @@ func TestHeldDeviceIsNotRevived(t *testing.T) {
 	s := begin(t, f, filled(t, 2), Options{Run: run, Recover: true})
 	s.attached(t)
 	s.stop(t)
+}
+
+// Nor one that was disconnected since the volume was to be served in another way.
+func TestHeldDeviceThatWasLeftIsNotRevived(t *testing.T) {
+	f := newFake()
+	run := filepath.Join(t.TempDir(), "run")
+	dead(t, f, 0, Options{Run: run})
+	f.hold(0, true)
+	if err := disconnectLeft(f, "vol", run, zerolog.Nop()); err != nil {
+		t.Fatal(err)
+	}
+	s := begin(t, f, filled(t, 2), Options{Run: run, Recover: true})
+	select {
+	case err := <-s.ended:
+		if !errors.Is(err, ErrInUse) {
+			t.Error(err)
+		}
+	case <-s.path:
+		t.Errorf("it goes on: %v", f.called())
+		s.stop(t)
+	}
 }
 
 // Whoever uses a device when it is stopped has some time to let go of it.

@@ -23,6 +23,8 @@ type fake struct {
 	deviceOf map[int]*fakeDevice
 	calls    []string // of the driver, in order
 	fail     map[string]error
+
+	writingBack chan struct{} // if set, what takes and ends a wait of writeBack
 }
 
 type fakeDevice struct {
@@ -138,6 +140,10 @@ func (f *fake) disconnect(index int) error {
 }
 
 func (f *fake) writeBack(index int) error {
+	if f.writingBack != nil {
+		f.writingBack <- struct{}{}
+		<-f.writingBack
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.call("writeBack", index)

@@ -154,15 +154,19 @@ func (d *Device) run(ctx context.Context) error {
 	}
 	select {
 	case err := <-served:
-		if err == nil { // it is not to be gone on with
-			return errors.Join(ErrDisconnected, d.forget())
-		}
-		return err
+		return d.ended(err)
 	case <-ctx.Done():
 	}
 	log.Info().Msg("writing back what the kernel holds for the block device")
-	if err := d.driver.writeBack(d.opts.Index); err != nil {
-		log.Warn().Err(err).Msg("not everything could be written back")
+	written := make(chan error, 1)
+	go func() { written <- d.driver.writeBack(d.opts.Index) }()
+	select {
+	case err := <-written:
+		if err != nil {
+			log.Warn().Err(err).Msg("not everything could be written back")
+		}
+	case err := <-served: // what is written back waits for the next server
+		return d.ended(err)
 	}
 	log.Info().Msg("disconnecting the block device")
 	// Without its run the device is nobody's from here on.
@@ -171,6 +175,15 @@ func (d *Device) run(ctx context.Context) error {
 		_ = nc.Close() // the kernel may not do it, and Serve waits for that
 	}
 	return errors.Join(err, <-served)
+}
+
+// ended is the error of a device whose connection has ended with err before it
+// was disconnected by us.
+func (d *Device) ended(err error) error {
+	if err == nil { // it is not to be gone on with
+		return errors.Join(ErrDisconnected, d.forget())
+	}
+	return err
 }
 
 // claim gives the backend of the device that is to be gone on with, or "" when

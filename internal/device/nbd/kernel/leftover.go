@@ -15,9 +15,18 @@ func Available() error { return linux().available() }
 // DisconnectLeft disconnects the devices that dead servers of the volume have
 // left. It is for a daemon that shows the volume in another way: what it writes
 // is not in the caches of such a device, which must therefore never be gone on
-// with.
-func DisconnectLeft(volume string, log zerolog.Logger) error {
-	if err := disconnectAll(linux(), volume, "", log); err != nil {
+// with. run is as in Options.
+func DisconnectLeft(volume, run string, log zerolog.Logger) error {
+	return disconnectLeft(linux(), volume, run, log)
+}
+
+func disconnectLeft(d driver, volume, run string, log zerolog.Logger) error {
+	// Its run goes first, as ever: the device may be held.
+	err := (&Device{opts: Options{Run: run}}).forget()
+	if err == nil {
+		err = disconnectAll(d, volume, "", log)
+	}
+	if err != nil {
 		return fmt.Errorf("kernel NBD: %w", err)
 	}
 	return nil
