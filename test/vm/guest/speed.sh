@@ -1,21 +1,30 @@
 # vm: -m 3072 -t 400
 # Random 4 KiB writes and reads through ublk and through a kernel NBD device, in
 # the same machine: on a volume that does nothing, which is what the way costs,
-# and on one in a directory. It compares and asserts nothing.
+# and on one in a directory, whose reads are those that the cache in memory
+# answers. It compares and asserts nothing.
 . ./lib.sh
+size=48m # less than the cache
 # iops READ_OR_WRITE prints the rate.
 iops() {
   fio --filename="$dev" --direct=1 --ioengine=libaio --name=x --rw=rand"$1" --bs=4k --iodepth=32 --numjobs=2 --group_reporting \
-    --size=256m --time_based --ramp_time=1 --runtime=5 --allow_file_create=0 --minimal | cut -d';' -f"$([ "$1" = read ] && echo 8 || echo 49)"
+    --size=$size --time_based --ramp_time=1 --runtime=5 --allow_file_create=0 --minimal | cut -d';' -f"$([ "$1" = read ] && echo 8 || echo 49)"
 }
 for null in true false; do
   export BS3_NULL=$null BS3_WRITE_DURABLE=false
   for transport in nbd ublk; do
     use $transport
+    export BS3_DIR_PATH=/tmp/store-$null-$transport # both begin with an empty one
+    rm -rf /run/bs3
     start
+    dd if=/dev/urandom of="$dev" bs=1M count=${size%m} oflag=direct status=none # no holes
     eval "${transport}_write=$(iops write)"
-    # What was written is in the store before anything is read.
-    [ $null = true ] || ./bs3 checkpoint
+    # What was written is in the store before anything is read, and all of it in
+    # the cache: what is missing there would be fetched while it is measured.
+    if [ $null = false ]; then
+      ./bs3 checkpoint
+      dd if="$dev" of=/dev/null bs=1M count=${size%m} iflag=direct status=none
+    fi
     eval "${transport}_read=$(iops read)"
     stop
   done
