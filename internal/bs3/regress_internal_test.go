@@ -2,14 +2,18 @@ package bs3
 
 import (
 	"context"
+	"errors"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/rs/zerolog"
 
+	"bs3/internal/bs3/key"
 	"bs3/internal/bs3/layout"
 	"bs3/internal/bs3/mapproxy"
+	"bs3/internal/bs3/objproxy"
 	"bs3/internal/bs3/objproxy/objtest"
 )
 
@@ -201,4 +205,35 @@ func TestIdleAsksForDamaged(t *testing.T) {
 		t.Errorf("an idle volume sent %d requests, the first %v", n, rec.Calls()[0])
 	}
 	_ = e.Close(t.Context())
+}
+
+// An object that the map needs is gone, and the disk cache has the first of the
+// blocks that are asked for: the error is about another place than the map's run.
+func TestReadOfGoneObjectEnds(t *testing.T) {
+	inRuleWorld(t, func(t *testing.T, w *ruleWorld) {
+		a := w.open("a")
+		a.write(1, 0, 1) // object 1
+		a.flush()
+		a.kill()
+		a = w.open("a", w.withDisk("a", 4))
+		a.holds(1, 0)
+		synctest.Wait() // it is in the disk cache
+		if err := w.memory.Delete(t.Context(), []string{key.Key(1).Name()}); err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		asked := 0
+		after := a.way.After
+		a.way.After = func(c context.Context, op objtest.Op, err error) error {
+			if asked++; asked > 10 {
+				cancel()
+			}
+			return after(c, op, err)
+		}
+		err := a.e.ReadAt(ctx, make([]byte, 2*simBlockSize), 0)
+		if !errors.Is(err, objproxy.ErrNotFound) || ctx.Err() != nil {
+			t.Errorf("after %d requests: %v", asked, err)
+		}
+	})
 }
