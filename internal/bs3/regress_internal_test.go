@@ -237,3 +237,37 @@ func TestReadOfGoneObjectEnds(t *testing.T) {
 		}
 	})
 }
+
+// A client asks where a range lies that is all holes, one block wide.
+func TestAllocationIsBounded(t *testing.T) {
+	o := tinyOptions(t)
+	o.Size = 5 * 8192 * 512
+	e, err := Open(t.Context(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for block := int64(0); block < 4*8192; block += 2 {
+		if err := e.WriteAt(t.Context(), make([]byte, 512), block*512); err != nil {
+			t.Fatal(err)
+		}
+	}
+	end, answers := int64(0), 0
+	for ; end < o.Size; answers++ {
+		extents, err := e.Allocation(t.Context(), end, o.Size-end)
+		if err != nil || len(extents) == 0 {
+			t.Fatalf("%d extents at %d: %v", len(extents), end, err)
+		}
+		if len(extents) > 8192 {
+			t.Fatalf("%d extents in one answer", len(extents))
+		}
+		for _, x := range extents {
+			end += x.Length
+		}
+	}
+	if end != o.Size || answers < 4 {
+		t.Errorf("%d answers, %d bytes of %d", answers, end, o.Size)
+	}
+	if err := e.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+}
