@@ -76,21 +76,29 @@ func (e *Engine) unreadable(err error) error {
 
 // apply takes one object of the log into the map.
 func (e *Engine) apply(o *layout.Object) error {
-	switch {
-	case int(o.BlockSize) != e.blockSize:
-		return fmt.Errorf("object %d: %w: blocks of %d bytes", o.Key, layout.ErrDamaged, o.BlockSize)
-	case o.FirstSeq != e.seq:
+	if err := e.fits(o); err != nil {
+		return err
+	}
+	if o.FirstSeq != e.seq {
 		return fmt.Errorf("object %d: %w: sequence number %d where %d is next", o.Key, layout.ErrDamaged, o.FirstSeq, e.seq)
+	}
+	e.maps.Apply(o)
+	e.seq = o.NextSeq()
+	e.sinceCheckpoint.objects++
+	e.sinceCheckpoint.bytes += int64(o.Blocks)*int64(o.BlockSize) + int64(layout.TailSize(int(o.Blocks), len(o.Records)))
+	return nil
+}
+
+// fits says whether an object is made for this volume. Error: layout.ErrDamaged.
+func (e *Engine) fits(o *layout.Object) error {
+	if int(o.BlockSize) != e.blockSize {
+		return fmt.Errorf("object %d: %w: blocks of %d bytes", o.Key, layout.ErrDamaged, o.BlockSize)
 	}
 	for i, r := range o.Records {
 		if r.Block+uint64(r.Blocks) > e.maps.Blocks() {
 			return fmt.Errorf("object %d: %w: record %d reaches to block %d of %d", o.Key, layout.ErrDamaged, i, r.Block+uint64(r.Blocks), e.maps.Blocks())
 		}
 	}
-	e.maps.Apply(o)
-	e.seq = o.NextSeq()
-	e.sinceCheckpoint.objects++
-	e.sinceCheckpoint.bytes += int64(o.Blocks)*int64(o.BlockSize) + int64(layout.TailSize(int(o.Blocks), len(o.Records)))
 	return nil
 }
 

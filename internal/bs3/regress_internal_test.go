@@ -271,3 +271,42 @@ func TestAllocationIsBounded(t *testing.T) {
 		t.Fatal(err)
 	}
 }
+
+// Objects below the checkpoint are read by the collection only: what an open
+// would refuse must not end the daemon there.
+func TestCompactionOfForeignObject(t *testing.T) {
+	for what, change := range map[string]func(o *layout.Object){
+		"a record beyond the volume": func(o *layout.Object) { o.Records[0].Block = 1 << 40 },
+		"another block size":         func(o *layout.Object) { o.BlockSize, o.CRCs = 512, make([]uint32, 20) },
+	} {
+		t.Run(what, func(t *testing.T) {
+			const bs = 4096
+			o := tinyOptions(t)
+			o.BlockSize, o.ChunkSize, o.Memory = bs, 8*bs, 6*8*bs
+			e, err := Open(t.Context(), o)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, blocks := range []int{8, 6, 1} { // of object 1 two stay live
+				if err := errors.Join(e.WriteAt(t.Context(), make([]byte, blocks*bs), 0), e.Flush(t.Context())); err != nil {
+					t.Fatal(err)
+				}
+			}
+			thin, err := e.tails().read(t.Context(), 1)
+			if err != nil {
+				t.Fatal(err)
+			}
+			change(thin.obj)
+			b := layout.AppendTail(make([]byte, len(thin.obj.CRCs)*int(thin.obj.BlockSize)), thin.obj)
+			if _, err := o.Store.Put(t.Context(), key.Key(1).Name(), objproxy.Body{Data: b}, objproxy.Condition{}); err != nil {
+				t.Fatal(err)
+			}
+			if r, err := e.GC(t.Context()); err != nil || r.FailedReads != 1 {
+				t.Errorf("%+v, %v", r, err)
+			}
+			if err := e.Close(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		})
+	}
+}
