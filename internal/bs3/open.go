@@ -237,6 +237,7 @@ func (e *Engine) readyState() error {
 // is none, and returns the record as claimed. Each try judges chunk memory and
 // local log against the very record that it replaces.
 func (e *Engine) claim(ctx context.Context) (*layout.Volume, error) {
+	var denied denials
 	for {
 		v, version, err := readVolume(ctx, e.store)
 		if errors.Is(err, objproxy.ErrNotFound) {
@@ -284,6 +285,9 @@ func (e *Engine) claim(ctx context.Context) (*layout.Volume, error) {
 		}
 		if !errors.Is(err, objproxy.ErrExists) {
 			return nil, fmt.Errorf("claim the volume: %w", err)
+		}
+		if err := e.again(ctx, &denied, layout.VolumeName); err != nil {
+			return nil, err
 		}
 	}
 }

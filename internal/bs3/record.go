@@ -58,6 +58,7 @@ func (e *Engine) changeVolume(ctx context.Context, f func(*layout.Volume)) (*lay
 		return nil, context.Cause(ctx)
 	}
 	id := layout.NewNonce().String()
+	var denied denials
 	for {
 		v, version, err := e.ownVolume(ctx)
 		if err != nil {
@@ -79,6 +80,9 @@ func (e *Engine) changeVolume(ctx context.Context, f func(*layout.Volume)) (*lay
 		}
 		if !errors.Is(err, objproxy.ErrExists) {
 			return nil, fmt.Errorf("change the volume record: %w", err)
+		}
+		if err := e.again(ctx, &denied, layout.VolumeName); err != nil {
+			return nil, err
 		}
 	}
 }

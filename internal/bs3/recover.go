@@ -26,6 +26,7 @@ func (e *Engine) rollForward(ctx context.Context, p position) (key.Key, error) {
 	ahead := e.tails().ahead(ctx, p.next)
 	defer ahead.close()
 	read := ahead.next
+	var denied denials
 	for {
 		k := p.next
 		found, err := read()
@@ -49,7 +50,7 @@ func (e *Engine) rollForward(ctx context.Context, p position) (key.Key, error) {
 			}
 			p = position{k + 1, found.obj.Epoch}
 			e.opening("reading the log", e.sinceCheckpoint.objects, 0)
-			read = ahead.next
+			read, denied = ahead.next, 0
 			continue
 		default: // a leftover of a writer that was fenced before it
 			cond = objproxy.IfVersion(found.version)
@@ -60,6 +61,9 @@ func (e *Engine) rollForward(ctx context.Context, p position) (key.Key, error) {
 		}
 		if !errors.Is(err, objproxy.ErrExists) {
 			return 0, fmt.Errorf("store our fence: %w", err)
+		}
+		if err := e.again(ctx, &denied, k.Name()); err != nil {
+			return 0, err
 		}
 		read = func() (tail, error) { return e.tails().read(ctx, k) } // judge what came in between
 	}
