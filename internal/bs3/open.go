@@ -40,6 +40,10 @@ func Open(ctx context.Context, opts Options) (*Engine, error) {
 		checkpointWish: make(chan struct{}, 1),
 		failed:         make(chan struct{}),
 	}
+	if opts.UnsafeNoFencing {
+		e.opts.Store = unfenced{opts.Store}
+		e.store = e.opts.Store
+	}
 	if e.opts.GC.Step <= 0 {
 		e.opts.GC.Step = 1024
 	}
@@ -345,6 +349,18 @@ func (e *Engine) probe(ctx context.Context) error {
 		return fmt.Errorf("%w: %w; a second writer could destroy the volume", ErrRefused, err)
 	}
 	return err
+}
+
+// unfenced is a store whose conditions are left out where it refuses to have
+// any, as some do instead of ignoring them.
+type unfenced struct{ objproxy.Store }
+
+func (u unfenced) Put(ctx context.Context, name string, body objproxy.Body, cond objproxy.Condition) (objproxy.Version, error) {
+	v, err := u.Store.Put(ctx, name, body, cond)
+	if errors.Is(err, errors.ErrUnsupported) {
+		return u.Store.Put(ctx, name, body, objproxy.Condition{})
+	}
+	return v, err
 }
 
 // refuseLeftovers looks for names of a volume whose record is gone.
