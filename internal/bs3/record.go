@@ -118,8 +118,9 @@ func (e *Engine) nameSuccessor(err error) error {
 	return err
 }
 
-// maxRead bounds what readAll takes: more than any checkpoint or pack.
-const maxRead = 1 << 30
+// maxRead bounds what readAll takes, and so a checkpoint: S3 takes no more in
+// one put.
+const maxRead = 5 << 30
 
 // readAll reads a whole object whose size is not known, and its version.
 func readAll(ctx context.Context, store objproxy.Store, name string) ([]byte, objproxy.Version, error) {
