@@ -149,7 +149,7 @@ func (e *Engine) readLog(ctx context.Context, v *layout.Volume) (key.Key, error)
 	if err != nil {
 		return 0, err
 	}
-	fence, err := e.rollForward(ctx, last)
+	fence, err := e.rollForward(ctx, last, reach(v))
 	if err != nil {
 		return 0, err
 	}

@@ -20,9 +20,20 @@ type position struct {
 	epoch uint64
 }
 
-// rollForward applies the log from p on and stores our fence at its end. It
-// returns the fence's key. ErrFenced (wrapped) if a newer writer is there.
-func (e *Engine) rollForward(ctx context.Context, p position) (key.Key, error) {
+// reach is a key that the log ends at or above: the record names no checkpoint
+// before all that it holds is in the store.
+func reach(v *layout.Volume) (end key.Key) {
+	for _, name := range v.Checkpoints {
+		k, _, _, _ := layout.ParseCheckpointName(name) // the record was checked
+		end = max(end, k+1)
+	}
+	return end
+}
+
+// rollForward applies the log from p on and stores our fence at its end, which
+// is not below least. It returns the fence's key. ErrFenced (wrapped) if a newer
+// writer is there.
+func (e *Engine) rollForward(ctx context.Context, p position, least key.Key) (key.Key, error) {
 	ahead := e.tails().ahead(ctx, p.next)
 	defer ahead.close()
 	read := ahead.next
@@ -54,6 +65,9 @@ func (e *Engine) rollForward(ctx context.Context, p position) (key.Key, error) {
 			continue
 		default: // a leftover of a writer that was fenced before it
 			cond = objproxy.IfVersion(found.version)
+		}
+		if k < least {
+			return 0, fmt.Errorf("%w: read the log: object %d (%s): %w: it is missing or a leftover, but a checkpoint was made of the objects up to %d", ErrRefused, k, k.Name(), layout.ErrDamaged, least-1)
 		}
 		err = e.putFence(ctx, k, cond)
 		if err == nil {

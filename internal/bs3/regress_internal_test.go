@@ -310,3 +310,28 @@ func TestCompactionOfForeignObject(t *testing.T) {
 		})
 	}
 }
+
+// The newest checkpoint does not verify, and an object after the one before it
+// is lost: what a checkpoint was made of was acknowledged, so the log does not
+// end there.
+func TestLogIsNotCutBelowCheckpoint(t *testing.T) {
+	inRuleWorld(t, func(t *testing.T, w *ruleWorld) {
+		a := w.open("a")
+		a.write(1, 0, 1) // object 1
+		a.checkpoint()
+		a.write(2, 2, 3) // object 2
+		a.write(3, 4, 5) // object 3
+		a.checkpoint()
+		a.kill()
+		newest := w.names(layout.CheckpointPrefix)[1]
+		if err := w.memory.Delete(t.Context(), []string{newest, key.Key(2).Name()}); err != nil {
+			t.Fatal(err)
+		}
+		if err := w.start("a").launch().opened(); !errors.Is(err, ErrRefused) {
+			t.Errorf("the open: %v", err)
+		}
+		if w.object(2) != nil {
+			t.Error("a fence is in the place of the object that is lost")
+		}
+	})
+}
