@@ -296,6 +296,7 @@ func (e *Engine) Close(ctx context.Context) error {
 	e.cancel(device.ErrStopped)
 	e.uploads.close()
 	e.wg.Wait()
+	_ = e.eras.gone(context.WithoutCancel(ctx)) // a Probe that had begun
 	return errors.Join(err, e.closeFiles(err == nil))
 }
 

@@ -253,6 +253,9 @@ func (e *Engine) list(ctx context.Context, prefix string, f func(names []string)
 // putOnce stores b under a name that was never used. Where the name is taken
 // and does not hold b already (a try whose answer was lost), it takes the next.
 func (e *Engine) putOnce(ctx context.Context, b []byte, name func(counter uint32) string) (string, error) {
+	if int64(len(b)) > maxRead {
+		return "", fmt.Errorf("%d bytes in one object are more than could be read again (%d)", len(b), int64(maxRead))
+	}
 	for {
 		e.counter++
 		n := name(e.counter)

@@ -108,6 +108,9 @@ func (e *Engine) readObject(ctx context.Context, k key.Key) (*layout.Object, []b
 	case o.UUID != e.uuid || o.Key != k || int64(n) != info.Size:
 		return nil, nil, fmt.Errorf("object %d (%s): %w: it is object %d of volume %s, of %d bytes", k, k.Name(), layout.ErrDamaged, o.Key, o.UUID, info.Size)
 	}
+	if err := e.fits(o); err != nil {
+		return nil, nil, err
+	}
 	return o, b[:len(o.CRCs)*e.blockSize], nil
 }
 

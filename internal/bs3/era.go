@@ -1,6 +1,7 @@
 package bs3
 
 import (
+	"context"
 	"math/rand/v2"
 	"sync"
 	"sync/atomic"
@@ -55,6 +56,18 @@ func (e *eras) leave(v visit) {
 // What f frees must be out of the sight of new readers already. f must not
 // block, nor call retire.
 func (e *eras) retire(f func()) { e.advance(f) }
+
+// gone waits until every reader inside now has left.
+func (e *eras) gone(ctx context.Context) error {
+	left := make(chan struct{})
+	e.retire(func() { close(left) })
+	select {
+	case <-left:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
 
 func (e *eras) advance(f func()) {
 	var ready []func()

@@ -257,7 +257,8 @@ func (e *Engine) deleteDead(ctx context.Context) (GCReport, error) {
 	if len(keys) == 0 {
 		return report, nil
 	}
-	if err := e.readersGone(ctx); err != nil {
+	// Who may have looked up an object that is dead by now is to be done with it.
+	if err := e.fetches.gone(ctx); err != nil {
 		return report, err
 	}
 	for some := range slices.Chunk(keys, 1000) {
@@ -278,17 +279,4 @@ func (e *Engine) deleteDead(ctx context.Context) (GCReport, error) {
 		e.mu.Unlock()
 	}
 	return report, nil
-}
-
-// readersGone waits until every read that may have looked up an object that is
-// dead by now is done with it.
-func (e *Engine) readersGone(ctx context.Context) error {
-	gone := make(chan struct{})
-	e.fetches.retire(func() { close(gone) })
-	select {
-	case <-gone:
-		return nil
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
 }

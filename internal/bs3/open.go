@@ -40,6 +40,10 @@ func Open(ctx context.Context, opts Options) (*Engine, error) {
 		checkpointWish: make(chan struct{}, 1),
 		failed:         make(chan struct{}),
 	}
+	if opts.UnsafeNoFencing {
+		e.opts.Store = unfenced{opts.Store}
+		e.store = e.opts.Store
+	}
 	if e.opts.GC.Step <= 0 {
 		e.opts.GC.Step = 1024
 	}
@@ -150,7 +154,7 @@ func (e *Engine) readLog(ctx context.Context, v *layout.Volume) (key.Key, error)
 	if err != nil {
 		return 0, err
 	}
-	fence, err := e.rollForward(ctx, last)
+	fence, err := e.rollForward(ctx, last, reach(v))
 	if err != nil {
 		return 0, err
 	}
@@ -242,6 +246,7 @@ func (e *Engine) readyState() error {
 // is none, and returns the record as claimed. Each try judges chunk memory and
 // local log against the very record that it replaces.
 func (e *Engine) claim(ctx context.Context) (*layout.Volume, error) {
+	var denied denials
 	for {
 		v, version, err := readVolume(ctx, e.store)
 		if errors.Is(err, objproxy.ErrNotFound) {
@@ -289,6 +294,9 @@ func (e *Engine) claim(ctx context.Context) (*layout.Volume, error) {
 		}
 		if !errors.Is(err, objproxy.ErrExists) {
 			return nil, fmt.Errorf("claim the volume: %w", err)
+		}
+		if err := e.again(ctx, &denied, layout.VolumeName); err != nil {
+			return nil, err
 		}
 	}
 }
@@ -346,6 +354,18 @@ func (e *Engine) probe(ctx context.Context) error {
 		return fmt.Errorf("%w: %w; a second writer could destroy the volume", ErrRefused, err)
 	}
 	return err
+}
+
+// unfenced is a store whose conditions are left out where it refuses to have
+// any, as some do instead of ignoring them.
+type unfenced struct{ objproxy.Store }
+
+func (u unfenced) Put(ctx context.Context, name string, body objproxy.Body, cond objproxy.Condition) (objproxy.Version, error) {
+	v, err := u.Store.Put(ctx, name, body, cond)
+	if errors.Is(err, errors.ErrUnsupported) {
+		return u.Store.Put(ctx, name, body, objproxy.Condition{})
+	}
+	return v, err
 }
 
 // refuseLeftovers looks for names of a volume whose record is gone.

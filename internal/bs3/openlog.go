@@ -128,6 +128,10 @@ func (e *Engine) dropLog(v *layout.Volume) error {
 		why = "the local log that can not be read, whosever it is, is set aside"
 	}
 	aside, err := e.cacheDir.SetAside(wlog.LogFileName)
+	if err != nil && e.logging.failed != nil {
+		e.goWithoutCache(err) // it can neither be read nor renamed, and nothing on it is needed
+		return nil
+	}
 	if err != nil {
 		return err
 	}

@@ -219,6 +219,18 @@ func TestLogWithoutDisk(t *testing.T) {
 		a.write(1, 0)
 		a.flush()
 	})
+	inRuleWorld(t, func(t *testing.T, w *ruleWorld) {
+		a := w.start("a", w.local("a"))
+		a.opts.openLog = func(string) (wlog.LogFile, error) { return nil, errSimDisk } // and there is nothing to be set aside
+		if err := a.launch().opened(); err != nil {
+			t.Fatal(err)
+		}
+		if m := a.e.Mode(); m != "durable" {
+			t.Fatal(m)
+		}
+		a.write(1, 0)
+		a.flush()
+	})
 	// No intent can be written where the directory is gone: that is an error only
 	// if the log holds something.
 	for _, holds := range []bool{false, true} {

@@ -38,13 +38,16 @@ func (e *Engine) Probe(ctx context.Context) error {
 	if stuck {
 		return errLineStuck
 	}
-	e.readMemory(make([]byte, e.blockSize), 0, nil, nil)
-	left := make(chan struct{})
-	e.eras.retire(func() { close(left) })
-	select {
-	case <-left:
-		return nil
-	case <-ctx.Done():
-		return context.Cause(ctx)
+	e.lookAtMemory()
+	return e.eras.gone(ctx)
+}
+
+// lookAtMemory reads a block as a user would. Close may be under way: it waits
+// for who looks, and then nothing is mapped any more.
+func (e *Engine) lookAtMemory() {
+	v := e.eras.enter()
+	defer e.eras.leave(v)
+	if e.stopped() == nil {
+		e.readMemory(make([]byte, e.blockSize), 0, nil, nil)
 	}
 }

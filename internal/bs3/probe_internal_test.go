@@ -181,3 +181,35 @@ func TestOpenProgress(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// The watchdog looks after a volume that was closed, cleanly or not: its chunk
+// memory and its cache are not mapped any more.
+func TestProbeAfterClose(t *testing.T) {
+	for _, clean := range []bool{true, false} {
+		o := tinyOptions(t)
+		hooks := &objtest.Hooks{Inner: o.Store}
+		o.Store, o.StatePath, o.ReadCache = hooks, t.TempDir(), 1<<20
+		e, err := Open(t.Context(), o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		if clean {
+			err = errors.Join(e.WriteAt(ctx, make([]byte, 512), 0), e.Flush(ctx)) // now it is in the cache
+		} else {
+			hooks.Before = func(ctx context.Context, _ objtest.Op) error { <-ctx.Done(); return ctx.Err() }
+			err = e.WriteAt(ctx, make([]byte, 512), 0)
+			cancel()
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := e.Close(ctx); (err == nil) != clean {
+			t.Fatal(err)
+		}
+		if err := probe(t, e, errors.New("blocked")); err != nil {
+			t.Error(err)
+		}
+	}
+}

@@ -128,7 +128,8 @@ func (e *Engine) readOnce(ctx context.Context, p []byte, off int64, gone layout.
 	defer e.fetches.leave(v)
 	var misses []miss
 	e.readMemory(p, off, nil, func(m miss) { misses = append(misses, m) })
-	if slices.ContainsFunc(misses, func(m miss) bool { return m.loc == gone }) {
+	// Anywhere in a run: where the runs begin depends on what the caches have.
+	if slices.ContainsFunc(misses, func(m miss) bool { return m.loc <= gone && gone < m.loc.Add(uint32(len(m.dst)/e.blockSize)) }) {
 		return false, gone, errUnchanged
 	}
 	if len(misses) == 0 {
@@ -150,7 +151,7 @@ func (e *Engine) Allocation(_ context.Context, off, n int64) ([]device.Extent, e
 	var extents []device.Extent
 	var few [64]sectormap.Run
 	for block, left := uint64(off)/uint64(e.blockSize), uint64(n)/uint64(e.blockSize); left > 0 && len(extents) < most; {
-		some := min(left, 1<<20)
+		some := min(left, most) // a run for each of them, if it comes to that
 		for _, r := range e.maps.Lookup(block, uint32(some), few[:0]) {
 			x := device.Extent{Length: int64(r.N) * int64(e.blockSize), Hole: !r.Loc.Mapped()}
 			if last := len(extents) - 1; last >= 0 && extents[last].Hole == x.Hole {

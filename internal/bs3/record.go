@@ -58,6 +58,7 @@ func (e *Engine) changeVolume(ctx context.Context, f func(*layout.Volume)) (*lay
 		return nil, context.Cause(ctx)
 	}
 	id := layout.NewNonce().String()
+	var denied denials
 	for {
 		v, version, err := e.ownVolume(ctx)
 		if err != nil {
@@ -79,6 +80,9 @@ func (e *Engine) changeVolume(ctx context.Context, f func(*layout.Volume)) (*lay
 		}
 		if !errors.Is(err, objproxy.ErrExists) {
 			return nil, fmt.Errorf("change the volume record: %w", err)
+		}
+		if err := e.again(ctx, &denied, layout.VolumeName); err != nil {
+			return nil, err
 		}
 	}
 }
@@ -114,8 +118,9 @@ func (e *Engine) nameSuccessor(err error) error {
 	return err
 }
 
-// maxRead bounds what readAll takes: more than any checkpoint or pack.
-const maxRead = 1 << 30
+// maxRead bounds what readAll takes, and so a checkpoint: S3 takes no more in
+// one put.
+const maxRead = 5 << 30
 
 // readAll reads a whole object whose size is not known, and its version.
 func readAll(ctx context.Context, store objproxy.Store, name string) ([]byte, objproxy.Version, error) {

@@ -20,12 +20,24 @@ type position struct {
 	epoch uint64
 }
 
-// rollForward applies the log from p on and stores our fence at its end. It
-// returns the fence's key. ErrFenced (wrapped) if a newer writer is there.
-func (e *Engine) rollForward(ctx context.Context, p position) (key.Key, error) {
+// reach is a key that the log ends at or above: the record names no checkpoint
+// before all that it holds is in the store.
+func reach(v *layout.Volume) (end key.Key) {
+	for _, name := range v.Checkpoints {
+		k, _, _, _ := layout.ParseCheckpointName(name) // the record was checked
+		end = max(end, k+1)
+	}
+	return end
+}
+
+// rollForward applies the log from p on and stores our fence at its end, which
+// is not below least. It returns the fence's key. ErrFenced (wrapped) if a newer
+// writer is there.
+func (e *Engine) rollForward(ctx context.Context, p position, least key.Key) (key.Key, error) {
 	ahead := e.tails().ahead(ctx, p.next)
 	defer ahead.close()
 	read := ahead.next
+	var denied denials
 	for {
 		k := p.next
 		found, err := read()
@@ -49,10 +61,13 @@ func (e *Engine) rollForward(ctx context.Context, p position) (key.Key, error) {
 			}
 			p = position{k + 1, found.obj.Epoch}
 			e.opening("reading the log", e.sinceCheckpoint.objects, 0)
-			read = ahead.next
+			read, denied = ahead.next, 0
 			continue
 		default: // a leftover of a writer that was fenced before it
 			cond = objproxy.IfVersion(found.version)
+		}
+		if k < least {
+			return 0, fmt.Errorf("%w: read the log: object %d (%s): %w: it is missing or a leftover, but a checkpoint was made of the objects up to %d", ErrRefused, k, k.Name(), layout.ErrDamaged, least-1)
 		}
 		err = e.putFence(ctx, k, cond)
 		if err == nil {
@@ -60,6 +75,9 @@ func (e *Engine) rollForward(ctx context.Context, p position) (key.Key, error) {
 		}
 		if !errors.Is(err, objproxy.ErrExists) {
 			return 0, fmt.Errorf("store our fence: %w", err)
+		}
+		if err := e.again(ctx, &denied, k.Name()); err != nil {
+			return 0, err
 		}
 		read = func() (tail, error) { return e.tails().read(ctx, k) } // judge what came in between
 	}
@@ -76,21 +94,29 @@ func (e *Engine) unreadable(err error) error {
 
 // apply takes one object of the log into the map.
 func (e *Engine) apply(o *layout.Object) error {
-	switch {
-	case int(o.BlockSize) != e.blockSize:
-		return fmt.Errorf("object %d: %w: blocks of %d bytes", o.Key, layout.ErrDamaged, o.BlockSize)
-	case o.FirstSeq != e.seq:
+	if err := e.fits(o); err != nil {
+		return err
+	}
+	if o.FirstSeq != e.seq {
 		return fmt.Errorf("object %d: %w: sequence number %d where %d is next", o.Key, layout.ErrDamaged, o.FirstSeq, e.seq)
+	}
+	e.maps.Apply(o)
+	e.seq = o.NextSeq()
+	e.sinceCheckpoint.objects++
+	e.sinceCheckpoint.bytes += int64(o.Blocks)*int64(o.BlockSize) + int64(layout.TailSize(int(o.Blocks), len(o.Records)))
+	return nil
+}
+
+// fits says whether an object is made for this volume. Error: layout.ErrDamaged.
+func (e *Engine) fits(o *layout.Object) error {
+	if int(o.BlockSize) != e.blockSize {
+		return fmt.Errorf("object %d: %w: blocks of %d bytes", o.Key, layout.ErrDamaged, o.BlockSize)
 	}
 	for i, r := range o.Records {
 		if r.Block+uint64(r.Blocks) > e.maps.Blocks() {
 			return fmt.Errorf("object %d: %w: record %d reaches to block %d of %d", o.Key, layout.ErrDamaged, i, r.Block+uint64(r.Blocks), e.maps.Blocks())
 		}
 	}
-	e.maps.Apply(o)
-	e.seq = o.NextSeq()
-	e.sinceCheckpoint.objects++
-	e.sinceCheckpoint.bytes += int64(o.Blocks)*int64(o.BlockSize) + int64(layout.TailSize(int(o.Blocks), len(o.Records)))
 	return nil
 }
 

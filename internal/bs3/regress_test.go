@@ -232,3 +232,46 @@ func TestUploadWaitsForConditions(t *testing.T) {
 		shut(t, e)
 	})
 }
+
+// A store that denies every condition, whatever it shows, is asked now and
+// then, and comes back by itself.
+func TestDeniedConditionsAreNotHurried(t *testing.T) {
+	for what, match := range map[string]func(op objtest.Op) bool{
+		"objects":       isObject,
+		"volume record": func(op objtest.Op) bool { return op.Name == layout.VolumeName },
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			var denies atomic.Bool
+			var puts atomic.Int32
+			hooks := &objtest.Hooks{Inner: objtest.NewMemory(), Before: func(_ context.Context, op objtest.Op) error {
+				if !denies.Load() || op.Kind != objtest.Put || !match(op) {
+					return nil
+				}
+				if puts.Add(1) > 100 {
+					time.Sleep(time.Second) // or no time would ever pass
+				}
+				return objproxy.ErrExists
+			}}
+			o := options(t, hooks)
+			o.OpenFor = 0
+			shut(t, open(t, o))
+			forMinute := func() {
+				denies.Store(true)
+				time.AfterFunc(time.Minute, func() { denies.Store(false) })
+			}
+			forMinute()
+			e := open(t, o)
+			s := newShadow(e)
+			forMinute()
+			s.write(t, e, rand.New(rand.NewPCG(1, 1)), 1, 2)
+			if err := errors.Join(e.Flush(t.Context()), e.Checkpoint(t.Context())); err != nil {
+				t.Error(err)
+			}
+			s.compare(t, e)
+			shut(t, e)
+			if n := puts.Load(); n < 8 || n > 40 {
+				t.Errorf("%s: %d puts in two minutes", what, n)
+			}
+		})
+	}
+}

@@ -12,22 +12,37 @@ import (
 )
 
 func TestStoreWithoutConditionsIsRefused(t *testing.T) {
-	memory := objtest.NewMemory()
-	o := options(t, unconditional{memory})
-	if _, err := bs3.Open(t.Context(), o); !errors.Is(err, bs3.ErrRefused) || !errors.Is(err, objproxy.ErrNoConditionalPut) {
-		t.Fatalf("open: %v", err)
+	for _, refuses := range []bool{false, true} {
+		memory := objtest.NewMemory()
+		o := options(t, unconditional{memory, refuses})
+		if _, err := bs3.Open(t.Context(), o); !errors.Is(err, bs3.ErrRefused) || !errors.Is(err, objproxy.ErrNoConditionalPut) {
+			t.Fatalf("open: %v", err)
+		}
+		if got := objects(t, memory); got != "[]" {
+			t.Fatalf("the store was changed: %s", got)
+		}
+		o.UnsafeNoFencing = true
+		for range 2 {
+			e := open(t, o)
+			if err := errors.Join(e.WriteAt(t.Context(), make([]byte, blockSize), 0), e.Flush(t.Context())); err != nil {
+				t.Fatal(err)
+			}
+			shut(t, e)
+		}
 	}
-	if got := objects(t, memory); got != "[]" {
-		t.Fatalf("the store was changed: %s", got)
-	}
-	o.UnsafeNoFencing = true
-	shut(t, open(t, o))
 }
 
-// unconditional is a store that takes no notice of conditions.
-type unconditional struct{ objproxy.Store }
+// unconditional is a store that takes no notice of conditions, or refuses to
+// have any.
+type unconditional struct {
+	objproxy.Store
+	refuses bool
+}
 
-func (u unconditional) Put(ctx context.Context, name string, body objproxy.Body, _ objproxy.Condition) (objproxy.Version, error) {
+func (u unconditional) Put(ctx context.Context, name string, body objproxy.Body, cond objproxy.Condition) (objproxy.Version, error) {
+	if _, version := cond.Version(); u.refuses && (version || cond.Absent()) {
+		return "", errors.ErrUnsupported
+	}
 	return u.Store.Put(ctx, name, body, objproxy.Condition{})
 }
 

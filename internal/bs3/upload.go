@@ -85,8 +85,8 @@ func (e *Engine) uploader() {
 	}
 }
 
-// unsupportedWait is how long an upload waits where Retry does not.
-const unsupportedWait = 10 * time.Second
+// ownWait is how long we wait before another try where Retry does not.
+const ownWait = 10 * time.Second
 
 // upload stores a sealed chunk under its key. It gives up only when another
 // writer has the volume (ErrFenced) or the engine stops.
@@ -99,6 +99,7 @@ func (e *Engine) upload(c *chunk) error {
 		Closed: func() { e.unref(c); e.bodies.Add(-1) },
 	}
 	cond := objproxy.IfAbsent()
+	var denied denials
 	for {
 		_, err := e.store.Put(e.ctx, c.obj.Key.Name(), body, cond)
 		if err == nil {
@@ -108,13 +109,16 @@ func (e *Engine) upload(c *chunk) error {
 			// The store took conditions when the volume was opened: something between
 			// us and it does not now.
 			e.log.Error().Err(err).Uint64("key", uint64(c.obj.Key)).Msg("can not store an object; trying again")
-			if err := sleep(e.ctx, unsupportedWait); err != nil {
+			if err := sleep(e.ctx, ownWait); err != nil {
 				return err
 			}
 			continue
 		}
 		if !errors.Is(err, objproxy.ErrExists) {
 			return fmt.Errorf("upload object %d: %w", c.obj.Key, err)
+		}
+		if err := e.again(e.ctx, &denied, c.obj.Key.Name()); err != nil {
+			return err
 		}
 		var done bool
 		if done, cond, err = e.contest(&c.obj); err != nil || done {
@@ -154,6 +158,23 @@ func (e *Engine) contest(ours *layout.Object) (done bool, next objproxy.Conditio
 			return false, next, err
 		}
 	}
+}
+
+// denials counts how often in a row the condition of a put did not hold.
+type denials int
+
+// mostDenials is how many of them other writers and lost answers explain.
+const mostDenials = 3
+
+// again is called when the condition of a put does not hold, although it came
+// from what was there a moment ago. A store that goes on to say so contradicts
+// itself: then it waits, and tells, before what is there is read once more.
+func (e *Engine) again(ctx context.Context, n *denials, name string) error {
+	if *n++; *n <= mostDenials {
+		return nil
+	}
+	e.log.Error().Str("name", name).Int("times", int(*n)).Msg("the store denies a condition that holds by what it shows; trying again")
+	return sleep(ctx, ownWait)
 }
 
 // sleep waits for d or until ctx ends, and says why it ended.

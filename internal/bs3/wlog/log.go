@@ -26,6 +26,7 @@ type Log struct {
 	inUse    []extent // oldest first, of ascending keys
 	found    []found  // what OpenLog found, by sequence number
 	synced   uint64   // the highest that a frame found says of those before it
+	last     uint64   // after the last record found
 	heads    []byte   // of the frames being written
 	parts    [][]byte
 	zeros    [layout.LogAlign]byte
@@ -98,7 +99,7 @@ func (l *Log) Close() error { return l.file.Close() }
 // count. The zero nonce leaves it to the next one. It is synced.
 func (l *Log) Own(uuid layout.UUID, nonce layout.Nonce, blockSize int) error {
 	l.head.UUID, l.head.Nonce, l.head.BlockSize = uuid, nonce, uint32(blockSize)
-	l.position, l.inUse, l.found, l.synced = 0, nil, nil, 0
+	l.position, l.inUse, l.found, l.synced, l.last = 0, nil, nil, 0, 0
 	if err := l.file.Writev([][]byte{layout.AppendLogHeader(nil, &l.head)}, 0); err != nil {
 		return fmt.Errorf("local log %s: %w", l.path, err)
 	}

@@ -79,7 +79,7 @@ func (l *Log) scan() error {
 			switch {
 			case err == nil:
 				l.found = append(l.found, found{layout.LogHeaderSize + at, f.FirstSeq, f.NextSeq()})
-				l.synced = max(l.synced, f.Synced)
+				l.synced, l.last = max(l.synced, f.Synced), max(l.last, f.NextSeq())
 				size = f.Size()
 			case !errors.Is(err, layout.ErrDamaged):
 				return err
@@ -129,12 +129,7 @@ func (l *Log) Synced() uint64 { return l.synced }
 
 // Last is the sequence number after that of the last record found; 0 if there
 // is none.
-func (l *Log) Last() (next uint64) {
-	for _, f := range l.found {
-		next = max(next, f.next)
-	}
-	return next
-}
+func (l *Log) Last() (next uint64) { return l.last }
 
 // Entries gives the records of a frame found that has the one of sequence
 // number seq, from that one on; none if no frame has it. It is called with
