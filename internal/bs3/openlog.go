@@ -129,8 +129,8 @@ func (e *Engine) dropLog(v *layout.Volume) error {
 	}
 	aside, err := e.cacheDir.SetAside(wlog.LogFileName)
 	if err != nil && e.logging.failed != nil {
-		e.goWithoutCache(err) // it can neither be read nor renamed, and nothing on it is needed
-		return nil
+		e.goWithoutCache(err)
+		return nil //nolint:nilerr // it can neither be read nor renamed, and nothing on it is needed
 	}
 	if err != nil {
 		return err

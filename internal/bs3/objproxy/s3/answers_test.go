@@ -551,8 +551,8 @@ func TestCredentialChainIsSilent(t *testing.T) {
 	}
 	defer said.Close()
 	usual := os.Stderr
-	os.Stderr = said
-	defer func() { os.Stderr = usual }()
+	os.Stderr = said                     //nolint:reassign // what writes there finds it by this name
+	defer func() { os.Stderr = usual }() //nolint:reassign // see above
 	s, err := s3.New(t.Context(), s3.Options{Endpoint: refuses.URL, Bucket: "bucket", Region: "eu-central-1"})
 	if err != nil {
 		t.Fatal(err)
