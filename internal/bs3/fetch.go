@@ -76,7 +76,7 @@ func (e *Engine) fetchGroup(ctx context.Context, g []miss) error {
 		if len(g) > 1 {
 			copy(m.dst, buf[e.byteOffset(m.loc)-from:])
 		}
-		e.cachePut(m.loc, m.dst, m.epoch)
+		e.cachePut(m)
 	}
 	return nil
 }

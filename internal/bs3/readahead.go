@@ -16,6 +16,8 @@ const (
 	// aheadFetches bounds the requests of all streams together, so that most of
 	// the downloaders are left to reads that somebody waits for.
 	aheadFetches = 16
+	// alignAhead is a multiple of any block size, in bytes.
+	alignAhead = 4096
 )
 
 // readahead follows streams of sequential reads and fetches into the read
@@ -32,12 +34,14 @@ type readahead struct {
 	mu      sync.Mutex
 	streams [streams]stream
 	oldest  int // the next to be replaced
+	windows int // given out so far
 }
 
 type stream struct {
 	next   int64 // where the read that follows would begin
 	ahead  int64 // how far was fetched
 	window int64 // bytes fetched last; 0 = not recognised yet
+	last   int   // how many windows were given out when it got its own
 }
 
 func newReadahead() *readahead {
@@ -91,13 +95,26 @@ func (r *readahead) missed(off, n int64) {
 }
 
 // extend gives the next window of stream i and sets the mark at its start. It
-// ends at a multiple of piece.
+// ends at a multiple of piece. The streams that go on share most, or what is
+// fetched for one would drive out of the cache what another has yet to read.
 func (r *readahead) extend(i int, most, piece, size int64) (off, n int64) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	s := &r.streams[i]
 	if s.window == 0 {
 		return 0, 0 // it was replaced meanwhile
+	}
+	r.windows++
+	s.last = r.windows
+	live := int64(0)
+	for _, other := range r.streams {
+		if other.window > 0 && r.windows-other.last < 2*streams {
+			live++
+		}
+	}
+	most = max(firstAhead, most/live)
+	for piece > most {
+		piece = piece / 2 &^ (alignAhead - 1)
 	}
 	s.window = min(2*s.window, most)
 	off = s.ahead
@@ -111,7 +128,8 @@ func (r *readahead) extend(i int, most, piece, size int64) (off, n int64) {
 
 // aheadReader fetches windows as they become due, until the engine stops.
 func (e *Engine) aheadReader() {
-	// No more than an eighth of the cache, or streams would displace each other.
+	// An eighth of the cache: there are up to two windows, and what was read ahead
+	// may take half of it.
 	most := max(int64(firstAhead), min(e.opts.Readahead, e.opts.ReadCache/8))
 	// What was written in one stream from the start of the volume lies in objects
 	// that begin at multiples of this: each is read by one request.
@@ -183,7 +201,7 @@ func (e *Engine) notCached(misses []miss, loc layout.Location, dst []byte) []mis
 		if last := len(misses) - 1; joined {
 			misses[last].dst = misses[last].dst[:len(misses[last].dst)+len(block)]
 		} else {
-			misses = append(misses, miss{loc: loc.Add(i), dst: block})
+			misses = append(misses, miss{loc: loc.Add(i), dst: block, ahead: true})
 		}
 		joined = true
 	}

@@ -73,6 +73,71 @@ func TestSequentialReadIsReadAhead(t *testing.T) {
 	})
 }
 
+// TestWhatIsReadAheadIsReadOnce: streams through more than the cache holds fetch
+// each byte once, however many there are, and leave what is read often alone.
+func TestWhatIsReadAheadIsReadOnce(t *testing.T) {
+	synctest.Test(t, readAheadOnce)
+}
+
+func readAheadOnce(t *testing.T) {
+	const mib, size = 1 << 20, 160 << 20
+	memory := objtest.NewMemory()
+	o := bs3.Options{
+		Store: memory, Log: zerolog.Nop(), Host: bs3.Host{ID: "a"}, Size: 256 << 20, BlockSize: 4096, ChunkSize: mib,
+		Memory: 8 * mib, Uploaders: 4, Durable: true, ReadCache: 32 * mib, Readahead: 32 * mib,
+	}
+	w := open(t, o)
+	for off := int64(0); off < size; off += mib {
+		if err := w.WriteAt(t.Context(), make([]byte, mib), off); err != nil {
+			t.Fatal(err)
+		}
+	}
+	shut(t, w)
+	var fetched atomic.Int64
+	o.Store = &objtest.Hooks{Inner: memory, Before: func(_ context.Context, op objtest.Op) error {
+		if op.Kind == objtest.Get && isObject(op) {
+			fetched.Add(op.Bytes)
+		}
+		return nil
+	}}
+	const hot, request = 8 * mib, 128 << 10
+	p := make([]byte, request)
+	for _, streams := range []int64{1, 8} {
+		e := open(t, o)
+		read := func(p []byte, off int64) {
+			if !e.TryReadAt(p, off) {
+				if err := e.ReadAt(t.Context(), p, off); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		for range 3 {
+			for off := int64(0); off < hot; off += 8192 { // no stream
+				read(p[:4096], off)
+			}
+		}
+		fetched.Store(0)
+		each := (size - hot) / streams / request * request
+		for off := int64(0); off < each; off += request {
+			for s := range streams {
+				read(p, hot+s*each+off)
+			}
+		}
+		if got := fetched.Load(); got > size*11/10 {
+			t.Errorf("%d streams of %d MiB together fetched %d MiB", streams, (size-hot)/mib, got/mib)
+		}
+		synctest.Wait() // until nothing is read ahead any more
+		fetched.Store(0)
+		for off := int64(0); off < hot; off += 8192 {
+			read(p[:4096], off)
+		}
+		if got := fetched.Load(); got > hot/2/20 {
+			t.Errorf("beside %d streams %d KiB of %d that are read often had to be fetched again", streams, got>>10, hot/2>>10)
+		}
+		shut(t, e)
+	}
+}
+
 // TestRandomReadIsNotReadAhead: reads that follow no stream cause no requests
 // but their own.
 func TestRandomReadIsNotReadAhead(t *testing.T) {
