@@ -41,6 +41,7 @@ type stream struct {
 	next   int64 // where the read that follows would begin
 	ahead  int64 // how far was fetched
 	window int64 // bytes fetched last; 0 = not recognised yet
+	missed int64 // where the last read of it that was missed has ended
 	last   int   // how many windows were given out when it got its own
 }
 
@@ -78,14 +79,24 @@ func (r *readahead) missed(off, n int64) {
 		switch {
 		case s.next == off && s.window == 0:
 			s.next = off + n
-			s.ahead, s.window = s.next, firstAhead/2
+			s.ahead, s.window, s.missed = s.next, firstAhead/2, s.next
 			r.marks[i].Store(-1)
 			select {
 			case r.due <- i:
 			default:
 			}
 			return
-		case s.window > 0 && off >= s.next && off < s.ahead: // it is faster than we are
+		case s.window > 0 && off >= s.next && off <= max(s.ahead, s.missed): // it is faster than we are
+			followed := off == s.missed
+			s.missed = off + n
+			// It may have passed its mark before that was there.
+			if mark := r.marks[i].Load(); followed && mark >= 0 && mark < off && r.marks[i].CompareAndSwap(mark, -1) {
+				s.ahead = max(s.ahead, s.missed)
+				select {
+				case r.due <- i:
+				default:
+				}
+			}
 			return
 		}
 	}
