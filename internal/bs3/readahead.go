@@ -13,8 +13,8 @@ const (
 	// firstAhead is the window of a stream that was just recognised; it doubles
 	// with each window that is read up.
 	firstAhead = 1 << 20
-	// aheadFetches bounds the requests of all streams together, so that most of
-	// the downloaders are left to reads that somebody waits for.
+	// aheadFetches bounds the pieces that all streams together fetch at a time,
+	// and with them the memory.
 	aheadFetches = 16
 	// alignAhead is a multiple of any block size, in bytes.
 	alignAhead = 4096
@@ -29,7 +29,11 @@ type readahead struct {
 	// for none. They alone are looked at by reads that hit.
 	marks [streams]atomic.Int64
 	due   chan int    // streams whose mark was reached
-	slots chan []byte // a buffer, or nil, for each request that may be under way
+	slots chan []byte // a buffer, or nil, for each piece that may be under way
+	// turns has room for each request that may be under way. What was written in
+	// random order takes many for a piece; half of the downloaders are left to
+	// reads that somebody waits for.
+	turns chan struct{}
 
 	mu      sync.Mutex
 	streams [streams]stream
@@ -45,8 +49,11 @@ type stream struct {
 	last   int   // how many windows were given out when it got its own
 }
 
-func newReadahead() *readahead {
-	r := &readahead{due: make(chan int, streams), slots: make(chan []byte, aheadFetches)}
+func newReadahead(downloaders int) *readahead {
+	if downloaders == 0 {
+		downloaders = 2 * aheadFetches
+	}
+	r := &readahead{due: make(chan int, streams), slots: make(chan []byte, aheadFetches), turns: make(chan struct{}, max(1, downloaders/2))}
 	for range aheadFetches {
 		r.slots <- nil
 	}

@@ -6,7 +6,7 @@ import "testing"
 // window, and is not taken for another one.
 func TestReaderBeforeItsMark(t *testing.T) {
 	const request, piece, size = 128 << 10, 1 << 20, 1 << 30
-	r := newReadahead()
+	r := newReadahead(0)
 	at := int64(0)
 	read := func() {
 		r.passed(at, request)

@@ -13,6 +13,7 @@ import (
 	"github.com/rs/zerolog"
 
 	"bs3/internal/bs3"
+	"bs3/internal/bs3/objproxy"
 	"bs3/internal/bs3/objproxy/objtest"
 )
 
@@ -136,6 +137,62 @@ func readAheadOnce(t *testing.T) {
 		}
 		shut(t, e)
 	}
+}
+
+// TestReadAheadLeavesDownloaders: however much a stream reads ahead, and in
+// however many requests, a read beside it takes no longer than its own.
+func TestReadAheadLeavesDownloaders(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const mib, latency, region, downloaders = 1 << 20, 10 * time.Millisecond, 32 << 20, 8
+		memory := objtest.NewMemory()
+		o := bs3.Options{
+			Store: memory, Log: zerolog.Nop(), Host: bs3.Host{ID: "a"}, Size: 256 << 20, BlockSize: 4096, ChunkSize: mib,
+			Memory: 8 * mib, Uploaders: 4, Downloaders: downloaders, Durable: true, ReadCache: 128 * mib, Readahead: 8 * mib,
+		}
+		w := open(t, o)
+		block := make([]byte, 4096)
+		// In an order in which no two neighbours lie together.
+		for i := range int64(region / 4096) {
+			if err := w.WriteAt(t.Context(), block, i*2053%(region/4096)*4096); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for off := int64(region); off < 2*region; off += mib {
+			if err := w.WriteAt(t.Context(), make([]byte, mib), off); err != nil {
+				t.Fatal(err)
+			}
+		}
+		shut(t, w)
+		o.Store = objproxy.NewPriority(&objtest.Hooks{Inner: memory, Before: func(_ context.Context, op objtest.Op) error {
+			if op.Kind == objtest.Get && isObject(op) {
+				time.Sleep(latency)
+			}
+			return nil
+		}}, 4, downloaders)
+		e := open(t, o)
+		var wg sync.WaitGroup
+		ctx, stop := context.WithCancel(t.Context())
+		wg.Go(func() {
+			p := make([]byte, 128<<10)
+			for off := int64(0); off < region && ctx.Err() == nil; off += int64(len(p)) {
+				_ = e.ReadAt(ctx, p, off) // until it is stopped
+			}
+		})
+		time.Sleep(20 * latency)
+		for i := range int64(20) {
+			began := time.Now()
+			if err := e.ReadAt(t.Context(), block, region+i*7*mib%region+40960); err != nil {
+				t.Fatal(err)
+			}
+			// The stream's own reads, of 32 blocks, are before it in the line too.
+			if took := time.Since(began); took > (1+(32+downloaders-1)/(downloaders/2))*latency {
+				t.Errorf("a read of a block took %v", took)
+			}
+		}
+		stop()
+		wg.Wait()
+		shut(t, e)
+	})
 }
 
 // TestRandomReadIsNotReadAhead: reads that follow no stream cause no requests
