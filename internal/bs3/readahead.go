@@ -1,6 +1,7 @@
 package bs3
 
 import (
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -10,6 +11,9 @@ import (
 const (
 	// streams is how many sequential readers are followed at once.
 	streams = 16
+	// candidates is how many reads are remembered that may begin one: a stream is
+	// recognised although that many others read at random beside it.
+	candidates = 32
 	// firstAhead is the window of a stream that was just recognised; it doubles
 	// with each window that is read up.
 	firstAhead = 1 << 20
@@ -37,14 +41,15 @@ type readahead struct {
 
 	mu      sync.Mutex
 	streams [streams]stream
-	oldest  int // the next to be replaced
-	windows int // given out so far
+	begun   [candidates]int64 // where a read would go on that missed; -1 = none
+	oldest  int               // of those, the next to be replaced
+	windows int               // given out so far
 }
 
 type stream struct {
 	next   int64 // where the read that follows would begin
 	ahead  int64 // how far was fetched
-	window int64 // bytes fetched last; 0 = not recognised yet
+	window int64 // bytes fetched last; 0 = there is no stream
 	missed int64 // where the last read of it that was missed has ended
 	last   int   // how many windows were given out when it got its own
 }
@@ -59,7 +64,10 @@ func newReadahead(downloaders int) *readahead {
 	}
 	for i := range r.marks {
 		r.marks[i].Store(-1)
-		r.streams[i].next = -1
+		r.streams[i].last = -1
+	}
+	for i := range r.begun {
+		r.begun[i] = -1
 	}
 	return r
 }
@@ -69,10 +77,7 @@ func (r *readahead) passed(off, n int64) {
 	for i := range r.marks {
 		mark := r.marks[i].Load()
 		if mark >= off && mark < off+n && r.marks[i].CompareAndSwap(mark, -1) {
-			select {
-			case r.due <- i:
-			default: // as many are due as there are streams: this one was told
-			}
+			r.tell(i)
 		}
 	}
 }
@@ -83,33 +88,43 @@ func (r *readahead) missed(off, n int64) {
 	defer r.mu.Unlock()
 	for i := range r.streams {
 		s := &r.streams[i]
-		switch {
-		case s.next == off && s.window == 0:
-			s.next = off + n
-			s.ahead, s.window, s.missed = s.next, firstAhead/2, s.next
-			r.marks[i].Store(-1)
-			select {
-			case r.due <- i:
-			default:
-			}
-			return
-		case s.window > 0 && off >= s.next && off <= max(s.ahead, s.missed): // it is faster than we are
-			followed := off == s.missed
-			s.missed = off + n
-			// It may have passed its mark before that was there.
-			if mark := r.marks[i].Load(); followed && mark >= 0 && mark < off && r.marks[i].CompareAndSwap(mark, -1) {
-				s.ahead = max(s.ahead, s.missed)
-				select {
-				case r.due <- i:
-				default:
-				}
-			}
-			return
+		if s.window == 0 || off < s.next || off > max(s.ahead, s.missed) {
+			continue
+		}
+		// It is faster than we are, or it has passed its mark before that was there.
+		followed := off == s.missed
+		s.missed = off + n
+		if mark := r.marks[i].Load(); followed && mark >= 0 && mark < off && r.marks[i].CompareAndSwap(mark, -1) {
+			s.ahead = max(s.ahead, s.missed)
+			r.tell(i)
+		}
+		return
+	}
+	i := slices.Index(r.begun[:], off)
+	if i < 0 {
+		r.begun[r.oldest] = off + n
+		r.oldest = (r.oldest + 1) % candidates
+		return
+	}
+	r.begun[i] = -1
+	i = 0 // the stream that got no window for longest
+	for j, s := range r.streams {
+		if s.last < r.streams[i].last {
+			i = j
 		}
 	}
-	r.streams[r.oldest] = stream{next: off + n}
-	r.marks[r.oldest].Store(-1)
-	r.oldest = (r.oldest + 1) % streams
+	next := off + n
+	r.streams[i] = stream{next: next, ahead: next, missed: next, window: firstAhead / 2, last: r.windows}
+	r.marks[i].Store(-1)
+	r.tell(i)
+}
+
+// tell makes a window of stream i due.
+func (r *readahead) tell(i int) {
+	select {
+	case r.due <- i:
+	default: // as many are due as there are streams: this one was told
+	}
 }
 
 // extend gives the next window of stream i and sets the mark at its start. It
@@ -119,9 +134,6 @@ func (r *readahead) extend(i int, most, piece, size int64) (off, n int64) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	s := &r.streams[i]
-	if s.window == 0 {
-		return 0, 0 // it was replaced meanwhile
-	}
 	r.windows++
 	s.last = r.windows
 	live := int64(0)
