@@ -51,7 +51,8 @@ type Options struct {
 	Linger  time.Duration // how long a chunk stays open after its first write; 0 = until it is full or flushed
 	Memory  int64         // bytes of chunk memory
 
-	Uploaders int // objects uploaded at a time
+	Uploaders   int // objects uploaded at a time
+	Downloaders int // requests for objects that Store makes at a time, of which half may read ahead; 0 = enough
 
 	ReadCache int64 // bytes of memory for what was read or written lately; 0 = none
 	Readahead int64 // bytes, the most that is read ahead of a sequential stream into the read cache; 0 = nothing

@@ -177,7 +177,7 @@ func (e *Engine) keepForReaders(c *chunk) {
 	var from, to uint32 // blocks to be put
 	put := func() {
 		if from < to {
-			e.cachePut(layout.Loc(c.obj.Key, from), c.slot.Data(from, to-from), e.epoch)
+			e.cachePut(miss{loc: layout.Loc(c.obj.Key, from), dst: c.slot.Data(from, to-from), epoch: e.epoch})
 		}
 	}
 	for _, r := range c.obj.Records {

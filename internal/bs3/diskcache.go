@@ -3,7 +3,6 @@ package bs3
 import (
 	"path/filepath"
 
-	"bs3/internal/bs3/layout"
 	"bs3/internal/bs3/rcache"
 )
 
@@ -39,26 +38,34 @@ func (e *Engine) fromDisk(misses []miss) (rest []miss) {
 			continue
 		}
 		e.disk.Get(m.loc, m.epoch, m.dst, func(at, n int, found bool) {
-			some := miss{m.loc.Add(uint32(at)), m.dst[at*e.blockSize:][:n*e.blockSize], m.epoch}
+			some := miss{m.loc.Add(uint32(at)), m.dst[at*e.blockSize:][:n*e.blockSize], m.epoch, m.ahead}
 			switch {
 			case !found:
 				rest = append(rest, some)
-			case e.cache != nil:
-				e.cache.Put(some.loc, some.dst)
+			default:
+				e.memoryPut(some)
 			}
 		})
 	}
 	return rest
 }
 
-// cachePut puts blocks of an object of that epoch, which the durable key
-// covers, into the caches.
-func (e *Engine) cachePut(loc layout.Location, data []byte, epoch uint64) {
-	if e.cache != nil {
-		e.cache.Put(loc, data)
+// cachePut puts blocks that were fetched, or could have been, into the caches:
+// the durable key covers their object.
+func (e *Engine) cachePut(m miss) {
+	e.memoryPut(m)
+	if e.disk != nil && m.epoch > 0 {
+		e.disk.Put(m.loc, m.epoch, m.dst)
 	}
-	if e.disk != nil && epoch > 0 {
-		e.disk.Put(loc, epoch, data)
+}
+
+func (e *Engine) memoryPut(m miss) {
+	switch {
+	case e.cache == nil:
+	case m.ahead:
+		e.cache.PutAhead(m.loc, m.dst)
+	default:
+		e.cache.Put(m.loc, m.dst)
 	}
 }
 

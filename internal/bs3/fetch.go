@@ -21,13 +21,25 @@ func (e *Engine) fetch(ctx context.Context, misses []miss) (layout.Location, err
 		misses = e.fromDisk(misses)
 	}
 	groups := e.group(misses)
-	if len(groups) == 1 {
+	if len(groups) == 1 && !groups[0][0].ahead {
 		return groups[0][0].loc, e.fetchGroup(ctx, groups[0])
 	}
 	errs := make([]error, len(groups))
 	var wg sync.WaitGroup
 	for i, g := range groups {
-		wg.Go(func() { errs[i] = e.fetchGroup(ctx, g) })
+		if !g[0].ahead {
+			wg.Go(func() { errs[i] = e.fetchGroup(ctx, g) })
+			continue
+		}
+		select {
+		case e.ahead.turns <- struct{}{}:
+			wg.Go(func() {
+				defer func() { <-e.ahead.turns }()
+				errs[i] = e.fetchGroup(ctx, g)
+			})
+		case <-ctx.Done():
+			errs[i] = context.Cause(ctx)
+		}
 	}
 	wg.Wait()
 	for i, err := range errs {
@@ -76,7 +88,7 @@ func (e *Engine) fetchGroup(ctx context.Context, g []miss) error {
 		if len(g) > 1 {
 			copy(m.dst, buf[e.byteOffset(m.loc)-from:])
 		}
-		e.cachePut(m.loc, m.dst, m.epoch)
+		e.cachePut(m)
 	}
 	return nil
 }

@@ -61,7 +61,7 @@ func Open(ctx context.Context, opts Options) (*Engine, error) {
 		}
 	}
 	if e.cache != nil && opts.Readahead > 0 {
-		e.ahead = newReadahead()
+		e.ahead = newReadahead(opts.Downloaders)
 	}
 	e.ring = newRing(e.slots() + heapChunks)
 	e.ctx, e.cancel = context.WithCancelCause(context.WithoutCancel(ctx))

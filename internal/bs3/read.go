@@ -17,6 +17,7 @@ type miss struct {
 	loc   layout.Location
 	dst   []byte
 	epoch uint64 // of the object, where it is needed and known
+	ahead bool   // nobody has asked for it yet
 }
 
 // TryReadAt implements device.Fast: true when nothing of it is in the store.

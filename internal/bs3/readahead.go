@@ -1,6 +1,7 @@
 package bs3
 
 import (
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -10,12 +11,17 @@ import (
 const (
 	// streams is how many sequential readers are followed at once.
 	streams = 16
+	// candidates is how many reads are remembered that may begin one: a stream is
+	// recognised although that many others read at random beside it.
+	candidates = 32
 	// firstAhead is the window of a stream that was just recognised; it doubles
 	// with each window that is read up.
 	firstAhead = 1 << 20
-	// aheadFetches bounds the requests of all streams together, so that most of
-	// the downloaders are left to reads that somebody waits for.
+	// aheadFetches bounds the pieces that all streams together fetch at a time,
+	// and with them the memory.
 	aheadFetches = 16
+	// alignAhead is a multiple of any block size, in bytes.
+	alignAhead = 4096
 )
 
 // readahead follows streams of sequential reads and fetches into the read
@@ -27,27 +33,41 @@ type readahead struct {
 	// for none. They alone are looked at by reads that hit.
 	marks [streams]atomic.Int64
 	due   chan int    // streams whose mark was reached
-	slots chan []byte // a buffer, or nil, for each request that may be under way
+	slots chan []byte // a buffer, or nil, for each piece that may be under way
+	// turns has room for each request that may be under way. What was written in
+	// random order takes many for a piece; half of the downloaders are left to
+	// reads that somebody waits for.
+	turns chan struct{}
 
 	mu      sync.Mutex
 	streams [streams]stream
-	oldest  int // the next to be replaced
+	begun   [candidates]int64 // where a read would go on that missed; -1 = none
+	oldest  int               // of those, the next to be replaced
+	windows int               // given out so far
 }
 
 type stream struct {
 	next   int64 // where the read that follows would begin
 	ahead  int64 // how far was fetched
-	window int64 // bytes fetched last; 0 = not recognised yet
+	window int64 // bytes fetched last; 0 = there is no stream
+	missed int64 // where the last read of it that was missed has ended
+	last   int   // how many windows were given out when it got its own
 }
 
-func newReadahead() *readahead {
-	r := &readahead{due: make(chan int, streams), slots: make(chan []byte, aheadFetches)}
+func newReadahead(downloaders int) *readahead {
+	if downloaders == 0 {
+		downloaders = 2 * aheadFetches
+	}
+	r := &readahead{due: make(chan int, streams), slots: make(chan []byte, aheadFetches), turns: make(chan struct{}, max(1, downloaders/2))}
 	for range aheadFetches {
 		r.slots <- nil
 	}
 	for i := range r.marks {
 		r.marks[i].Store(-1)
-		r.streams[i].next = -1
+		r.streams[i].last = -1
+	}
+	for i := range r.begun {
+		r.begun[i] = -1
 	}
 	return r
 }
@@ -57,10 +77,7 @@ func (r *readahead) passed(off, n int64) {
 	for i := range r.marks {
 		mark := r.marks[i].Load()
 		if mark >= off && mark < off+n && r.marks[i].CompareAndSwap(mark, -1) {
-			select {
-			case r.due <- i:
-			default: // as many are due as there are streams: this one was told
-			}
+			r.tell(i)
 		}
 	}
 }
@@ -71,33 +88,63 @@ func (r *readahead) missed(off, n int64) {
 	defer r.mu.Unlock()
 	for i := range r.streams {
 		s := &r.streams[i]
-		switch {
-		case s.next == off && s.window == 0:
-			s.next = off + n
-			s.ahead, s.window = s.next, firstAhead/2
-			r.marks[i].Store(-1)
-			select {
-			case r.due <- i:
-			default:
-			}
-			return
-		case s.window > 0 && off >= s.next && off < s.ahead: // it is faster than we are
-			return
+		if s.window == 0 || off < s.next || off > max(s.ahead, s.missed) {
+			continue
+		}
+		// It is faster than we are, or it has passed its mark before that was there.
+		followed := off == s.missed
+		s.missed = off + n
+		if mark := r.marks[i].Load(); followed && mark >= 0 && mark < off && r.marks[i].CompareAndSwap(mark, -1) {
+			s.ahead = max(s.ahead, s.missed)
+			r.tell(i)
+		}
+		return
+	}
+	i := slices.Index(r.begun[:], off)
+	if i < 0 {
+		r.begun[r.oldest] = off + n
+		r.oldest = (r.oldest + 1) % candidates
+		return
+	}
+	r.begun[i] = -1
+	i = 0 // the stream that got no window for longest
+	for j, s := range r.streams {
+		if s.last < r.streams[i].last {
+			i = j
 		}
 	}
-	r.streams[r.oldest] = stream{next: off + n}
-	r.marks[r.oldest].Store(-1)
-	r.oldest = (r.oldest + 1) % streams
+	next := off + n
+	r.streams[i] = stream{next: next, ahead: next, missed: next, window: firstAhead / 2, last: r.windows}
+	r.marks[i].Store(-1)
+	r.tell(i)
+}
+
+// tell makes a window of stream i due.
+func (r *readahead) tell(i int) {
+	select {
+	case r.due <- i:
+	default: // as many are due as there are streams: this one was told
+	}
 }
 
 // extend gives the next window of stream i and sets the mark at its start. It
-// ends at a multiple of piece.
+// ends at a multiple of piece. The streams that go on share most, or what is
+// fetched for one would drive out of the cache what another has yet to read.
 func (r *readahead) extend(i int, most, piece, size int64) (off, n int64) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	s := &r.streams[i]
-	if s.window == 0 {
-		return 0, 0 // it was replaced meanwhile
+	r.windows++
+	s.last = r.windows
+	live := int64(0)
+	for _, other := range r.streams {
+		if other.window > 0 && r.windows-other.last < 2*streams {
+			live++
+		}
+	}
+	most = max(firstAhead, most/live)
+	for piece > most {
+		piece = piece / 2 &^ (alignAhead - 1)
 	}
 	s.window = min(2*s.window, most)
 	off = s.ahead
@@ -111,7 +158,8 @@ func (r *readahead) extend(i int, most, piece, size int64) (off, n int64) {
 
 // aheadReader fetches windows as they become due, until the engine stops.
 func (e *Engine) aheadReader() {
-	// No more than an eighth of the cache, or streams would displace each other.
+	// An eighth of the cache: there are up to two windows, and what was read ahead
+	// may take half of it.
 	most := max(int64(firstAhead), min(e.opts.Readahead, e.opts.ReadCache/8))
 	// What was written in one stream from the start of the volume lies in objects
 	// that begin at multiples of this: each is read by one request.
@@ -183,7 +231,7 @@ func (e *Engine) notCached(misses []miss, loc layout.Location, dst []byte) []mis
 		if last := len(misses) - 1; joined {
 			misses[last].dst = misses[last].dst[:len(misses[last].dst)+len(block)]
 		} else {
-			misses = append(misses, miss{loc: loc.Add(i), dst: block})
+			misses = append(misses, miss{loc: loc.Add(i), dst: block, ahead: true})
 		}
 		joined = true
 	}

@@ -13,6 +13,7 @@ import (
 	"github.com/rs/zerolog"
 
 	"bs3/internal/bs3"
+	"bs3/internal/bs3/objproxy"
 	"bs3/internal/bs3/objproxy/objtest"
 )
 
@@ -69,6 +70,127 @@ func TestSequentialReadIsReadAhead(t *testing.T) {
 		if took > serial/4 || gets.Load() > 150 {
 			t.Fatal("the stream was not read ahead")
 		}
+		shut(t, e)
+	})
+}
+
+// TestWhatIsReadAheadIsReadOnce: streams through more than the cache holds fetch
+// each byte once, however many there are, and leave what is read often alone.
+func TestWhatIsReadAheadIsReadOnce(t *testing.T) {
+	synctest.Test(t, readAheadOnce)
+}
+
+func readAheadOnce(t *testing.T) {
+	const mib, size = 1 << 20, 160 << 20
+	memory := objtest.NewMemory()
+	o := bs3.Options{
+		Store: memory, Log: zerolog.Nop(), Host: bs3.Host{ID: "a"}, Size: 256 << 20, BlockSize: 4096, ChunkSize: mib,
+		Memory: 8 * mib, Uploaders: 4, Durable: true, ReadCache: 32 * mib, Readahead: 32 * mib,
+	}
+	w := open(t, o)
+	for off := int64(0); off < size; off += mib {
+		if err := w.WriteAt(t.Context(), make([]byte, mib), off); err != nil {
+			t.Fatal(err)
+		}
+	}
+	shut(t, w)
+	var fetched atomic.Int64
+	o.Store = &objtest.Hooks{Inner: memory, Before: func(_ context.Context, op objtest.Op) error {
+		if op.Kind == objtest.Get && isObject(op) {
+			fetched.Add(op.Bytes)
+		}
+		return nil
+	}}
+	const hot, request = 8 * mib, 128 << 10
+	p := make([]byte, request)
+	for _, streams := range []int64{1, 8} {
+		e := open(t, o)
+		read := func(p []byte, off int64) {
+			if !e.TryReadAt(p, off) {
+				if err := e.ReadAt(t.Context(), p, off); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		for range 3 {
+			for off := int64(0); off < hot; off += 8192 { // no stream
+				read(p[:4096], off)
+			}
+		}
+		fetched.Store(0)
+		each := (size - hot) / streams / request * request
+		for off := int64(0); off < each; off += request {
+			for s := range streams {
+				read(p, hot+s*each+off)
+			}
+		}
+		if got := fetched.Load(); got > size*11/10 {
+			t.Errorf("%d streams of %d MiB together fetched %d MiB", streams, (size-hot)/mib, got/mib)
+		}
+		synctest.Wait() // until nothing is read ahead any more
+		fetched.Store(0)
+		for off := int64(0); off < hot; off += 8192 {
+			read(p[:4096], off)
+		}
+		if got := fetched.Load(); got > hot/2/20 {
+			t.Errorf("beside %d streams %d KiB of %d that are read often had to be fetched again", streams, got>>10, hot/2>>10)
+		}
+		shut(t, e)
+	}
+}
+
+// TestReadAheadLeavesDownloaders: however much a stream reads ahead, and in
+// however many requests, a read beside it takes no longer than its own.
+func TestReadAheadLeavesDownloaders(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const mib, latency, region, downloaders = 1 << 20, 10 * time.Millisecond, 32 << 20, 8
+		memory := objtest.NewMemory()
+		o := bs3.Options{
+			Store: memory, Log: zerolog.Nop(), Host: bs3.Host{ID: "a"}, Size: 256 << 20, BlockSize: 4096, ChunkSize: mib,
+			Memory: 8 * mib, Uploaders: 4, Downloaders: downloaders, Durable: true, ReadCache: 128 * mib, Readahead: 8 * mib,
+		}
+		w := open(t, o)
+		block := make([]byte, 4096)
+		// In an order in which no two neighbours lie together.
+		for i := range int64(region / 4096) {
+			if err := w.WriteAt(t.Context(), block, i*2053%(region/4096)*4096); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for off := int64(region); off < 2*region; off += mib {
+			if err := w.WriteAt(t.Context(), make([]byte, mib), off); err != nil {
+				t.Fatal(err)
+			}
+		}
+		shut(t, w)
+		o.Store = objproxy.NewPriority(&objtest.Hooks{Inner: memory, Before: func(_ context.Context, op objtest.Op) error {
+			if op.Kind == objtest.Get && isObject(op) {
+				time.Sleep(latency)
+			}
+			return nil
+		}}, 4, downloaders)
+		e := open(t, o)
+		var wg sync.WaitGroup
+		ctx, stop := context.WithCancel(t.Context())
+		wg.Go(func() {
+			p := make([]byte, 128<<10)
+			for off := int64(0); off < region && ctx.Err() == nil; off += int64(len(p)) {
+				_ = e.ReadAt(ctx, p, off) // until it is stopped
+			}
+		})
+		time.Sleep(20 * latency)
+		for i := range int64(20) {
+			began := time.Now()
+			if err := e.ReadAt(t.Context(), block, region+i*7*mib%region+40960); err != nil {
+				t.Fatal(err)
+			}
+			// The stream's own reads, of 32 blocks, are before it in the line too.
+			if took := time.Since(began); took > (1+(32+downloaders-1)/(downloaders/2))*latency {
+				t.Errorf("a read of a block took %v", took)
+			}
+		}
+		stop()
+		wg.Wait()
 		shut(t, e)
 	})
 }

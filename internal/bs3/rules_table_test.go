@@ -280,9 +280,9 @@ func (e *Engine) claim(ctx context.Context) (*layout.Volume, error) {
 `, `
 			misses[i].epoch = o.Epoch - o.Epoch + 1
 `}, {"diskcache.go", `
-		e.disk.Put(loc, epoch, data)
+		e.disk.Put(m.loc, m.epoch, m.dst)
 `, `
-		e.disk.Put(loc, 1, data)
+		e.disk.Put(m.loc, 1, m.dst)
 `}}},
 	{"LDUR", "the local log gives up what is stored", []ruleEdit{{"chunk.go", `
 	c.stored = true

@@ -68,7 +68,7 @@ func openVolume(ctx context.Context, c config.Config, h *health, log zerolog.Log
 		Durable:   c.Write.Durable,
 		Linger:    c.Write.LingerTime(),
 		Memory:    int64(c.Write.Memory) * config.MB,
-		Uploaders: c.S3.Uploaders,
+		Uploaders: c.S3.Uploaders, Downloaders: c.S3.Downloaders,
 		ReadCache: int64(c.Read.CacheSize) * config.MB,
 		Readahead: int64(c.Read.Readahead) * config.MB,
 		StatePath: state,

@@ -239,7 +239,13 @@ func measureColdSequential(ctx context.Context, b *bench) ([]row, error) {
 			if _, err := d.fio(ctx, head); err != nil {
 				return err
 			}
-			f, err = job(d, j)(ctx)
+			asked, err := d.counted(ctx, func() (err error) {
+				f, err = job(d, j)(ctx)
+				return err
+			})
+			if err == nil {
+				f["fetched"] = float64(asked.Out) / float64(j.size)
+			}
 			return err
 		})
 		return f, err
@@ -265,6 +271,7 @@ func measureColdSequential(ctx context.Context, b *bench) ([]row, error) {
 	r.Details = append(r.Details,
 		detail{"nbdkit memory", 1e-6 * median(all(p.reference, "memory")), "MB/s"},
 		detail{"raw GET", 1e-6 * median(all(p.reference, "get")), "MB/s"})
+	r = p.with(r, "fetched", "fetched", "bytes for each byte read", 1)
 	if err := b.store.latency(ctx, slowGet, slowPut); err != nil {
 		return nil, err
 	}

@@ -12,8 +12,10 @@
 //
 // Replacement is S3-FIFO (Yang et al., "FIFO queues are all you need for cache
 // eviction", SOSP 2023): new blocks pass through a small queue and reach the
-// main one only if they were read again, so that a scan displaces little. A
-// read that hits takes no exclusive lock.
+// main one only if they were read again, so that a scan displaces little. What
+// is read ahead has a queue of its own, which it leaves once it was read: being
+// read is what it was fetched for, and says nothing about a second time. A read
+// that hits takes no exclusive lock.
 package rcache
 
 import (
@@ -39,6 +41,7 @@ const (
 	leastFrames   = 64
 	groupBits     = 4  // 2^groupBits blocks that lie together share a shard
 	smallShare    = 10 // the small queue is a tenth of a shard
+	aheadShare    = 2  // what was read ahead may displace half of a shard
 	mostFrequency = 3
 )
 
@@ -105,11 +108,16 @@ func (c *Cache) Has(loc layout.Location) bool {
 
 // Put takes a copy of the blocks in data, which lie at loc and after it in an
 // object that the durable key covers.
-func (c *Cache) Put(loc layout.Location, data []byte) {
+func (c *Cache) Put(loc layout.Location, data []byte) { c.put(loc, data, false) }
+
+// PutAhead is Put for blocks that nobody has asked for yet.
+func (c *Cache) PutAhead(loc layout.Location, data []byte) { c.put(loc, data, true) }
+
+func (c *Cache) put(loc layout.Location, data []byte, ahead bool) {
 	for len(data) > 0 {
 		together := 1<<groupBits - int(uint64(loc)&(1<<groupBits-1))
 		some := data[:min(len(data), together*c.blockSize)]
-		c.shard(loc).put(loc, some)
+		c.shard(loc).put(loc, some, ahead)
 		data = data[len(some):]
 		loc = loc.Add(uint32(len(some) / c.blockSize))
 	}
@@ -138,10 +146,10 @@ type shard struct {
 	data  []byte
 	size  int
 
-	used        uint32 // frames that were ever used; from then on they are
-	small, main fifo   // of frames
-	ghosts      ghosts
-	_           [64]byte
+	used               uint32 // frames that were ever used; from then on they are
+	small, main, ahead fifo   // of frames
+	ghosts             ghosts
+	_                  [64]byte
 }
 
 func (s *shard) init(frames int, data []byte, blockSize int) {
@@ -200,7 +208,7 @@ func (s *shard) get(loc layout.Location, dst []byte) bool {
 }
 
 // put takes blocks of one group.
-func (s *shard) put(loc layout.Location, data []byte) {
+func (s *shard) put(loc layout.Location, data []byte, ahead bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for ; len(data) > 0; loc, data = loc.Add(1), data[s.size:] {
@@ -213,9 +221,12 @@ func (s *shard) put(loc layout.Location, data []byte) {
 		s.reads[f].Store(0)
 		at, _ := s.find(loc) // only now: freeing a frame moves entries
 		s.index[at] = f + 1
-		if s.ghosts.take(loc) {
+		switch {
+		case s.ghosts.take(loc):
 			s.main.push(f)
-		} else {
+		case ahead:
+			s.ahead.push(f)
+		default:
 			s.small.push(f)
 		}
 	}
@@ -228,6 +239,9 @@ func (s *shard) free() uint32 {
 		return s.used - 1
 	}
 	for {
+		if f, ok := s.freeAhead(); ok {
+			return f
+		}
 		if s.small.len() > len(s.locs)/smallShare || s.main.len() == 0 {
 			f := s.small.pop()
 			if s.reads[f].Load() > 0 {
@@ -250,6 +264,28 @@ func (s *shard) free() uint32 {
 	}
 }
 
+// freeAhead evicts what was read ahead and has been read, or is too much.
+func (s *shard) freeAhead() (f uint32, ok bool) {
+	for s.ahead.len() > 0 {
+		reads := s.reads[s.ahead.first()].Load()
+		if reads == 0 && s.ahead.len() <= len(s.locs)/aheadShare {
+			return 0, false
+		}
+		f = s.ahead.pop()
+		if reads > 1 {
+			s.reads[f].Store(0)
+			s.main.push(f)
+			continue
+		}
+		if reads > 0 { // else who asks for it now does so for the first time
+			s.ghosts.add(s.locs[f])
+		}
+		s.forget(s.locs[f])
+		return f, true
+	}
+	return 0, false
+}
+
 // fifo is a queue of frames.
 type fifo struct {
 	frames []uint32 // a ring, its length a power of two
@@ -270,6 +306,8 @@ func (q *fifo) push(f uint32) {
 	q.frames[(q.head+q.n)&uint32(len(q.frames)-1)] = f
 	q.n++
 }
+
+func (q *fifo) first() uint32 { return q.frames[q.head] }
 
 func (q *fifo) pop() uint32 {
 	f := q.frames[q.head]

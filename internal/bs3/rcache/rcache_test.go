@@ -74,7 +74,11 @@ func TestIndex(t *testing.T) {
 	p := make([]byte, 8*blockSize)
 	for range 20_000 {
 		i := rnd.IntN(400) * 8
-		c.Put(at(i), p[:(1+rnd.IntN(8))*blockSize])
+		if run := p[:(1+rnd.IntN(8))*blockSize]; rnd.IntN(3) == 0 {
+			c.PutAhead(at(i), run)
+		} else {
+			c.Put(at(i), run)
+		}
 		c.Get(at(rnd.IntN(3200)), p[:blockSize])
 	}
 	for i := range c.shards {
@@ -85,8 +89,8 @@ func TestIndex(t *testing.T) {
 				entries++
 			}
 		}
-		if entries != int(s.used) || s.small.len()+s.main.len() != entries {
-			t.Errorf("%d entries for %d frames, %d and %d in the queues", entries, s.used, s.small.len(), s.main.len())
+		if entries != int(s.used) || s.small.len()+s.main.len()+s.ahead.len() != entries {
+			t.Errorf("%d entries for %d frames, %d, %d and %d in the queues", entries, s.used, s.small.len(), s.main.len(), s.ahead.len())
 		}
 		for f, loc := range s.locs[:s.used] {
 			if e, ok := s.find(loc); !ok || s.index[e] != uint32(f)+1 {
@@ -143,6 +147,45 @@ func TestScanDisplacesLittle(t *testing.T) {
 	}
 	if kept < hot*9/10 {
 		t.Fatalf("of %d hot blocks %d are left after a scan", hot, kept)
+	}
+}
+
+// TestReadAheadScanDisplacesLittle: the same where the scan is read ahead, and
+// all of what was read ahead is still there when it is read.
+func TestReadAheadScanDisplacesLittle(t *testing.T) {
+	c := newCache(t, 16<<10)
+	p := make([]byte, blockSize)
+	const hot, window = 9000, 2000
+	for range 5 {
+		for i := range hot {
+			if !c.Get(at(i), p) {
+				c.Put(at(i), content(i))
+			}
+		}
+	}
+	const from, to = 100_000, 200_000
+	lost := 0
+	for i := from; i < to; i++ {
+		if (i-from)%window == 0 { // two windows ahead at most, as the engine does
+			for j := i + window; j < i+2*window; j++ {
+				c.PutAhead(at(j), content(j))
+			}
+		}
+		if i >= from+window && !c.Get(at(i), p) {
+			lost++
+		}
+	}
+	if lost > 0 {
+		t.Errorf("%d of %d blocks read ahead were gone before they were read", lost, to-from)
+	}
+	kept := 0
+	for i := range hot {
+		if c.Has(at(i)) {
+			kept++
+		}
+	}
+	if kept < hot*9/10 {
+		t.Errorf("of %d hot blocks %d are left after a scan", hot, kept)
 	}
 }
 

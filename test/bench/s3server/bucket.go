@@ -56,6 +56,7 @@ type bucket struct {
 	deletes, heads, bytesIn, out atomic.Int64
 
 	mu      sync.RWMutex
+	dropped bool
 	objects map[string]*object
 }
 
@@ -85,11 +86,14 @@ func (b *bucket) release(o *object) {
 }
 
 // put stores o unless it must be absent and is not, or must be of another
-// version (refused).
+// version, or the bucket was dropped (refused).
 func (b *bucket) put(name string, o *object, absent bool, match string) (ok bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	there := b.objects[name]
+	if b.dropped {
+		return false // a put of a daemon that was killed: its memory would be lost
+	}
 	if absent && there != nil || match != "" && (there == nil || there.etag != match) {
 		return false
 	}
@@ -112,10 +116,11 @@ func (b *bucket) remove(names []string) {
 	}
 }
 
-// empty removes everything.
+// empty removes everything, for good.
 func (b *bucket) empty() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	b.dropped = true
 	for _, o := range b.objects {
 		b.release(o)
 	}
