@@ -8,6 +8,7 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 	"unsafe"
 
@@ -173,7 +174,9 @@ func (c *controlRing) close() error { return errors.Join(c.u.close(), c.f.Close(
 
 // charFile is the real /dev/ublkcN.
 type charFile struct {
-	fd   int
+	fd int
+
+	mu   sync.Mutex // queues begin together
 	maps [][]byte
 }
 
@@ -185,7 +188,9 @@ func (f *charFile) descriptors(queue uint16, depth int) ([]ioDesc, error) {
 	if err != nil {
 		return nil, fmt.Errorf("map the requests of queue %d: %w", queue, err)
 	}
+	f.mu.Lock()
 	f.maps = append(f.maps, mem)
+	f.mu.Unlock()
 	return unsafe.Slice((*ioDesc)(unsafe.Pointer(&mem[0])), depth), nil
 }
 
@@ -215,6 +220,8 @@ func all(p []byte, off int64, do func([]byte, int64) (int, error)) error {
 }
 
 func (f *charFile) close() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	var errs []error
 	for _, mem := range f.maps { // a mapping keeps the device open
 		errs = append(errs, unix.Munmap(mem))
