@@ -144,6 +144,7 @@ type Engine struct {
 	progress        chan struct{} // closed when durable moves on, and replaced
 	closed          error         // why nothing is taken any more; nil while serving
 	sinceCheckpoint logLength
+	checkpointTimed bool // the checkpointer looks by itself whether one is due
 	flushes         gathering
 	logging         localLog
 	written         int64    // bytes of data that were written, see Status

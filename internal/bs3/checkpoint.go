@@ -37,10 +37,10 @@ func (e *Engine) checkpointDue() bool {
 	return e.sinceCheckpoint.objects >= checkpointObjects || e.sinceCheckpoint.bytes >= max(checkpointRatio*e.checkpointCost(), leastLog)
 }
 
-// kickCheckpoint wakes the checkpointer if a checkpoint is due. Under the chunk
-// lock.
+// kickCheckpoint wakes the checkpointer if a checkpoint is due, or may be when
+// the interval has passed. Under the chunk lock.
 func (e *Engine) kickCheckpoint() {
-	if !e.checkpointDue() {
+	if !e.checkpointDue() && (e.checkpointTimed || e.opts.CheckpointInterval <= 0) {
 		return
 	}
 	select {
@@ -50,13 +50,9 @@ func (e *Engine) kickCheckpoint() {
 }
 
 // checkpointer writes checkpoints when they are due, until the engine stops.
+// Nothing wakes it while the log does not grow.
 func (e *Engine) checkpointer() {
-	var tick <-chan time.Time
-	if e.opts.CheckpointInterval > 0 {
-		t := time.NewTicker(e.opts.CheckpointInterval)
-		defer t.Stop()
-		tick = t.C
-	}
+	tick := e.nextCheckpoint()
 	for {
 		var due bool
 		select {
@@ -64,10 +60,15 @@ func (e *Engine) checkpointer() {
 			e.mu.Lock()
 			due = e.checkpointDue()
 			e.mu.Unlock()
+			if !due && tick == nil {
+				tick = e.nextCheckpoint()
+			}
 		case <-tick:
 			e.mu.Lock()
 			due = e.checkpointCost() < cheapCheckpoint
+			e.checkpointTimed = false
 			e.mu.Unlock()
+			tick = nil
 		case <-e.idle.Done():
 			return
 		}
@@ -75,7 +76,22 @@ func (e *Engine) checkpointer() {
 			continue
 		}
 		e.background("checkpoint", e.checkpointIfLonger(objproxy.Background(e.idle)))
+		if tick == nil {
+			tick = e.nextCheckpoint()
+		}
 	}
+}
+
+// nextCheckpoint gives the time at which a cheap checkpoint is due; nil while
+// the log is no longer than at the last one, or there is no interval.
+func (e *Engine) nextCheckpoint() <-chan time.Time {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.opts.CheckpointInterval <= 0 || e.sinceCheckpoint.objects == 0 {
+		return nil
+	}
+	e.checkpointTimed = true
+	return time.After(e.opts.CheckpointInterval)
 }
 
 // background takes the outcome of background work: being fenced fails the

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"golang.org/x/sync/errgroup"
 
@@ -105,11 +106,21 @@ func loadMap(ctx context.Context, store objproxy.Store, uuid layout.UUID, name s
 	for _, l := range c.Leaves {
 		byPack[l.Pack] = append(byPack[l.Pack], l)
 	}
-	// Leaves are loaded beside each other: each fills a place of its own.
+	// Leaves are loaded beside each other: each fills a place of its own. The
+	// buffers are used again, or they would take as much memory as the map.
+	buffers := make(chan []byte, loaders)
+	for range loaders {
+		buffers <- nil
+	}
 	group, ctx := errgroup.WithContext(ctx)
 	group.SetLimit(loaders)
 	for i, leaves := range byPack {
-		group.Go(func() error { return loadPack(ctx, store, uuid, c.Packs[i], leaves, maps) })
+		group.Go(func() error {
+			buf := <-buffers
+			defer func() { buffers <- buf }()
+			buf = slices.Grow(buf[:0], int(min(c.Packs[i].Size, maxRead)))
+			return loadPack(ctx, store, uuid, c.Packs[i], leaves, maps, buf)
+		})
 	}
 	if err := group.Wait(); err != nil {
 		return nil, err
@@ -120,9 +131,9 @@ func loadMap(ctx context.Context, store objproxy.Store, uuid layout.UUID, name s
 // loaders is how many packs are read and decoded at a time.
 const loaders = 8
 
-// loadPack fills the leaves that lie in one pack.
-func loadPack(ctx context.Context, store objproxy.Store, uuid layout.UUID, p layout.PackRef, leaves []layout.LeafRef, maps *mapproxy.Proxy) error {
-	b, err := readPack(ctx, store, uuid, p)
+// loadPack fills the leaves that lie in one pack, which it reads into buf.
+func loadPack(ctx context.Context, store objproxy.Store, uuid layout.UUID, p layout.PackRef, leaves []layout.LeafRef, maps *mapproxy.Proxy, buf []byte) error {
+	b, err := readPack(ctx, store, uuid, p, buf)
 	if err != nil {
 		return err
 	}
@@ -138,12 +149,13 @@ func loadPack(ctx context.Context, store objproxy.Store, uuid layout.UUID, p lay
 	return nil
 }
 
-// readPack reads one pack, which has the size that p says.
-func readPack(ctx context.Context, store objproxy.Store, uuid layout.UUID, p layout.PackRef) ([]byte, error) {
+// readPack reads one pack, which has the size that p says, into buf if that is
+// large enough.
+func readPack(ctx context.Context, store objproxy.Store, uuid layout.UUID, p layout.PackRef, buf []byte) ([]byte, error) {
 	if p.Size > maxRead {
 		return nil, fmt.Errorf("pack %s: %w: %d bytes", p.Name, layout.ErrDamaged, p.Size)
 	}
-	b := make([]byte, p.Size)
+	b := slices.Grow(buf[:0], int(p.Size))[:p.Size]
 	n, info, err := store.Get(ctx, p.Name, b, -1)
 	if err != nil {
 		return nil, fmt.Errorf("read %s: %w", p.Name, err)
