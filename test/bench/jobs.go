@@ -62,11 +62,12 @@ func (b *bench) jobList() []struct {
 
 // measureJobs runs every job once at each latency.
 func measureJobs(ctx context.Context, b *bench) (done []jobResult, err error) {
-	large, err := b.prepared(ctx, b.sequential/2)
-	if err != nil {
-		return nil, err
-	}
 	for _, latency := range [][2]time.Duration{{0, 0}, {slowGet, slowPut}} {
+		// Anew each time: the mixed job leaves it in pieces.
+		large, err := b.prepared(ctx, b.sequential/2)
+		if err != nil {
+			return nil, err
+		}
 		for _, j := range b.jobList() {
 			r := jobResult{Name: j.name, Get: latency[0], Put: latency[1], Writes: j.job.rw != "read" && j.job.rw != "randread", Flushes: j.job.fsync}
 			run := func(d *daemon) error {
@@ -99,6 +100,9 @@ func measureJobs(ctx context.Context, b *bench) (done []jobResult, err error) {
 			fmt.Printf("%s at %v/%v: %s requests/s, %s MB/s\n", r.Name, r.Get, r.Put, number(r.Sample.IOPS), number(r.Sample.Bytes/1e6))
 			done = append(done, r)
 		}
+		if err := b.store.drop(ctx, large); err != nil {
+			return nil, err
+		}
 	}
-	return done, b.store.drop(ctx, large)
+	return done, nil
 }
