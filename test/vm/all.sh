@@ -1,8 +1,7 @@
 #!/bin/bash
 # all.sh [NAME]... runs the tests of guest/ (or those named) in virtual
 # machines, one after the other, each in a fresh one. It makes what they need.
-# What they print is kept in $VMLOGS, if that is set. With VMTRIES=2 one that
-# fails is run again, and what it said at first is printed all the same.
+# What they print is kept in $VMLOGS, if that is set.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 cd "$here/../.."
@@ -59,15 +58,8 @@ for name in "${names[@]}"; do
   for w in ${list:-none}; do
     what=$(basename "$script" .sh) arg=
     [ "$w" = none ] || what=$what-$w arg=$w
-    begin=$SECONDS tries=0
-    while :; do
-      rc=0
-      try "$script" "$arg" > "$work/log" 2>&1 || rc=$?
-      tries=$((tries + 1))
-      [ $rc != 0 ] && [ $tries -lt "${VMTRIES:-1}" ] || break
-      cat "$work/log"
-      echo "again $what: exit $rc"
-    done
+    begin=$SECONDS rc=0
+    try "$script" "$arg" > "$work/log" 2>&1 || rc=$?
     [ -z "${VMLOGS:-}" ] || cp "$work/log" "$VMLOGS/$what.log"
     if [ $rc = 0 ]; then
       echo "ok   $what ($((SECONDS - begin)) s)"
