@@ -335,3 +335,38 @@ func TestLogIsNotCutBelowCheckpoint(t *testing.T) {
 		}
 	})
 }
+
+// While the log does not grow nothing wakes the checkpointer, also after a
+// checkpoint that the interval made due.
+func TestCheckpointerSleepsWhileIdle(t *testing.T) {
+	o := tinyOptions(t)
+	o.CheckpointInterval = 5 * time.Millisecond
+	e, err := Open(t.Context(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if e.nextCheckpoint() != nil {
+		t.Error("a checkpoint is to come of a log that has not grown")
+	}
+	for round := range 3 { // it is woken each time
+		if err := e.WriteAt(t.Context(), make([]byte, 512), 0); err != nil {
+			t.Fatal(err)
+		}
+		if err := e.Flush(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		asleep := func() bool {
+			e.mu.Lock()
+			defer e.mu.Unlock()
+			return e.sinceCheckpoint.objects == 0 && !e.checkpointTimed
+		}
+		for end := time.Now().Add(time.Minute); !asleep(); time.Sleep(time.Millisecond) {
+			if time.Now().After(end) {
+				t.Fatalf("round %d: no checkpoint, or the timer goes on", round)
+			}
+		}
+	}
+	if err := e.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+}
