@@ -16,6 +16,7 @@ import (
 	"bs3/internal/bs3"
 	"bs3/internal/bs3/objproxy"
 	"bs3/internal/bs3/objproxy/objtest"
+	"bs3/internal/bs3/volume"
 	"bs3/internal/device"
 )
 
@@ -168,7 +169,7 @@ func TestRefusals(t *testing.T) {
 			o := base
 			change(&o)
 			_, err := bs3.Open(t.Context(), o)
-			if !errors.Is(err, bs3.ErrRefused) {
+			if !errors.Is(err, volume.ErrRefused) {
 				t.Fatalf("open: %v", err)
 			}
 			t.Log(err)

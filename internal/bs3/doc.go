@@ -2,16 +2,11 @@
 // objects in a store. See docs/ARCHITECTURE.md for the whole, docs/FORMAT.md
 // for the bytes.
 //
-// The way of a write: into the open chunk and the map, under the chunk lock
-// (write.go); the full or flushed chunk goes to the upload pool (upload.go);
-// the durable key moves on when it and all below are stored, and only then
-// its memory is released. The way of a read: the map, then chunk memory above
-// the durable key, the store below it (read.go).
-//
-// Locks. The chunk lock (Engine.mu) serialises everything that changes the
-// log's order: appending, sealing, taking keys, the map's writers, the durable
-// key. Nothing is waited for under it. Readers take no lock; an era keeps
-// the slots they may look at from being used again (era.go).
+// Here a volume is opened and closed (open.go, claim.go, recover.go, files.go)
+// and its parts are put together: the log that takes writes (package writer),
+// the reader, the keeper of checkpoints and the collector of garbage. What they
+// have in common is the volume in the store (package volume) and how long it
+// serves (package life).
 //
 // Errors never become data: a store that fails is asked again (the Store that
 // Open is given must retry), an object that is damaged is named, and only a

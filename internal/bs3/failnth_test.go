@@ -14,8 +14,10 @@ import (
 
 	"github.com/rs/zerolog"
 
+	"bs3/internal/bs3/gc"
 	"bs3/internal/bs3/objproxy"
 	"bs3/internal/bs3/objproxy/objtest"
+	"bs3/internal/bs3/volume"
 )
 
 // failRun is one run of a scenario in which one store call fails.
@@ -46,7 +48,7 @@ func newFailStore(inner objproxy.Store) *failStore {
 			return context.Cause(ctx)
 		}
 		// One after the other, so that the nth call is the same in each run.
-		return sleep(ctx, time.Millisecond+time.Duration(calls.Add(1)))
+		return objproxy.Sleep(ctx, time.Millisecond+time.Duration(calls.Add(1)))
 	}}
 	return s
 }
@@ -57,7 +59,7 @@ func (f *failRun) options(host string) Options {
 		Host: Host{ID: host, Name: host, Boot: [16]byte{1}}, StatePath: filepath.Join(f.root, host), Takeover: true,
 		Size: 2 * 4096 * simBlockSize, BlockSize: simBlockSize, ChunkSize: 3 * simBlockSize,
 		Durable: true, Memory: 5 * 3 * simBlockSize, Uploaders: 2,
-		GC: GCOptions{Step: 4, LiveData: 0.9},
+		GC: gc.Options{Step: 4, LiveData: 0.9},
 	}
 	if f.disk != nil {
 		o.Durable, o.CachePath, o.LogSize, o.openLog = false, filepath.Join(f.root, host+"-cache"), logFrames(32), f.disk.open
@@ -176,7 +178,7 @@ func (f *failRun) check(host string, lost bool) {
 	if err := f.open(host); err != nil {
 		f.t.Fatalf("open (state lost: %v): %v", lost, err)
 	}
-	n := int(f.e.seq - 1)
+	n := int(f.e.log.Now().Seq - 1)
 	switch {
 	case n < f.flushed || n > len(f.history):
 		f.t.Fatalf("%d writes are there, %d were acknowledged and %d flushed (state lost: %v)", n, len(f.history), f.flushed, lost)
@@ -203,7 +205,7 @@ func (f *failRun) check(host string, lost bool) {
 func (f *failRun) compare(history []simRec) {
 	f.t.Helper()
 	held := simFold(history)
-	if m := f.e.maps.Mapped(); m != uint64(len(held)) {
+	if m := f.e.log.View().Mapped(); m != uint64(len(held)) {
 		f.t.Fatalf("%d blocks are mapped, not %d", m, len(held))
 	}
 	for b, stamp := range held {
@@ -269,7 +271,7 @@ var failScenarios = []struct {
 	{"open with a damaged checkpoint", func(f *failRun) {
 		f.do(f.open("a"), f.some(2), f.e.Checkpoint(f.t.Context()), f.some(2), f.e.Checkpoint(f.t.Context()), f.some(2))
 		f.kill()
-		v, _, err := readVolume(f.t.Context(), f.memory)
+		v, _, err := volume.ReadRecord(f.t.Context(), f.memory)
 		f.do(err, f.memory.Delete(f.t.Context(), v.Checkpoints[1:]))
 	}, func(f *failRun) error {
 		if err := f.open("a"); err != nil {

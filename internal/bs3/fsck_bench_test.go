@@ -8,6 +8,7 @@ import (
 	"github.com/rs/zerolog"
 
 	"bs3/internal/bs3"
+	"bs3/internal/bs3/fsck"
 	"bs3/internal/bs3/objproxy/objtest"
 )
 
@@ -40,7 +41,7 @@ func BenchmarkFsck(b *testing.B) {
 	for name, data := range map[string]bool{"all but data": false, "data": true} {
 		b.Run(name, func(b *testing.B) {
 			for b.Loop() {
-				r, err := bs3.Fsck(b.Context(), store, bs3.FsckOptions{Data: data})
+				r, err := fsck.Check(b.Context(), store, fsck.Options{Data: data})
 				if err != nil || r.Err() != nil || r.Objects < objects-100 {
 					b.Fatalf("%v, %+v", err, r)
 				}

@@ -10,11 +10,12 @@ import (
 	"testing"
 	"time"
 
-	"bs3/internal/bs3"
+	"bs3/internal/bs3/fsck"
 	"bs3/internal/bs3/key"
 	"bs3/internal/bs3/layout"
 	"bs3/internal/bs3/objproxy"
 	"bs3/internal/bs3/objproxy/objtest"
+	"bs3/internal/bs3/volume"
 )
 
 // damaged is a volume with two checkpoints, packs, objects between and above
@@ -202,12 +203,12 @@ func tableEntry(c *layout.Checkpoint, k key.Key) (layout.ObjectInfo, bool) {
 // found checks that there are errors and that one of them names the object.
 func found(t *testing.T, store objproxy.Store, name, how string) {
 	t.Helper()
-	r, err := bs3.Fsck(t.Context(), store, bs3.FsckOptions{})
+	r, err := fsck.Check(t.Context(), store, fsck.Options{})
 	if err != nil {
 		t.Fatalf("%s: %s: fsck: %v", name, how, err)
 	}
 	for _, f := range r.Findings {
-		if f.Severity == bs3.FsckError && f.Name == name {
+		if f.Severity == fsck.SeverityError && f.Name == name {
 			return
 		}
 	}
@@ -215,12 +216,12 @@ func found(t *testing.T, store objproxy.Store, name, how string) {
 }
 
 // want checks that one kind of damage is found, under that name.
-func want(t *testing.T, store objproxy.Store, kind bs3.FsckKind, name string) {
+func want(t *testing.T, store objproxy.Store, kind fsck.Kind, name string) {
 	t.Helper()
-	r := fsck(t, store)
+	r := checkVolume(t, store)
 	found := false
 	for _, f := range r.Findings {
-		if f.Severity == bs3.FsckError {
+		if f.Severity == fsck.SeverityError {
 			t.Log(f)
 			found = found || f.Kind == kind && f.Name == name
 		}
@@ -228,13 +229,13 @@ func want(t *testing.T, store objproxy.Store, kind bs3.FsckKind, name string) {
 	if !found {
 		t.Fatalf("%s of %s was not found", kind, name)
 	}
-	if !errors.Is(r.Err(), bs3.ErrDamage) {
+	if !errors.Is(r.Err(), fsck.ErrDamage) {
 		t.Fatalf("error: %v", r.Err())
 	}
 }
 
 // tell checks that there is no error, but one finding of that kind and name.
-func tell(t *testing.T, store objproxy.Store, severity bs3.FsckSeverity, kind bs3.FsckKind, name string) {
+func tell(t *testing.T, store objproxy.Store, severity fsck.Severity, kind fsck.Kind, name string) {
 	t.Helper()
 	for _, f := range clean(t, store).Findings {
 		t.Log(f)
@@ -345,22 +346,22 @@ func TestFsckFindsWhatChecksumsDoNot(t *testing.T) {
 
 	for name, c := range map[string]struct {
 		hurt func(t *testing.T, d *damaged)
-		kind bs3.FsckKind
+		kind fsck.Kind
 		name string
 	}{
 		"a live count of the newer checkpoint": {func(t *testing.T, d *damaged) {
 			d.newer.Objects[len(d.newer.Objects)-1].Live--
 			d.putCheckpoint(t, 1, d.newer)
-		}, bs3.FsckLive, newName},
+		}, fsck.KindLive, newName},
 		"a live count of the older checkpoint": {func(t *testing.T, d *damaged) {
 			i := slices.IndexFunc(d.older.Objects, func(o layout.ObjectInfo) bool { return o.Live > 0 })
 			d.older.Objects[i].Live = 0
 			d.putCheckpoint(t, 0, d.older)
-		}, bs3.FsckLive, oldName},
+		}, fsck.KindLive, oldName},
 		"an object is not in the table": {func(t *testing.T, d *damaged) {
 			d.newer.Objects = slices.DeleteFunc(d.newer.Objects, func(o layout.ObjectInfo) bool { return o.Key == anyFence })
 			d.putCheckpoint(t, 1, d.newer)
-		}, bs3.FsckLive, newName},
+		}, fsck.KindLive, newName},
 		"an object between the checkpoints is not in the table": {func(t *testing.T, d *damaged) {
 			d.remap(t, 1, d.newer, func(entries []layout.Location) {
 				for i, e := range entries {
@@ -372,7 +373,7 @@ func TestFsckFindsWhatChecksumsDoNot(t *testing.T) {
 			i := slices.IndexFunc(d.newer.Objects, func(o layout.ObjectInfo) bool { return o.Key == below })
 			d.newer.Objects = slices.Delete(d.newer.Objects, i, i+1)
 			d.putCheckpoint(t, 1, d.newer)
-		}, bs3.FsckLive, newName},
+		}, fsck.KindLive, newName},
 		"an object of no log in the table": {func(t *testing.T, d *damaged) {
 			o := d.newer.Objects[len(d.newer.Objects)-1]
 			i := slices.IndexFunc(d.newer.Objects, func(o layout.ObjectInfo) bool { return o.Key > 5 && !o.Fence && o.Epoch == 1 })
@@ -384,7 +385,7 @@ func TestFsckFindsWhatChecksumsDoNot(t *testing.T) {
 				}
 			}
 			d.putCheckpoint(t, 1, d.newer)
-		}, bs3.FsckLive, newName},
+		}, fsck.KindLive, newName},
 		"a total of the table": {func(t *testing.T, d *damaged) {
 			for i := range d.older.Objects {
 				if d.older.Objects[i].Key == old {
@@ -392,51 +393,51 @@ func TestFsckFindsWhatChecksumsDoNot(t *testing.T) {
 				}
 			}
 			d.putCheckpoint(t, 0, d.older)
-		}, bs3.FsckLive, newName},
+		}, fsck.KindLive, newName},
 		"an epoch of the table": {func(t *testing.T, d *damaged) {
 			d.newer.Objects[1].Epoch = 0
 			d.putCheckpoint(t, 1, d.newer)
-		}, bs3.FsckCheckpoint, newName},
+		}, fsck.KindCheckpoint, newName},
 		"the sequence number of the checkpoints": {func(t *testing.T, d *damaged) {
 			d.older.NextSeq = d.newer.NextSeq + 1
 			d.putCheckpoint(t, 0, d.older)
-		}, bs3.FsckCheckpoint, newName},
+		}, fsck.KindCheckpoint, newName},
 		"the sequence number after the newer checkpoint": {func(t *testing.T, d *damaged) {
 			d.newer.NextSeq++
 			d.putCheckpoint(t, 1, d.newer)
-		}, bs3.FsckCheckpoint, newName},
+		}, fsck.KindCheckpoint, newName},
 		"the size of a checkpoint": {func(t *testing.T, d *damaged) {
 			d.newer.Blocks++
 			d.putCheckpoint(t, 1, d.newer)
-		}, bs3.FsckCheckpoint, newName},
+		}, fsck.KindCheckpoint, newName},
 		"the block size of a checkpoint": {func(t *testing.T, d *damaged) {
 			d.newer.BlockSize = 4096
 			d.putCheckpoint(t, 1, d.newer)
-		}, bs3.FsckCheckpoint, newName},
+		}, fsck.KindCheckpoint, newName},
 		"a checkpoint of an epoch to come": {func(t *testing.T, d *damaged) {
 			d.volume.Epoch = 1
 			putRecord(t, d, d.volume)
-		}, bs3.FsckCheckpoint, newName},
+		}, fsck.KindCheckpoint, newName},
 		"a checkpoint of another volume": {func(t *testing.T, d *damaged) {
 			d.newer.UUID = stranger
 			d.putCheckpoint(t, 1, d.newer)
-		}, bs3.FsckCheckpoint, newName},
+		}, fsck.KindCheckpoint, newName},
 		"the map of the newer checkpoint": {func(t *testing.T, d *damaged) {
 			d.remap(t, 1, d.newer, swapped)
-		}, bs3.FsckMap, newName},
+		}, fsck.KindMap, newName},
 		"an unmapped block of the newer checkpoint": {func(t *testing.T, d *damaged) {
 			d.remap(t, 1, d.newer, func(entries []layout.Location) {
 				entries[slices.IndexFunc(entries, layout.Location.Mapped)] = 0
 			})
-		}, bs3.FsckMap, newName},
+		}, fsck.KindMap, newName},
 		"an empty map of the newer checkpoint": {func(t *testing.T, d *damaged) {
 			d.remap(t, 1, d.newer, func(entries []layout.Location) { clear(entries) })
 			d.newer.Leaves, d.newer.Packs = nil, nil
 			d.putCheckpoint(t, 1, d.newer)
-		}, bs3.FsckMap, newName},
+		}, fsck.KindMap, newName},
 		"the map of the older checkpoint": {func(t *testing.T, d *damaged) {
 			d.remap(t, 0, d.older, swapped)
-		}, bs3.FsckMap, newName},
+		}, fsck.KindMap, newName},
 		"the maps of both": {func(t *testing.T, d *damaged) {
 			swap := func(entries []layout.Location) {
 				var at []int
@@ -450,55 +451,55 @@ func TestFsckFindsWhatChecksumsDoNot(t *testing.T) {
 			}
 			d.remap(t, 0, d.older, swap)
 			d.remap(t, 1, d.newer, swap)
-		}, bs3.FsckMap, old.Name()},
+		}, fsck.KindMap, old.Name()},
 		"a block beyond the volume": {func(t *testing.T, d *damaged) {
 			d.remap(t, 1, d.newer, func(entries []layout.Location) {
 				i := slices.IndexFunc(entries, layout.Location.Mapped)
 				entries[i], entries[1000] = 0, entries[i]
 			})
-		}, bs3.FsckPack, layout.PackName(1, 1001)},
+		}, fsck.KindPack, layout.PackName(1, 1001)},
 		"a block in no object": {func(t *testing.T, d *damaged) {
 			d.remap(t, 1, d.newer, func(entries []layout.Location) { entries[7] = layout.Loc(d.last, 0) })
-		}, bs3.FsckPack, layout.PackName(1, 1001)},
+		}, fsck.KindPack, layout.PackName(1, 1001)},
 		"a block beyond its object": {func(t *testing.T, d *damaged) {
 			d.remap(t, 1, d.newer, func(entries []layout.Location) {
 				i := slices.IndexFunc(entries, func(l layout.Location) bool { return l.Mapped() && l.Key() == below })
 				entries[i] = layout.Loc(below, 8)
 			})
-		}, bs3.FsckPack, layout.PackName(1, 1001)},
+		}, fsck.KindPack, layout.PackName(1, 1001)},
 
 		"an object under another's name": {func(t *testing.T, d *damaged) {
 			put(t, d, old.Name(), get(t, d, below.Name()))
-		}, bs3.FsckObject, old.Name()},
+		}, fsck.KindObject, old.Name()},
 		"an object of the log under another's name": {func(t *testing.T, d *damaged) {
 			put(t, d, inLog.Name(), get(t, d, below.Name()))
-		}, bs3.FsckObject, inLog.Name()},
+		}, fsck.KindObject, inLog.Name()},
 		"an object of another volume": {func(t *testing.T, d *damaged) {
 			d.edit(t, old, func(o *layout.Object) { o.UUID = stranger })
-		}, bs3.FsckObject, old.Name()},
+		}, fsck.KindObject, old.Name()},
 		"an object of another volume between the checkpoints": {func(t *testing.T, d *damaged) {
 			d.edit(t, below, func(o *layout.Object) { o.UUID = stranger })
-		}, bs3.FsckObject, below.Name()},
+		}, fsck.KindObject, below.Name()},
 		"a stale object": {func(t *testing.T, d *damaged) {
 			d.edit(t, old, func(o *layout.Object) { o.Epoch-- })
-		}, bs3.FsckObject, old.Name()},
+		}, fsck.KindObject, old.Name()},
 		"a stale object between the checkpoints": {func(t *testing.T, d *damaged) {
 			d.edit(t, below, func(o *layout.Object) { o.Epoch-- })
-		}, bs3.FsckObject, below.Name()},
+		}, fsck.KindObject, below.Name()},
 		"an object of an epoch to come": {func(t *testing.T, d *damaged) {
 			d.edit(t, inLog, func(o *layout.Object) { o.Epoch += 7 })
-		}, bs3.FsckObject, inLog.Name()},
+		}, fsck.KindObject, inLog.Name()},
 		"an epoch without a fence": {func(t *testing.T, d *damaged) {
 			d.volume.Epoch += 7
 			putRecord(t, d, d.volume)
 			d.edit(t, d.last, func(o *layout.Object) { o.Epoch++ })
-		}, bs3.FsckObject, base.last.Name()},
+		}, fsck.KindObject, base.last.Name()},
 		"a fence within an epoch": {func(t *testing.T, d *damaged) {
 			d.edit(t, inLog, func(o *layout.Object) { o.Fence, o.Records, o.CRCs = true, nil, nil })
-		}, bs3.FsckObject, inLog.Name()},
+		}, fsck.KindObject, inLog.Name()},
 		"an object of another writer": {func(t *testing.T, d *damaged) {
 			d.edit(t, inLog, func(o *layout.Object) { o.Nonce = layout.NewNonce() })
-		}, bs3.FsckObject, inLog.Name()},
+		}, fsck.KindObject, inLog.Name()},
 		"a gap in the sequence numbers": {func(t *testing.T, d *damaged) {
 			d.edit(t, inLog, func(o *layout.Object) {
 				o.FirstSeq++
@@ -506,60 +507,60 @@ func TestFsckFindsWhatChecksumsDoNot(t *testing.T) {
 					o.Records[i].Seq++
 				}
 			})
-		}, bs3.FsckObject, inLog.Name()},
+		}, fsck.KindObject, inLog.Name()},
 		"a record beyond the volume": {func(t *testing.T, d *damaged) {
 			d.edit(t, inLog, func(o *layout.Object) { o.Records[0].Block = 1000 })
-		}, bs3.FsckObject, inLog.Name()},
+		}, fsck.KindObject, inLog.Name()},
 		"an old record beyond the volume": {func(t *testing.T, d *damaged) {
 			d.edit(t, old, func(o *layout.Object) { o.Records[0].Block = 1000 })
-		}, bs3.FsckObject, old.Name()},
+		}, fsck.KindObject, old.Name()},
 		"an old record of other blocks": {func(t *testing.T, d *damaged) {
 			d.edit(t, moved, func(o *layout.Object) {
 				for i := range o.Records {
 					o.Records[i].Block ^= 1
 				}
 			})
-		}, bs3.FsckMap, moved.Name()},
+		}, fsck.KindMap, moved.Name()},
 		"a fence with another epoch": {func(t *testing.T, d *damaged) {
 			d.edit(t, anyFence, func(o *layout.Object) { o.Epoch++ })
-		}, bs3.FsckObject, anyFence.Name()},
+		}, fsck.KindObject, anyFence.Name()},
 		"a move of what lies elsewhere": {func(t *testing.T, d *damaged) {
 			o := tailOf(t, d, inLog)
 			o.Records = []layout.Record{{Block: 3, Blocks: 1, Kind: layout.KindMove, Source: layout.Loc(below, 7)}}
 			b := get(t, d, inLog.Name())
 			put(t, d, inLog.Name(), layout.AppendTail(slices.Clone(b[:len(o.CRCs)*blockSize]), o))
-		}, bs3.FsckMap, inLog.Name()},
+		}, fsck.KindMap, inLog.Name()},
 		"blocks of another size": {func(t *testing.T, d *damaged) {
 			d.edit(t, below, func(o *layout.Object) { o.BlockSize, o.CRCs, o.Records = 4096, nil, nil })
-		}, bs3.FsckObject, below.Name()},
+		}, fsck.KindObject, below.Name()},
 		"more blocks than a chunk": {func(t *testing.T, d *damaged) {
 			o := tailOf(t, d, inLog)
 			o.CRCs = append(o.CRCs, make([]uint32, 8)...)
 			put(t, d, inLog.Name(), layout.AppendTail(make([]byte, len(o.CRCs)*blockSize), o))
-		}, bs3.FsckObject, inLog.Name()},
+		}, fsck.KindObject, inLog.Name()},
 		"data": {func(t *testing.T, d *damaged) {
 			b := slices.Clone(get(t, d, moved.Name()))
 			for i := range tailOf(t, d, moved).CRCs {
 				b[i*blockSize+5] ^= 1
 			}
 			put(t, d, moved.Name(), b)
-		}, bs3.FsckData, moved.Name()},
+		}, fsck.KindData, moved.Name()},
 
 		"an object in a log that was closed": {func(t *testing.T, d *damaged) {
 			d.volume.Writer.Released = true
 			putRecord(t, d, d.volume)
 			del(t, d, inLog.Name())
-		}, bs3.FsckMissing, inLog.Name()},
+		}, fsck.KindMissing, inLog.Name()},
 		"the end of a log that was closed": {func(t *testing.T, d *damaged) {
 			d.volume.Writer.Released = true
 			d.volume.Epoch++
 			putRecord(t, d, d.volume)
-		}, bs3.FsckMissing, (base.last + 1).Name()},
+		}, fsck.KindMissing, (base.last + 1).Name()},
 		"a stale object in a log that was closed": {func(t *testing.T, d *damaged) {
 			d.volume.Writer.Released = true
 			putRecord(t, d, d.volume)
 			d.edit(t, inLog, func(o *layout.Object) { o.Epoch-- })
-		}, bs3.FsckMissing, inLog.Name()},
+		}, fsck.KindMissing, inLog.Name()},
 		"an object below a fence": {func(t *testing.T, d *damaged) {
 			d.volume.Epoch++
 			putRecord(t, d, d.volume)
@@ -567,19 +568,19 @@ func TestFsckFindsWhatChecksumsDoNot(t *testing.T) {
 				o.Epoch, o.Fence, o.Records, o.CRCs = d.volume.Epoch, true, nil, nil
 			})
 			del(t, d, inLog.Name())
-		}, bs3.FsckMissing, inLog.Name()},
+		}, fsck.KindMissing, inLog.Name()},
 		"garbage above the log": {func(t *testing.T, d *damaged) {
 			put(t, d, above, []byte("garbage"))
-		}, bs3.FsckObject, above},
+		}, fsck.KindObject, above},
 		"the volume record, but the log is there": {func(t *testing.T, d *damaged) {
 			del(t, d, layout.VolumeName)
-		}, bs3.FsckMissing, layout.VolumeName},
+		}, fsck.KindMissing, layout.VolumeName},
 		"both checkpoints": {func(t *testing.T, d *damaged) {
 			for _, n := range d.volume.Checkpoints {
 				del(t, d, n)
 			}
 			put(t, d, inLog.Name(), []byte("garbage"))
-		}, bs3.FsckObject, inLog.Name()},
+		}, fsck.KindObject, inLog.Name()},
 	} {
 		t.Run(name, func(t *testing.T) {
 			d := *base
@@ -593,11 +594,11 @@ func TestFsckFindsWhatChecksumsDoNot(t *testing.T) {
 	t.Run("what is no damage", func(t *testing.T) {
 		d := *base
 		d.Memory = base.Clone()
-		strays := map[string]bs3.FsckSeverity{
-			layout.PackName(1, 500):                      bs3.FsckInfo,
-			layout.CheckpointName(base.older.Key, 1, 99): bs3.FsckInfo,
-			layout.ProbePrefix + "x":                     bs3.FsckInfo,
-			"something else":                             bs3.FsckInfo,
+		strays := map[string]fsck.Severity{
+			layout.PackName(1, 500):                      fsck.SeverityInfo,
+			layout.CheckpointName(base.older.Key, 1, 99): fsck.SeverityInfo,
+			objproxy.ProbePrefix + "x":                   fsck.SeverityInfo,
+			"something else":                             fsck.SeverityInfo,
 		}
 		for n := range strays {
 			put(t, d, n, []byte("x"))
@@ -609,17 +610,17 @@ func TestFsckFindsWhatChecksumsDoNot(t *testing.T) {
 			}
 		}
 		put(t, d, gone.Name(), get(t, d, inLog.Name()))
-		strays[gone.Name()] = bs3.FsckInfo
+		strays[gone.Name()] = fsck.SeverityInfo
 		stale := base.last + 5
 		put(t, d, stale.Name(), get(t, d, below.Name()))
 		d.edit(t, stale, func(o *layout.Object) { o.Key, o.Epoch = stale, 1 })
-		strays[stale.Name()] = bs3.FsckInfo
+		strays[stale.Name()] = fsck.SeverityInfo
 		foreign := base.last + 6
 		put(t, d, foreign.Name(), get(t, d, below.Name()))
 		d.edit(t, foreign, func(o *layout.Object) { o.UUID = stranger })
-		strays[foreign.Name()] = bs3.FsckInfo
+		strays[foreign.Name()] = fsck.SeverityInfo
 		for n, severity := range strays {
-			tell(t, d, severity, bs3.FsckLeftover, n)
+			tell(t, d, severity, fsck.KindLeftover, n)
 		}
 		before, after := clean(t, base), clean(t, d)
 		if before.LiveBytes != after.LiveBytes || after.StoredBytes <= before.StoredBytes || before.DeadBytes == 0 || before.Infos != 0 {
@@ -656,17 +657,17 @@ func TestFsckFindsWhatChecksumsDoNot(t *testing.T) {
 			}
 			put(t, d, o.Key.Name(), b)
 		}
-		r := fsck(t, d)
-		data := map[bs3.FsckSeverity]int{}
+		r := checkVolume(t, d)
+		data := map[fsck.Severity]int{}
 		for _, f := range r.Findings {
-			if f.Kind == bs3.FsckData {
+			if f.Kind == fsck.KindData {
 				data[f.Severity]++
 			}
 		}
-		if data[bs3.FsckError] == 0 || data[bs3.FsckInfo] == 0 || data[bs3.FsckError] != r.Errors {
+		if data[fsck.SeverityError] == 0 || data[fsck.SeverityInfo] == 0 || data[fsck.SeverityError] != r.Errors {
 			t.Fatalf("%v of %d errors", data, r.Errors)
 		}
-		without, err := bs3.Fsck(t.Context(), d, bs3.FsckOptions{})
+		without, err := fsck.Check(t.Context(), d, fsck.Options{})
 		if err != nil || without.Err() != nil {
 			t.Fatalf("data was read without having been asked for: %v, %v", err, without.Err())
 		}
@@ -676,18 +677,18 @@ func TestFsckFindsWhatChecksumsDoNot(t *testing.T) {
 // TestFsckRefuses: places that hold no volume that can be checked.
 func TestFsckRefuses(t *testing.T) {
 	memory := objtest.NewMemory()
-	if _, err := bs3.Fsck(t.Context(), memory, bs3.FsckOptions{}); !errors.Is(err, bs3.ErrNoVolume) {
+	if _, err := fsck.Check(t.Context(), memory, fsck.Options{}); !errors.Is(err, volume.ErrNoVolume) {
 		t.Errorf("an empty store: %v", err)
 	}
-	put(t, memory, layout.ProbePrefix+"x", nil)
-	if _, err := bs3.Fsck(t.Context(), memory, bs3.FsckOptions{}); !errors.Is(err, bs3.ErrNoVolume) {
+	put(t, memory, objproxy.ProbePrefix+"x", nil)
+	if _, err := fsck.Check(t.Context(), memory, fsck.Options{}); !errors.Is(err, volume.ErrNoVolume) {
 		t.Errorf("a store that was probed: %v", err)
 	}
 	shut(t, open(t, options(t, memory)))
 	v := record(t, memory)
 	v.Deleted = true
 	putRecord(t, memory, v)
-	if _, err := bs3.Fsck(t.Context(), memory, bs3.FsckOptions{}); !errors.Is(err, bs3.ErrRefused) {
+	if _, err := fsck.Check(t.Context(), memory, fsck.Options{}); !errors.Is(err, volume.ErrRefused) {
 		t.Errorf("a deleted volume: %v", err)
 	}
 }
@@ -704,7 +705,7 @@ func TestFsckStoreFails(t *testing.T) {
 			}
 			return nil
 		}}
-		r, err := bs3.Fsck(t.Context(), hook, bs3.FsckOptions{Data: true})
+		r, err := fsck.Check(t.Context(), hook, fsck.Options{Data: true})
 		if calls.Load() < n {
 			break
 		}
@@ -756,5 +757,5 @@ func TestFsckLongLog(t *testing.T) {
 		t.Fatalf("%+v", r)
 	}
 	d.remap(t, 0, c, func(entries []layout.Location) { entries[7] = layout.Loc(12345, 0) })
-	want(t, d, bs3.FsckPack, c.Packs[0].Name)
+	want(t, d, fsck.KindPack, c.Packs[0].Name)
 }

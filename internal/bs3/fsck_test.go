@@ -10,15 +10,16 @@ import (
 	"testing"
 	"time"
 
-	"bs3/internal/bs3"
+	"bs3/internal/bs3/fsck"
 	"bs3/internal/bs3/key"
 	"bs3/internal/bs3/objproxy"
 	"bs3/internal/bs3/objproxy/objtest"
+	"bs3/internal/bs3/volume"
 )
 
-func fsck(t *testing.T, store objproxy.Store) *bs3.FsckReport {
+func checkVolume(t *testing.T, store objproxy.Store) *fsck.Report {
 	t.Helper()
-	r, err := bs3.Fsck(t.Context(), store, bs3.FsckOptions{Data: true})
+	r, err := fsck.Check(t.Context(), store, fsck.Options{Data: true})
 	if err != nil {
 		t.Fatalf("fsck: %v", err)
 	}
@@ -26,9 +27,9 @@ func fsck(t *testing.T, store objproxy.Store) *bs3.FsckReport {
 }
 
 // clean checks that there is no damage.
-func clean(t *testing.T, store objproxy.Store) *bs3.FsckReport {
+func clean(t *testing.T, store objproxy.Store) *fsck.Report {
 	t.Helper()
-	r := fsck(t, store)
+	r := checkVolume(t, store)
 	if err := r.Err(); err != nil {
 		for _, f := range r.Findings {
 			t.Log(f)
@@ -135,13 +136,13 @@ func TestFsckBesideWriter(t *testing.T) {
 	go func() {
 		defer close(checked)
 		for i := range 100 {
-			if _, err := bs3.Info(t.Context(), slow); err != nil && !errors.Is(err, bs3.ErrMoving) {
+			if _, err := volume.ReadInfo(t.Context(), slow); err != nil && !errors.Is(err, volume.ErrMoving) {
 				t.Errorf("info: %v", err)
 				return
 			}
-			r, err := bs3.Fsck(t.Context(), slow, bs3.FsckOptions{Data: i%2 == 0})
+			r, err := fsck.Check(t.Context(), slow, fsck.Options{Data: i%2 == 0})
 			switch {
-			case errors.Is(err, bs3.ErrMoving):
+			case errors.Is(err, volume.ErrMoving):
 				moving++
 				continue
 			case err == nil && r.Err() != nil:

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"bs3/internal/bs3"
+	"bs3/internal/bs3/gc"
 	"bs3/internal/bs3/key"
 	"bs3/internal/bs3/layout"
 	"bs3/internal/bs3/objproxy"
@@ -17,7 +18,7 @@ import (
 
 func gcOptions(t *testing.T, store objproxy.Store) bs3.Options {
 	o := options(t, store)
-	o.GC = bs3.GCOptions{Step: 64, LiveData: 0.5, MaxGarbage: 0.6}
+	o.GC = gc.Options{Step: 64, LiveData: 0.5, MaxGarbage: 0.6}
 	return o
 }
 
@@ -131,7 +132,7 @@ func TestIdleVolumeFallsSilent(t *testing.T) {
 	if _, err := e.GC(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if report, err := e.GC(t.Context()); err != nil || report != (bs3.GCReport{}) {
+	if report, err := e.GC(t.Context()); err != nil || report != (gc.Report{}) {
 		t.Fatalf("a second collection found something left: %+v, %v", report, err)
 	}
 	s.compare(t, e)

@@ -6,7 +6,7 @@ import (
 	"math/rand/v2"
 	"testing"
 
-	"bs3/internal/bs3"
+	"bs3/internal/bs3/gc"
 	"bs3/internal/bs3/objproxy/objtest"
 )
 
@@ -42,7 +42,7 @@ func TestPlanGC(t *testing.T) {
 		if report != plan {
 			t.Errorf("the plan was %+v, done was %+v", plan, report)
 		}
-		if plan, err := e.PlanGC(t.Context()); err != nil || plan != (bs3.GCReport{}) {
+		if plan, err := e.PlanGC(t.Context()); err != nil || plan != (gc.Report{}) {
 			t.Errorf("after it the plan is %+v, %v", plan, err)
 		}
 	}

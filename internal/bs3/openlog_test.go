@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"testing"
 
+	"bs3/internal/bs3/volume"
 	"bs3/internal/bs3/wlog"
 )
 
@@ -16,7 +17,7 @@ func TestLogNeeded(t *testing.T) {
 	refused := func(t *testing.T, w *ruleWorld, host string, change ...func(*Options)) {
 		t.Helper()
 		err := w.start(host, change...).launch().opened()
-		if !errors.Is(err, ErrRefused) {
+		if !errors.Is(err, volume.ErrRefused) {
 			t.Fatalf("on %s: %v", host, err)
 		}
 		t.Log(err)
@@ -121,7 +122,7 @@ func TestLogDamage(t *testing.T) {
 				w.crash("a")
 				damage(t, w, at)
 				err := w.start("a", w.local("a")).launch().opened()
-				if !errors.Is(err, ErrRefused) {
+				if !errors.Is(err, volume.ErrRefused) {
 					t.Fatal("opened: ", err)
 				}
 				t.Log(err)
@@ -162,7 +163,7 @@ func TestLogDiskFailsNth(t *testing.T) {
 					want = append(want, 5+i)
 				}
 				w.crash("a")
-			case !errors.Is(err, ErrRefused):
+			case !errors.Is(err, volume.ErrRefused):
 				t.Errorf("call %d: %v", n, err)
 			default:
 				refused++

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"bs3/internal/bs3"
+	"bs3/internal/bs3/gc"
 	"bs3/internal/bs3/objproxy/objtest"
 )
 
@@ -19,7 +20,7 @@ func BenchmarkBesideGC(b *testing.B) {
 	const size, turn, turns = 128 << 20, 2 * time.Second, 5
 	o := bigOptions(b, delayed(objtest.NewMemory(), 15*time.Millisecond), size)
 	o.Memory, o.Uploaders = 160<<20, 32
-	o.GC = bs3.GCOptions{Step: 1024, IdleTimeout: 200 * time.Millisecond, LiveData: 0.9}
+	o.GC = gc.Options{Step: 1024, IdleTimeout: 200 * time.Millisecond, LiveData: 0.9}
 	e, err := bs3.Open(b.Context(), o)
 	if err != nil {
 		b.Fatal(err)

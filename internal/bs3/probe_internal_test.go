@@ -74,62 +74,6 @@ func TestProbeWithoutStore(t *testing.T) {
 	})
 }
 
-// What keeps a volume from moving keeps a probe from success.
-func TestProbeOfStuckVolume(t *testing.T) {
-	e, err := Open(t.Context(), tinyOptions(t))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		if err := e.Close(t.Context()); err != nil {
-			t.Error(err)
-		}
-	}()
-	if err := probe(t, e, nil); err != nil {
-		t.Fatal(err)
-	}
-
-	// A reader of chunk memory that stays.
-	v := e.eras.enter()
-	late := errors.New("too late")
-	if err := probe(t, e, late); !errors.Is(err, late) {
-		t.Errorf("with a reader that stays: %v", err)
-	}
-	e.eras.leave(v)
-
-	// A chunk lock that is not given back.
-	e.mu.Lock()
-	probed := make(chan error, 1)
-	go func() { probed <- e.Probe(t.Context()) }()
-	select {
-	case err := <-probed:
-		t.Errorf("without the chunk lock: %v", err)
-	case <-time.After(100 * time.Millisecond):
-	}
-	e.mu.Unlock()
-	if err := <-probed; err != nil {
-		t.Error(err)
-	}
-
-	// A writer that nobody has told of the free slots. One look is not enough to
-	// know: it may be about to try.
-	e.mu.Lock()
-	w := e.writers.join()
-	e.mu.Unlock()
-	if err := probe(t, e, late); err != nil {
-		t.Errorf("the first look at a writer: %v", err)
-	}
-	if err := probe(t, e, late); !errors.Is(err, errLineStuck) {
-		t.Errorf("with a writer that waits for nothing: %v", err)
-	}
-	e.mu.Lock()
-	e.writers.quit(w)
-	e.mu.Unlock()
-	if err := probe(t, e, late); err != nil {
-		t.Error(err)
-	}
-}
-
 func TestOpenProgress(t *testing.T) {
 	o := tinyOptions(t)
 	o.StatePath = t.TempDir()

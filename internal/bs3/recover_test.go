@@ -20,6 +20,7 @@ import (
 	"bs3/internal/bs3/layout"
 	"bs3/internal/bs3/objproxy"
 	"bs3/internal/bs3/objproxy/objtest"
+	"bs3/internal/bs3/volume"
 )
 
 // cable is a store that can be cut off: then no call comes through, and each
@@ -224,7 +225,7 @@ func TestOtherHostIsRefusedUntilReleased(t *testing.T) {
 	a.Store.(*cable).crash(t, e)
 
 	_, err := bs3.Open(t.Context(), b)
-	if !errors.Is(err, bs3.ErrRefused) || !strings.Contains(err.Error(), "machine-a") {
+	if !errors.Is(err, volume.ErrRefused) || !strings.Contains(err.Error(), "machine-a") {
 		t.Fatalf("open on another host: %v", err)
 	}
 	release(t, memory)
@@ -285,7 +286,7 @@ func TestTornMemory(t *testing.T) {
 			o.Store = memory
 			if !rebooted {
 				_, err := bs3.Open(t.Context(), o)
-				if !errors.Is(err, bs3.ErrRefused) || !strings.Contains(err.Error(), path) {
+				if !errors.Is(err, volume.ErrRefused) || !strings.Contains(err.Error(), path) {
 					t.Fatalf("open: %v", err)
 				}
 				t.Log(err)
@@ -309,20 +310,20 @@ func TestFencedByNewerWriter(t *testing.T) {
 	var h history
 	h.add(t, older, 1)
 	newer := open(t, o)
-	if err := older.Flush(t.Context()); !errors.Is(err, bs3.ErrFenced) {
+	if err := older.Flush(t.Context()); !errors.Is(err, volume.ErrFenced) {
 		t.Fatalf("flush of the older writer: %v", err)
 	}
 	<-older.Done()
-	if err := older.Err(); !errors.Is(err, bs3.ErrFenced) {
+	if err := older.Err(); !errors.Is(err, volume.ErrFenced) {
 		t.Fatalf("error of the older writer: %v", err)
 	}
-	if err := older.WriteAt(t.Context(), make([]byte, blockSize), 0); !errors.Is(err, bs3.ErrFenced) {
+	if err := older.WriteAt(t.Context(), make([]byte, blockSize), 0); !errors.Is(err, volume.ErrFenced) {
 		t.Fatalf("write of the older writer: %v", err)
 	}
 	if older.TryWriteAt(make([]byte, blockSize), 0) || older.TryReadAt(make([]byte, blockSize), 0) {
 		t.Fatal("a fenced writer still serves")
 	}
-	if err := older.Close(t.Context()); !errors.Is(err, bs3.ErrFenced) {
+	if err := older.Close(t.Context()); !errors.Is(err, volume.ErrFenced) {
 		t.Fatalf("close of the older writer: %v", err)
 	}
 	h.blocks = nil
@@ -498,7 +499,7 @@ func TestGarbage(t *testing.T) {
 			harmed := harm(t, m)
 			before := objects(t, m)
 			_, err := bs3.Open(t.Context(), o)
-			if !errors.Is(err, bs3.ErrRefused) || !strings.Contains(err.Error(), harmed) {
+			if !errors.Is(err, volume.ErrRefused) || !strings.Contains(err.Error(), harmed) {
 				t.Fatalf("open: %v", err)
 			}
 			t.Log(err)
@@ -534,7 +535,7 @@ func TestGarbage(t *testing.T) {
 			t.Fatal(err)
 		}
 		_, err := bs3.Open(t.Context(), o)
-		if !errors.Is(err, bs3.ErrRefused) || !strings.Contains(err.Error(), path) {
+		if !errors.Is(err, volume.ErrRefused) || !strings.Contains(err.Error(), path) {
 			t.Fatalf("open: %v", err)
 		}
 	})
@@ -556,15 +557,15 @@ func TestGarbage(t *testing.T) {
 			t.Fatal(err)
 		}
 		_, err := bs3.Open(t.Context(), o)
-		if !errors.Is(err, bs3.ErrRefused) || !strings.Contains(err.Error(), path) {
+		if !errors.Is(err, volume.ErrRefused) || !strings.Contains(err.Error(), path) {
 			t.Fatalf("open: %v", err)
 		}
 	})
 }
 
-func mustInfo(t *testing.T, store objproxy.Store) *bs3.VolumeInfo {
+func mustInfo(t *testing.T, store objproxy.Store) *volume.Info {
 	t.Helper()
-	info, err := bs3.Info(t.Context(), store)
+	info, err := volume.ReadInfo(t.Context(), store)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -10,53 +10,23 @@ import (
 
 	"github.com/rs/zerolog"
 
+	"bs3/internal/bs3/gc"
 	"bs3/internal/bs3/key"
 	"bs3/internal/bs3/layout"
-	"bs3/internal/bs3/mapproxy"
 	"bs3/internal/bs3/objproxy"
 	"bs3/internal/bs3/objproxy/objtest"
+	"bs3/internal/bs3/volume"
 )
 
 func tinyOptions(t *testing.T) Options {
 	return Options{
 		Store: objtest.NewMemory(), Log: zerolog.Nop(), Host: Host{ID: "a", Name: "a"},
 		Size: 8192 * 512, BlockSize: 512, ChunkSize: 8 * 512, Durable: true, Memory: 6 * 8 * 512, Uploaders: 4,
-		GC: GCOptions{Step: 64, LiveData: 0.5},
+		GC: gc.Options{Step: 64, LiveData: 0.5},
 	}
 }
 
-// A discard has taken a whole leaf out of the map and its goroutine has not
-// had the lock again (Engine.settle) when a collection runs to its end.
-func TestSettleAfterDelete(t *testing.T) {
-	e, err := Open(t.Context(), tinyOptions(t))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := e.WriteAt(t.Context(), make([]byte, 8*512), 0); err != nil {
-		t.Fatal(err)
-	}
-	if err := e.Flush(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	// zero(), up to the point where append has returned:
-	var pending *mapproxy.Unsettled
-	if err := e.append(t.Context(), 0, func() {
-		e.appendRecord(layout.Record{Block: 0, Blocks: 8192, Kind: layout.KindZero}, nil, nil)
-		pending = e.maps.Zero(0, 8192)
-	}); err != nil {
-		t.Fatal(err)
-	}
-	r, err := e.GC(t.Context())
-	t.Logf("%+v %v", r, err)
-	defer func() {
-		if p := recover(); p != nil {
-			t.Fatalf("the daemon dies: %v", p)
-		}
-	}()
-	e.settle(pending)
-}
-
-// An empty write by the fast door.
+// An empty write that does not wait.
 func TestEmptyTryWrite(t *testing.T) {
 	o := tinyOptions(t)
 	e, err := Open(t.Context(), o)
@@ -68,9 +38,10 @@ func TestEmptyTryWrite(t *testing.T) {
 		t.Fatal(err)
 	}
 	// Close wrote a checkpoint, so read the log itself.
-	for k := range e.keys.Next() {
-		if _, err := e.tails().read(context.Background(), k); err != nil {
-			t.Errorf("the log can not be read any more: %v", err)
+	tails := volume.Tails{Store: o.Store, UUID: e.UUID(), ChunkBlocks: o.chunkBlocks()}
+	for k := range e.log.Now().Next {
+		if _, err := tails.Read(context.Background(), k); err != nil {
+			t.Errorf("the log cannot be read any more: %v", err)
 		}
 	}
 }
@@ -95,10 +66,8 @@ func TestCheckpointTwice(t *testing.T) {
 		}
 	}
 	write(1)
-	e.mu.Lock()
-	e.sinceCheckpoint.objects = checkpointObjects // a long log
-	e.mu.Unlock()
-	for b := range int64(10000) { // a busy volume
+	e.log.Regrow(volume.Length{Objects: 10_000}) // a long log
+	for b := range int64(10000) {                // a busy volume
 		write(b % 100)
 		if b%100 == 0 {
 			time.Sleep(time.Millisecond)
@@ -123,7 +92,7 @@ func TestCheckpointTwice(t *testing.T) {
 // as excess: every tick compacts more.
 func TestOverCompaction(t *testing.T) {
 	o := tinyOptions(t)
-	o.GC = GCOptions{Step: 64, LiveData: 0.9, MaxGarbage: 0.4}
+	o.GC = gc.Options{Step: 64, LiveData: 0.9, MaxGarbage: 0.4}
 	e, err := Open(t.Context(), o)
 	if err != nil {
 		t.Fatal(err)
@@ -146,8 +115,8 @@ func TestOverCompaction(t *testing.T) {
 	}
 	first := 0
 	for tick := range 6 {
-		excess := len(e.excess(o.GC.MaxGarbage))
-		r, err := e.collectByTime(t.Context()) // the volume is written: checkpoints in their own rhythm
+		excess := len(e.collector.Excess(o.GC.MaxGarbage))
+		r, err := e.collector.ByTime(t.Context()) // the volume is written: checkpoints in their own rhythm
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -170,7 +139,7 @@ func TestOverCompaction(t *testing.T) {
 // One damaged thin object on an idle volume with garbage above the limit.
 func TestIdleAsksForDamaged(t *testing.T) {
 	o := tinyOptions(t)
-	o.GC = GCOptions{Step: 64, LiveData: 0.9, MaxGarbage: 0.2, Wait: 5 * time.Millisecond}
+	o.GC = gc.Options{Step: 64, LiveData: 0.9, MaxGarbage: 0.2, Wait: 5 * time.Millisecond}
 	o.CheckpointInterval = 5 * time.Millisecond
 	memory := o.Store.(*objtest.Memory)
 	rec := objtest.NewRecorder(memory)
@@ -179,9 +148,7 @@ func TestIdleAsksForDamaged(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	e.mu.Lock()
-	k := e.keys.Next()
-	e.mu.Unlock()
+	k := e.log.Now().Next
 	p := make([]byte, 8*512)
 	if err := e.WriteAt(t.Context(), p, 0); err != nil {
 		t.Fatal(err)
@@ -292,12 +259,12 @@ func TestCompactionOfForeignObject(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			thin, err := e.tails().read(t.Context(), 1)
+			thin, err := volume.Tails{Store: o.Store, UUID: e.UUID(), ChunkBlocks: o.chunkBlocks()}.Read(t.Context(), 1)
 			if err != nil {
 				t.Fatal(err)
 			}
-			change(thin.obj)
-			b := layout.AppendTail(make([]byte, len(thin.obj.CRCs)*int(thin.obj.BlockSize)), thin.obj)
+			change(thin.Object)
+			b := layout.AppendTail(make([]byte, len(thin.Object.CRCs)*int(thin.Object.BlockSize)), thin.Object)
 			if _, err := o.Store.Put(t.Context(), key.Key(1).Name(), objproxy.Body{Data: b}, objproxy.Condition{}); err != nil {
 				t.Fatal(err)
 			}
@@ -327,46 +294,11 @@ func TestLogIsNotCutBelowCheckpoint(t *testing.T) {
 		if err := w.memory.Delete(t.Context(), []string{newest, key.Key(2).Name()}); err != nil {
 			t.Fatal(err)
 		}
-		if err := w.start("a").launch().opened(); !errors.Is(err, ErrRefused) {
+		if err := w.start("a").launch().opened(); !errors.Is(err, volume.ErrRefused) {
 			t.Errorf("the open: %v", err)
 		}
 		if w.object(2) != nil {
 			t.Error("a fence is in the place of the object that is lost")
 		}
 	})
-}
-
-// While the log does not grow nothing wakes the checkpointer, also after a
-// checkpoint that the interval made due.
-func TestCheckpointerSleepsWhileIdle(t *testing.T) {
-	o := tinyOptions(t)
-	o.CheckpointInterval = 5 * time.Millisecond
-	e, err := Open(t.Context(), o)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if e.nextCheckpoint() != nil {
-		t.Error("a checkpoint is to come of a log that has not grown")
-	}
-	for round := range 3 { // it is woken each time
-		if err := e.WriteAt(t.Context(), make([]byte, 512), 0); err != nil {
-			t.Fatal(err)
-		}
-		if err := e.Flush(t.Context()); err != nil {
-			t.Fatal(err)
-		}
-		asleep := func() bool {
-			e.mu.Lock()
-			defer e.mu.Unlock()
-			return e.sinceCheckpoint.objects == 0 && !e.checkpointTimed
-		}
-		for end := time.Now().Add(time.Minute); !asleep(); time.Sleep(time.Millisecond) {
-			if time.Now().After(end) {
-				t.Fatalf("round %d: no checkpoint, or the timer goes on", round)
-			}
-		}
-	}
-	if err := e.Close(t.Context()); err != nil {
-		t.Fatal(err)
-	}
 }

@@ -32,7 +32,7 @@ func (x *ruleWriter) collect() {
 // deleteDead is the collection of dead objects alone, which writes no checkpoint.
 func (x *ruleWriter) deleteDead() {
 	x.w.t.Helper()
-	if _, err := x.e.deleteDead(x.w.t.Context()); err != nil {
+	if _, err := x.e.collector.DeleteDead(x.w.t.Context()); err != nil {
 		x.w.t.Fatalf("delete what is dead: %v", err)
 	}
 }
@@ -258,7 +258,7 @@ func TestRuleGCSEAL(t *testing.T) {
 		a.write(2, 1, 2) // object 2
 		a.flush()
 		a.write(3, 3) // the open chunk
-		report, err := a.e.compact(t.Context(), a.e.thin())
+		report, err := a.e.collector.Compact(t.Context(), a.e.collector.Thin())
 		if err != nil || report.Compacted == 0 {
 			t.Fatalf("%+v, %v", report, err)
 		}
@@ -283,7 +283,7 @@ func TestRuleINORDER(t *testing.T) {
 		a.write(2, 1, 2) // object 2
 		a.flush()
 		put := a.hold(on(objtest.Put, key.Key(3).Name()))
-		if _, err := a.e.compact(t.Context(), a.e.thin()); err != nil {
+		if _, err := a.e.collector.Compact(t.Context(), a.e.collector.Thin()); err != nil {
 			t.Fatal(err)
 		}
 		put.wait(t)

@@ -10,6 +10,7 @@ import (
 
 	"bs3/internal/bs3/key"
 	"bs3/internal/bs3/objproxy/objtest"
+	"bs3/internal/bs3/volume"
 )
 
 // logFrames is a size of the local log: so many frames of one or two blocks.
@@ -55,7 +56,7 @@ func (w *ruleWorld) flushedBehind() {
 	w.t.Helper()
 	a := w.open("a", w.local("a"))
 	a.write(1, 0)
-	if err := a.e.flushToStore(w.t.Context()); err != nil {
+	if err := a.e.log.FlushToStore(w.t.Context()); err != nil {
 		w.t.Fatal(err)
 	}
 	a.hold(isObjectPut)
@@ -351,14 +352,14 @@ func TestRuleLogLSHOWN(t *testing.T) {
 		}
 		b := w.open("a", w.local("a"), forget)
 		b.write(5, 1)
-		if err := b.e.flushToStore(t.Context()); err != nil {
+		if err := b.e.log.FlushToStore(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 		w.crash("a")
 		if err := os.Rename(path+".away", path); err != nil {
 			t.Fatal(err)
 		}
-		if err := w.start("a", w.local("a")).launch().opened(); !errors.Is(err, ErrRefused) {
+		if err := w.start("a", w.local("a")).launch().opened(); !errors.Is(err, volume.ErrRefused) {
 			t.Fatal("without the log of the last writer: ", err)
 		}
 		w.wentOn(w.open("a", w.local("a"), forget))

@@ -243,10 +243,10 @@ func TestRuleSLOTDUR(t *testing.T) {
 func TestRuleRHEAP(t *testing.T) {
 	inRuleWorld(t, func(t *testing.T, w *ruleWorld) {
 		a := w.open("a")
-		for range a.e.slots() {
+		for range a.opts.slots() {
 			a.hold(isObjectPut)
 		}
-		for i := range uint64(2 * a.e.slots()) {
+		for i := range uint64(2 * a.opts.slots()) {
 			a.write(1+i, i)
 		}
 		if a.e.TryWriteAt(simRec{0, 1, 99}.data(), 0) {
@@ -254,7 +254,7 @@ func TestRuleRHEAP(t *testing.T) {
 		}
 		a.kill()
 		b := w.open("a")
-		for i := range uint64(2 * b.e.slots()) {
+		for i := range uint64(2 * b.opts.slots()) {
 			b.holds(1+i, i)
 		}
 	})
@@ -376,8 +376,8 @@ func TestRuleLSEQ(t *testing.T) {
 		t.Log("the flush: ", <-flush)
 		b := w.open("a")
 		b.holds(2, 0)
-		if b.e.seq != 3 {
-			t.Fatalf("after two writes the next sequence number is %d", b.e.seq)
+		if seq := b.e.log.Now().Seq; seq != 3 {
+			t.Fatalf("after two writes the next sequence number is %d", seq)
 		}
 	})
 }

@@ -14,10 +14,13 @@ import (
 
 	"github.com/rs/zerolog"
 
+	"bs3/internal/bs3/fsck"
+	"bs3/internal/bs3/gc"
 	"bs3/internal/bs3/key"
 	"bs3/internal/bs3/layout"
 	"bs3/internal/bs3/objproxy"
 	"bs3/internal/bs3/objproxy/objtest"
+	"bs3/internal/bs3/volume"
 )
 
 // The tests in rule_*_test.go are one scenario each for the rules of
@@ -163,7 +166,7 @@ func (w *ruleWorld) start(host string, change ...func(*Options)) *ruleWriter {
 		Host: Host{ID: host, Name: host, Boot: [16]byte{1}}, StatePath: filepath.Join(w.root, host), Takeover: true,
 		Size: 2 * 4096 * simBlockSize, BlockSize: simBlockSize, ChunkSize: 2 * simBlockSize,
 		Durable: true, Memory: 4 * 2 * simBlockSize, Uploaders: 3,
-		GC: GCOptions{Step: 64, LiveData: 0.9},
+		GC: gc.Options{Step: 64, LiveData: 0.9},
 	}
 	for _, c := range change {
 		c(&x.opts)
@@ -279,7 +282,7 @@ func (x *ruleWriter) holds(stamp, block uint64) {
 // fenced demands that err says so.
 func (w *ruleWorld) fenced(err error) {
 	w.t.Helper()
-	if !errors.Is(err, ErrFenced) {
+	if !errors.Is(err, volume.ErrFenced) {
 		w.t.Fatalf("not fenced, but: %v", err)
 	}
 }
@@ -287,21 +290,21 @@ func (w *ruleWorld) fenced(err error) {
 // intact demands that everything in the store is as it should be.
 func (w *ruleWorld) intact() {
 	w.t.Helper()
-	report, err := Fsck(w.t.Context(), w.memory, FsckOptions{Data: true})
+	report, err := fsck.Check(w.t.Context(), w.memory, fsck.Options{Data: true})
 	if err != nil {
 		w.t.Fatal(err)
 	}
 	for _, f := range report.Findings {
-		if f.Severity == FsckError {
+		if f.Severity == fsck.SeverityError {
 			w.t.Errorf("%v", f)
 		}
 	}
-	v, _, err := readVolume(w.t.Context(), w.memory)
+	v, _, err := volume.ReadRecord(w.t.Context(), w.memory)
 	if err != nil {
 		w.t.Fatal(err)
 	}
 	for _, name := range v.Checkpoints {
-		if _, _, err := readAll(w.t.Context(), w.memory, name); err != nil {
+		if _, _, err := volume.ReadAll(w.t.Context(), w.memory, name); err != nil {
 			w.t.Errorf("a checkpoint that the record names: %v", err)
 		}
 	}
@@ -313,7 +316,7 @@ func (w *ruleWorld) intact() {
 // object reads the tail of an object of the log; nil if it is not there.
 func (w *ruleWorld) object(k key.Key) *layout.Object {
 	w.t.Helper()
-	b, _, err := readAll(w.t.Context(), w.memory, k.Name())
+	b, _, err := volume.ReadAll(w.t.Context(), w.memory, k.Name())
 	if errors.Is(err, objproxy.ErrNotFound) {
 		return nil
 	}

@@ -13,8 +13,8 @@ type ruleOut struct {
 	edits []ruleEdit
 }
 
-// ruleEdit replaces old, which must be there exactly once, in a file of the
-// engine.
+// ruleEdit replaces old, which must be there exactly once, in a file
+// below this directory.
 type ruleEdit struct{ file, old, new string }
 
 // TestRulesFit: the engine still has every rule where TestLeftOut (make rules)
@@ -34,155 +34,179 @@ func TestRulesFit(t *testing.T) {
 	}
 }
 
-// rulesOut are the rules that the engine has today. Still to come with what it
-// belongs to: SNAPREC (snapshots).
+// rulesOut are the rules that the engine has today.
 var rulesOut = []ruleOut{
-	{"VGET", "the version comes from another request than the bytes that were judged", []ruleEdit{{"upload.go", `
-			return false, objproxy.IfVersion(found.version), nil
+	{"VGET", "the version comes from another request than the bytes that were judged", []ruleEdit{{"writer/upload.go", `
+			return false, objproxy.IfVersion(found.Version), nil
 `, `
-			again, err := e.tails().read(e.ctx, k)
+			again, err := tails.Read(ctx, k)
 			if err != nil {
 				again = found
 			}
-			return false, objproxy.IfVersion(again.version), nil
+			return false, objproxy.IfVersion(again.Version), nil
 `}}},
-	{"COMMIT", "a checkpoint counts when it is stored, and an open takes what is there", []ruleEdit{{"load.go", `
-	e.seq = 1
-	if len(v.Checkpoints) == 0 {
+	{"COMMIT", "a checkpoint counts when it is stored, and an open takes what is there", []ruleEdit{{"recover.go", `
+	r.Map, r.Seq = mapproxy.New(o.opts.blocks()), 1
 `, `
-	e.seq = 1
+	r.Map, r.Seq = mapproxy.New(o.opts.blocks()), 1
 	v.Checkpoints = nil
-	if err := e.list(ctx, layout.CheckpointPrefix, func(names []string) error {
-		v.Checkpoints = append(v.Checkpoints, names...)
+	if err := volume.List(ctx, o.store, layout.CheckpointPrefix, func(page []objproxy.Info) error {
+		for _, i := range page {
+			v.Checkpoints = append(v.Checkpoints, i.Name)
+		}
 		return nil
 	}); err != nil {
-		return position{}, err
+		return nil, volume.Position{}, err
 	}
-	if len(v.Checkpoints) == 0 {
-`}, {"checkpoint.go", `
-	if _, err := e.changeVolume(ctx, func(v *layout.Volume) { v.Checkpoints = names }); err != nil {
+`}, {"checkpoint/checkpoint.go", `
+	if err := o.Change(ctx, func(v *layout.Volume) { v.Checkpoints = names }); err != nil {
 		return fmt.Errorf("commit: %w", err)
 	}
 `, `
 `}}},
-	{"CKEPOCH", "roll-forward from a checkpoint starts with any epoch", []ruleEdit{{"load.go", `
-			return position{c.Key + 1, c.KeyEpoch}, nil
+	{"CKEPOCH", "roll-forward from a checkpoint starts with any epoch", []ruleEdit{{"recover.go", `
+			return r, volume.After(c.Checkpoint), nil
 `, `
-			return position{c.Key + 1, 0}, nil
+			return r, volume.Position{Next: c.Key + 1}, nil
 `}}},
-	{"NOBASE", "if no checkpoint verifies the log is read from its start", []ruleEdit{{"load.go", `
-	return position{}, fmt.Errorf("%w: no checkpoint of the volume verifies, and the log before them may be gone: %w", ErrRefused, errors.Join(damage...))
+	{"NOBASE", "if no checkpoint verifies the log is read from its start", []ruleEdit{{"recover.go", `
+	return nil, volume.Position{}, fmt.Errorf("%w: no checkpoint of the volume verifies, and the log before them may be gone: %w", volume.ErrRefused, errors.Join(damage...))
 `, `
-	return position{}, nil
+	return r, volume.Position{}, nil
 `}}},
 	{"RULE", "what lies where the fence should be is applied, whosever it is", []ruleEdit{{"recover.go", `
 		default: // a leftover of a writer that was fenced before it
-			cond = objproxy.IfVersion(found.version)
+			cond = objproxy.IfVersion(t.Version)
 `, `
 		default:
 			cond = objproxy.IfAbsent()
 `}, {"recover.go", `
-		read = func() (tail, error) { return e.tails().read(ctx, k) } // judge what came in between
+		read = func() (volume.Tail, error) { return tails.Read(ctx, k) } // judge what came in between
 `, `
-		came, err := e.tails().read(ctx, k)
-		if err == nil && came.obj.Epoch != e.epoch {
-			if err := e.apply(came.obj); err != nil {
-				return 0, e.unreadable(err)
+		came, err := tails.Read(ctx, k)
+		if err == nil && came.Object.Epoch != own.Epoch {
+			if err := r.apply(came.Object, o.opts.BlockSize); err != nil {
+				return 0, unreadable(err)
 			}
-			p = position{k + 1, max(p.epoch, came.obj.Epoch)}
+			p = volume.Position{Next: k + 1, Epoch: max(p.Epoch, came.Object.Epoch)}
 		}
-		read = ahead.next
-		if p.next == k {
-			read = func() (tail, error) { return e.tails().read(ctx, k) }
+		read = ahead.Next
+		if p.Next == k {
+			read = func() (volume.Tail, error) { return tails.Read(ctx, k) }
 		}
 `}}},
 	{"HIGHER", "(with VERIFY) an opener goes on past objects of a newer writer", []ruleEdit{{"recover.go", `
-		case found.obj.Epoch > e.epoch:
-			return 0, fmt.Errorf("%w: object %d has epoch %d, ours is %d", ErrFenced, k, found.obj.Epoch, e.epoch)
+		case found.Epoch > own.Epoch:
+			return 0, fmt.Errorf("%w: object %d has epoch %d, ours is %d", volume.ErrFenced, k, found.Epoch, own.Epoch)
 `, `
 `}, {"open.go", `
-	if _, _, err := e.ownVolume(ctx); err != nil {
-		return 0, fmt.Errorf("after storing our fence: %w", err)
+	if _, _, err := o.owner.Read(ctx); err != nil {
+		return nil, fmt.Errorf("after storing our fence: %w", err)
 	}
 `, `
 `}}},
 	{"VERIFY", "an opener does not look whether a newer one came while it fenced", []ruleEdit{{"open.go", `
-	if _, _, err := e.ownVolume(ctx); err != nil {
-		return 0, fmt.Errorf("after storing our fence: %w", err)
+	if _, _, err := o.owner.Read(ctx); err != nil {
+		return nil, fmt.Errorf("after storing our fence: %w", err)
 	}
 `, `
 `}}},
 	{"OWNF", "(with the check of the nonce) our own fence, its answer lost, is taken for part of the log", []ruleEdit{{"recover.go", `
 			return k, nil // our fence: the answer was lost
 `, `
-			p = position{k + 1, found.obj.Epoch}
-			read = ahead.next
+			p = volume.Position{Next: k + 1, Epoch: found.Epoch}
+			read = ahead.Next
 			continue
 `}}},
 	{"KEEPORPH", "what lies above the end of the log is deleted at open", []ruleEdit{{"open.go", `
-	e.keys = key.NewAllocator(fence + 1)
-	return v, nil
+	e.log.Start()
+	return e
 `, `
-	e.keys = key.NewAllocator(fence + 1)
-	e.wg.Go(func() {
-		_ = e.list(e.ctx, "", func(names []string) error {
-			for _, n := range names {
-				if k, err := key.Parse(n); err == nil && k > fence {
-					_ = e.store.Delete(e.ctx, []string{n})
+	e.log.Start()
+	e.background.Go(func() {
+		_ = volume.List(e.idle, opts.Store, "", func(page []objproxy.Info) error {
+			for _, i := range page {
+				if k, err := key.Parse(i.Name); err == nil && k > r.Last {
+					_ = opts.Store.Delete(e.idle, []string{i.Name})
 				}
 			}
 			return nil
 		})
 	})
-	return v, nil
-`}}},
-	{"MEMDUR", "what is stored is read from the store, also above the durable key", []ruleEdit{{"read.go", `
-		if c := e.ring.get(r.Loc.Key()); c != nil {
+	return e
+`}, {"open.go", `
+	"bs3/internal/bs3/gc"
 `, `
-		if c := e.ring.get(r.Loc.Key()); c != nil && !c.stored {
+	"bs3/internal/bs3/gc"
+	"bs3/internal/bs3/key"
 `}}},
-	{"SLOTDUR", "a slot is free when its chunk is stored", []ruleEdit{{"read.go", `
-		if c := e.ring.get(r.Loc.Key()); c != nil {
-`, `
-		if c := e.ring.get(r.Loc.Key()); c != nil && !c.stored {
-`}, {"chunk.go", `
-		e.ring.at(c.obj.Key).CompareAndSwap(c, nil) // a newer chunk may have the place
-		e.unref(c)
+	{"MEMDUR", "what is stored is read from the store, also above the durable key", []ruleEdit{{"writer/memory.go", `
+	if c == nil {
+		return nil, false
+	}
+	return c.slot.Data`, `
+	if c == nil || c.stored {
+		return nil, false
+	}
+	return c.slot.Data`}}},
+	{"SLOTDUR", "a slot is free when its chunk is stored", []ruleEdit{{"writer/memory.go", `
+	if c == nil {
+		return nil, false
+	}
+	return c.slot.Data`, `
+	if c == nil || c.stored {
+		return nil, false
+	}
+	return c.slot.Data`}, {"writer/durable.go", `
+		l.ring.at(c.obj.Key).CompareAndSwap(c, nil) // a newer chunk may have the place
+		l.unref(c)
 	}
 `, `
-		e.ring.at(c.obj.Key).CompareAndSwap(c, nil)
+		l.ring.at(c.obj.Key).CompareAndSwap(c, nil)
 	}
-	e.unref(c)
+	l.unref(c)
 `}}},
-	{"RHEAP", "replay builds its objects in the pool", []ruleEdit{{"recover.go", `
-		slot, err := e.heapSlot(ctx)
-		e.mu.Lock()
+	{"RHEAP", "replay builds its objects in the pool", []ruleEdit{{"replay.go", `
+		if err := log.Replay(ctx, r); err != nil {
 `, `
+		if err := log.Replay(ctx, r, o.files.memory); err != nil {
+`}, {"writer/memory.go", `
+func (l *Log) Replay(ctx context.Context, r wlog.Entry) error {
+	for !l.tryReplay(r) {
+		slot, err := l.Slot(ctx)
+`, `
+func (l *Log) Replay(ctx context.Context, r wlog.Entry, memory *wlog.Memory) error {
+	for !l.tryReplay(r) {
 		var slot *wlog.Slot
 		var err error
-		for _, s := range e.memory.Slots() {
+		for _, s := range memory.Slots() {
 			if s.Count() == 0 {
 				slot = s
 			}
 		}
 		for slot == nil && err == nil {
-			err = sleep(ctx, time.Second)
+			err = objproxy.Sleep(ctx, time.Second)
 		}
-		e.mu.Lock()
-`}, {"recover.go", `
-	"fmt"
-	"slices"
+`}, {"writer/memory.go", `
+import (
+	"context"
+
+	"bs3/internal/bs3/era"
 `, `
-	"fmt"
-	"slices"
+import (
+	"context"
 	"time"
+
+	"bs3/internal/bs3/objproxy"
+
+	"bs3/internal/bs3/era"
 `}}},
-	{"LNONCE", "chunk memory is replayed whosever it is", []ruleEdit{{"open.go", `
-		case e.writersHere[h.Nonce]:
+	{"LNONCE", "chunk memory is replayed whosever it is", []ruleEdit{{"claim.go", `
+		case o.writersHere[h.Nonce]:
 `, `
 		case len(h.Nonce) > 0:
-`}, {"recover.go", `
-		if h, err := s.Header(); err == nil && !e.writersHere[h.Nonce] {
+`}, {"replay.go", `
+		if h, err := s.Header(); err == nil && !o.writersHere[h.Nonce] {
 			continue
 		}
 `, `
@@ -197,48 +221,56 @@ var rulesOut = []ruleOut{
 			ours[s.Nonce], ours[s.Replaces] = true, true
 		}
 	}
-`}, {"open.go", `
-	aside, err := e.dir.SetAside(wlog.MemoryFileName)
+`}, {"claim.go", `
+	aside, err := f.setMemoryAside()
 	if err != nil {
 		return err
 	}
 `, `
+	if err := f.memory.Close(); err != nil {
+		return err
+	}
+	f.memory = nil
 	aside := path
 `}}},
-	{"LASIDE", "(with LCHAIN: any claim of ours in the record makes all chunk memory ours) memory of others stays where it is", []ruleEdit{{"open.go", `
-		case e.writersHere[h.Nonce]:
+	{"LASIDE", "(with LCHAIN: any claim of ours in the record makes all chunk memory ours) memory of others stays where it is", []ruleEdit{{"claim.go", `
+		case o.writersHere[h.Nonce]:
 `, `
-		case e.writersHere[h.Nonce] || len(e.writersHere) > 1:
-`}, {"recover.go", `
-		if h, err := s.Header(); err == nil && !e.writersHere[h.Nonce] {
+		case o.writersHere[h.Nonce] || len(o.writersHere) > 1:
+`}, {"replay.go", `
+		if h, err := s.Header(); err == nil && !o.writersHere[h.Nonce] {
 			continue
 		}
 `, `
-`}, {"open.go", `
-	aside, err := e.dir.SetAside(wlog.MemoryFileName)
+`}, {"claim.go", `
+	aside, err := f.setMemoryAside()
 	if err != nil {
 		return err
 	}
 `, `
+	if err := f.memory.Close(); err != nil {
+		return err
+	}
+	f.memory = nil
 	aside := path
 `}}},
-	{"LJUDGE", "chunk memory is judged at the first try of the claim only", []ruleEdit{{"open.go", `
-		if err := e.judge(v); err != nil {
+	{"LJUDGE", "chunk memory is judged at the first try of the claim only", []ruleEdit{{"claim.go", `
+		if err := o.judge(v); err != nil {
 			return nil, err
 		}
 `, `
 		if tried {
-		} else if err := e.judge(v); err != nil {
+		} else if err := o.judge(v); err != nil {
 			return nil, err
 		}
 		tried = true
-`}, {"open.go", `
-func (e *Engine) claim(ctx context.Context) (*layout.Volume, error) {
+`}, {"claim.go", `
+func (o *opening) claim(ctx context.Context) (*layout.Volume, error) {
 `, `
-func (e *Engine) claim(ctx context.Context) (*layout.Volume, error) {
+func (o *opening) claim(ctx context.Context) (*layout.Volume, error) {
 	tried := false
 `}}},
-	{"LSEQ", "replay does not look at sequence numbers", []ruleEdit{{"openlog.go", `
+	{"LSEQ", "replay does not look at sequence numbers", []ruleEdit{{"replay.go", `
 	for len(l.memory) > 0 && l.memory[0].Seq < seq { // the store has it
 		l.memory = l.memory[1:]
 	}
@@ -252,14 +284,14 @@ func (e *Engine) claim(ctx context.Context) (*layout.Volume, error) {
 		return next, true, nil
 	}
 `}}},
-	{"LOLD", "chunk memory is emptied before what was replayed is stored", []ruleEdit{{"recover.go", `
-	if err := e.flushToStore(ctx); err != nil {
+	{"LOLD", "chunk memory is emptied before what was replayed is stored", []ruleEdit{{"replay.go", `
+	if err := log.FlushToStore(ctx); err != nil {
 		return fmt.Errorf("replay: %w", err)
 	}
 `, `
 `}}},
-	{"LSHOWN", "intents are never dropped", []ruleEdit{{"open.go", `
-	for _, d := range e.dirs() {
+	{"LSHOWN", "intents are never dropped", []ruleEdit{{"files.go", `
+	for _, d := range f.dirs() {
 		if err := d.DropIntents(); err != nil {
 			return err
 		}
@@ -268,170 +300,160 @@ func (e *Engine) claim(ctx context.Context) (*layout.Volume, error) {
 `, `
 	return nil
 `}}},
-	{"CACHED", "(with the epoch of what is cached) the disk cache takes an object when it is stored", []ruleEdit{{"chunk.go", `
-	c.stored = true
+	{"CACHED", "(with the epoch of what is cached) the disk cache takes an object when it is stored", []ruleEdit{{"writer/durable.go", `
+	for _, c := range l.advance(c, took) {
 `, `
-	c.stored = true
-	if e.disk != nil {
-		e.keepForReaders(c)
-	}
-`}, {"diskcache.go", `
-			misses[i].epoch = o.Epoch
+	l.keep(c)
+	for _, c := range l.advance(c, took) {
+`}, {"reader/disk.go", `
+		if m.epoch = r.c.Memory.Epoch(m.loc.Key()); m.epoch == 0 { // collected meanwhile
 `, `
-			misses[i].epoch = o.Epoch - o.Epoch + 1
-`}, {"diskcache.go", `
-		e.disk.Put(m.loc, m.epoch, m.dst)
+		if m.epoch = min(1, r.c.Memory.Epoch(m.loc.Key())); m.epoch == 0 {
+`}, {"reader/disk.go", `
+		r.c.Disk.Put(m.loc, m.epoch, m.dst)
 `, `
-		e.disk.Put(m.loc, 1, m.dst)
+		r.c.Disk.Put(m.loc, 1, m.dst)
 `}}},
-	{"LDUR", "the local log gives up what is stored", []ruleEdit{{"chunk.go", `
+	{"LDUR", "the local log gives up what is stored", []ruleEdit{{"writer/durable.go", `
 	c.stored = true
 `, `
 	c.stored = true
-	if e.logging.log != nil {
-		e.logging.log.Release(c.obj.Key)
+	if m.local.log != nil {
+		m.local.log.Release(c.obj.Key)
 	}
 `}}},
-	{"LGROUP", "a flush counts a sync that is under way", []ruleEdit{{"locallog.go", `
-			if err := e.syncEnds(ctx, l.ended); err != nil {
+	{"LGROUP", "a flush counts a sync that is under way", []ruleEdit{{"writer/locallog.go", `
+			if err := l.syncEnds(ctx, s.wait); err != nil {
 				return err
 			}
 `, `
-			return e.syncEnds(ctx, l.ended)
+			return l.syncEnds(ctx, s.wait)
 `}}},
-	{"LFSYNC", "the local log goes on after a sync that failed", []ruleEdit{{"locallog.go", `
-	e.logging.failed, e.logging.log = err, nil
+	{"LFSYNC", "the local log goes on after a sync that failed", []ruleEdit{{"writer/locallog.go", `
+	l.mu.local.failed, l.mu.local.log = err, nil
 `, `
-	e.logging.failed = err
+	l.mu.local.failed = err
 `}}},
-	{"LBOTH", "of local log and chunk memory the log is replayed, if there is one", []ruleEdit{{"recover.go", `
-	found := leftover{memory: memory, log: e.leftLog}
+	{"LBOTH", "of local log and chunk memory the log is replayed, if there is one", []ruleEdit{{"replay.go", `
+	found := leftover{memory: memory, log: o.files.local}
 `, `
-	found := leftover{memory: memory, log: e.leftLog}
-	if e.leftLog != nil && e.leftLog.Frames() > 0 {
+	found := leftover{memory: memory, log: o.files.local}
+	if o.files.logHolds() {
 		found.memory = nil
 	}
 `}}},
-	{"LINTENT", "the intents are in the state directory alone", []ruleEdit{{"open.go", `
-		for _, d := range e.dirs() {
-			if err := d.AddIntent(`, `
-		for _, d := range e.dirs()[:min(1, len(e.dirs()))] {
-			if err := d.AddIntent(`}}},
-	{"LNONCE'", "the local log is replayed whosever it is", []ruleEdit{{"openlog.go", `
-	ours := e.leftLog != nil && e.leftLog.Header().UUID == v.UUID && e.writersHere[e.leftLog.Header().Nonce]
+	{"LINTENT", "the intents are in the state directory alone", []ruleEdit{{"files.go", `
+	for _, d := range f.dirs() {
+		if err := d.AddIntent(`, `
+	for _, d := range f.dirs()[:min(1, len(f.dirs()))] {
+		if err := d.AddIntent(`}}},
+	{"LNONCE'", "the local log is replayed whosever it is", []ruleEdit{{"claim.go", `
+	ours := f.local != nil && f.local.Header().UUID == v.UUID && o.writersHere[f.local.Header().Nonce]
 `, `
-	ours := e.leftLog != nil && e.leftLog.Header().UUID == v.UUID
+	ours := f.local != nil && f.local.Header().UUID == v.UUID
 `}}},
-	{"ATOMIC", "a checkpoint seals, and freezes a moment later", []ruleEdit{{"checkpoint.go", `
-	last := e.sealThrough()
-	frozen := e.maps.Freeze()
-`, `
-	last := e.sealThrough()
-	e.mu.Unlock()
-	_ = sleep(ctx, 3*time.Millisecond)
-	e.mu.Lock()
-	frozen := e.maps.Freeze()
-`}}},
-	{"SWEEP", "a writer also sweeps names of a newer one", []ruleEdit{{"checkpoint.go", `ok && epoch <= e.epoch && !needed[n]`, `ok && epoch > 0 && !needed[n]`}}},
-	{"CKNAME", "the name of a checkpoint is used again", []ruleEdit{{"checkpoint.go", `
-		_, err := e.store.Put(ctx, n, objproxy.Body{Data: b}, objproxy.IfAbsent())
+	{"ATOMIC", "a checkpoint seals, and freezes a moment later", []ruleEdit{{"writer/log.go", `
+	last := l.sealThrough()
+	cut :=`, `
+	last := l.sealThrough()
+	l.mu.Unlock()
+	_ = objproxy.Sleep(context.Background(), 3*time.Millisecond)
+	l.mu.Lock()
+	cut :=`}}},
+	{"SWEEP", "a writer also sweeps names of a newer one", []ruleEdit{{"checkpoint/checkpoint.go", `ok && epoch <= k.c.Owner.Epoch && !needed[o.Name]`, `ok && epoch > 0 && !needed[o.Name]`}}},
+	{"CKNAME", "the name of a checkpoint is used again", []ruleEdit{{"checkpoint/checkpoint.go", `
+		_, err := k.c.Store.Put(ctx, n, objproxy.Body{Data: b}, objproxy.IfAbsent())
 `, `
 		n = name(0)
-		_, err := e.store.Put(ctx, n, objproxy.Body{Data: b}, objproxy.Condition{})
+		_, err := k.c.Store.Put(ctx, n, objproxy.Body{Data: b}, objproxy.Condition{})
 `}}},
-	{"GATE", "what is dead in the newest checkpoint is deleted", []ruleEdit{{"gc.go", `
-	keys := e.deletable(checkpoints[0])
+	{"GATE", "what is dead in the newest checkpoint is deleted", []ruleEdit{{"gc/gc.go", `
+	keys := g.deletable(kept[0])
 	if len(keys) == 0 {
 `, `
-	keys := e.deletable(checkpoints[len(checkpoints)-1])
+	keys := g.deletable(kept[len(kept)-1])
 	if len(keys) == 0 {
 `}}},
-	{"GATE'", "what is dead now is deleted", []ruleEdit{{"gc.go", `
-	keys := e.deletable(checkpoints[0])
+	{"GATE'", "what is dead now is deleted", []ruleEdit{{"gc/gc.go", `
+	keys := g.deletable(kept[0])
 	if len(keys) == 0 {
 `, `
 	var keys []key.Key
-	e.mu.Lock()
-	some, _ := e.maps.Objects(0, 1<<20)
+	some, _, durable, _ := g.c.Log.Objects(0, 1<<20)
 	for _, o := range some {
-		if o.Live == 0 && !o.Fence && o.Key <= e.durable {
+		if o.Live == 0 && !o.Fence && o.Key <= durable {
 			keys = append(keys, o.Key)
 		}
 	}
-	e.mu.Unlock()
 	if len(keys) == 0 {
 `}}},
-	{"KEEPFENCE", "fences are deleted", []ruleEdit{{"checkpoint.go", `
+	{"KEEPFENCE", "fences are deleted", []ruleEdit{{"checkpoint/checkpoint.go", `
 		if o.Live == 0 && !o.Fence {
 `, `
 		if o.Live == 0 {
 `}}},
-	{"NOEMPTY", "the second checkpoint of a collection comes with an empty object", []ruleEdit{{"gc.go", `
+	{"NOEMPTY", "the second checkpoint of a collection comes with an empty object", []ruleEdit{{"gc/gc.go", `
 		if len(newest) > 0 {
-			if err := e.checkpoint(ctx); err != nil {
+			if err := g.c.Checkpoints.Write(ctx); err != nil {
 `, `
 		if len(newest) > 0 {
-			e.mu.Lock()
-			e.makeRoom(0)
-			e.mu.Unlock()
-			if err := e.checkpoint(ctx); err != nil {
+			g.c.Log.(interface{ OpenChunk() }).OpenChunk()
+			if err := g.c.Checkpoints.Write(ctx); err != nil {
+`}, {"writer/rewrite.go", `
+// Live reports whether object k has live blocks.
+`, `
+func (l *Log) OpenChunk() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.makeRoom(0)
+}
+
+// Live reports whether object k has live blocks.
 `}}},
-	{"GCIDX", "a move's data index counts the moves", []ruleEdit{{"compact.go", `Kind: layout.KindMove, Index: uint32(i), Source`, `Kind: layout.KindMove, Index: uint32(len(n.obj.Records)), Source`}}},
-	{"GCSTILL", "blocks are moved that have been written since", []ruleEdit{{"compact.go", `
-		if e.maps.Get(m.block) != m.source {
+	{"GCIDX", "a move's data index counts the moves", []ruleEdit{{"writer/rewrite.go", `Kind: layout.KindMove, Index: uint32(i), Source`, `Kind: layout.KindMove, Index: uint32(len(c.obj.Records)), Source`}}},
+	{"GCSTILL", "blocks are moved that have been written since", []ruleEdit{{"writer/rewrite.go", `
+		if maps.Get(m.Block) != m.Source {
 			continue
 		}
-		if last := len(n.obj.Records) - 1; last >= 0 && follows(n.obj.Records[last], m, i) {
 `, `
-		if last := len(n.obj.Records) - 1; last >= 0 && follows(n.obj.Records[last], m, i) {
-`}, {"compact.go", `
-				e.maps.Move(r.Block+uint64(i), r.Source.Add(i), layout.Loc(n.obj.Key, r.Index+i))
+`}, {"writer/rewrite.go", `
+			maps.Move(r.Block+uint64(i), r.Source.Add(i), layout.Loc(c.obj.Key, r.Index+i))
 `, `
-				e.maps.Write(r.Block+uint64(i), 1, layout.Loc(n.obj.Key, r.Index+i))
+			maps.Write(r.Block+uint64(i), 1, layout.Loc(c.obj.Key, r.Index+i))
 `}}},
-	{"GCSEAL", "a compaction takes its key while a chunk is open", []ruleEdit{{"compact.go", `
-		e.seal()
-		e.place(n)
+	{"GCSEAL", "a compaction takes its key while a chunk is open", []ruleEdit{{"writer/rewrite.go", `
+	l.seal()
+	l.place(c)
 `, `
-		e.place(n)
+	l.place(c)
 `}}},
-	{"INORDER", "moves take effect when their object is stored", []ruleEdit{{"compact.go", `
-				e.maps.Move(r.Block+uint64(i), r.Source.Add(i), layout.Loc(n.obj.Key, r.Index+i))
+	{"INORDER", "moves take effect when their object is stored", []ruleEdit{{"writer/rewrite.go", `
+			maps.Move(r.Block+uint64(i), r.Source.Add(i), layout.Loc(c.obj.Key, r.Index+i))
 `, `
-				_ = i
-`}, {"chunk.go", `
+			_ = i
+`}, {"writer/durable.go", `
 	c.stored = true
 `, `
 	c.stored = true
 	for _, r := range c.obj.Records {
 		for i := uint32(0); r.Kind == layout.KindMove && i < r.Blocks; i++ {
-			e.maps.Move(r.Block+uint64(i), r.Source.Add(i), layout.Loc(c.obj.Key, r.Index+i))
+			m.maps.Move(r.Block+uint64(i), r.Source.Add(i), layout.Loc(c.obj.Key, r.Index+i))
 		}
 	}
 `}}},
-	// Not marked in the design, but it rests on them:
-	{"flush", "a flush is acknowledged when its own put is answered", []ruleEdit{{"chunk.go", `
-	for k := e.durable; ; {
-		k++
-		next := e.ring.get(k)
-		if next == nil || !next.stored {
-			break
-		}
+	// What they all rest on:
+	{"flush", "a flush is acknowledged when its own put is answered", []ruleEdit{{"writer/durable.go", `
+	for k := m.durable; ; {
 `, `
 	for k := c.obj.Key - 1; ; {
-		k++
-		next := e.ring.get(k)
-		if next == nil || !next.stored {
-			break
-		}
 `}}},
-	{"era", "a slot is used again while a reader may look at it, an object deleted while one reads it", []ruleEdit{{"era.go", `
-func (e *eras) retire(f func()) { e.advance(f) }
+	{"era", "a slot is used again while a reader may look at it, an object deleted while one reads it", []ruleEdit{{"era/era.go", `
+func (e *Readers) Retire(f func()) { e.advance(f) }
 `, `
-func (e *eras) retire(f func()) { f() }
+func (e *Readers) Retire(f func()) { f() }
 `}}},
-	{"fenced", "a writer that finds a newer one's object takes its own for stored", []ruleEdit{{"upload.go", `
-			return false, next, fmt.Errorf("%w: object %d has epoch %d, ours is %d", ErrFenced, k, found.obj.Epoch, e.epoch)
+	{"fenced", "a writer that finds a newer one's object takes its own for stored", []ruleEdit{{"writer/upload.go", `
+			return false, next, fmt.Errorf("%w: object %d has epoch %d, ours is %d", volume.ErrFenced, k, theirs.Epoch, o.Epoch)
 `, `
 			return true, next, nil
 `}}},

@@ -9,13 +9,14 @@ import (
 	"bs3/internal/bs3"
 	"bs3/internal/bs3/objproxy"
 	"bs3/internal/bs3/objproxy/objtest"
+	"bs3/internal/bs3/volume"
 )
 
 func TestStoreWithoutConditionsIsRefused(t *testing.T) {
 	for _, refuses := range []bool{false, true} {
 		memory := objtest.NewMemory()
 		o := options(t, unconditional{memory, refuses})
-		if _, err := bs3.Open(t.Context(), o); !errors.Is(err, bs3.ErrRefused) || !errors.Is(err, objproxy.ErrNoConditionalPut) {
+		if _, err := bs3.Open(t.Context(), o); !errors.Is(err, volume.ErrRefused) || !errors.Is(err, objproxy.ErrNoConditionalPut) {
 			t.Fatalf("open: %v", err)
 		}
 		if got := objects(t, memory); got != "[]" {
@@ -51,7 +52,7 @@ func TestUnreachableStoreIsGivenUp(t *testing.T) {
 	c.cut.Store(true)
 	o := options(t, c)
 	o.OpenFor = 30 * time.Millisecond
-	if _, err := bs3.Open(t.Context(), o); !errors.Is(err, bs3.ErrStore) {
+	if _, err := bs3.Open(t.Context(), o); !errors.Is(err, volume.ErrStore) {
 		t.Fatalf("open: %v", err)
 	}
 }
@@ -71,7 +72,7 @@ func TestUnreachableStoreIsWaitedFor(t *testing.T) {
 	o.OpenFor = time.Millisecond
 	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
 	defer cancel()
-	if _, err := bs3.Open(ctx, o); !errors.Is(err, context.DeadlineExceeded) || errors.Is(err, bs3.ErrStore) {
+	if _, err := bs3.Open(ctx, o); !errors.Is(err, context.DeadlineExceeded) || errors.Is(err, volume.ErrStore) {
 		t.Fatalf("open: %v", err)
 	}
 	o.Store = memory

@@ -9,10 +9,12 @@ import (
 	"slices"
 	"time"
 
+	"bs3/internal/bs3/fsck"
 	"bs3/internal/bs3/key"
 	"bs3/internal/bs3/layout"
 	"bs3/internal/bs3/mapproxy"
 	"bs3/internal/bs3/objproxy"
+	"bs3/internal/bs3/volume"
 )
 
 // simRec is one write or discard, as the log keeps it: a record with a
@@ -254,12 +256,8 @@ func (w *simWorld) history(k key.Key) ([]simRec, error) {
 // opened judges what a daemon found when its open has returned, and begins its
 // session.
 func (w *simWorld) opened(d *simDaemon, e *Engine) *simSession {
-	e.mu.Lock()
-	seq, durable, mapped := e.seq, e.durable, e.maps.Mapped()
-	frozen := e.maps.Freeze()
-	e.mu.Unlock()
-	defer frozen.Release()
-	verify := frozen.Verify()
+	now, verify := e.log.Verify()
+	seq, durable, mapped := now.Seq, now.Durable, now.Growth.Live
 
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -288,7 +286,7 @@ func (w *simWorld) opened(d *simDaemon, e *Engine) *simSession {
 	}
 	w.logLocked("%s serves epoch %d up to object %d: %d writes, %d of them replayed", d.name, s.epoch, durable, len(h), replayed)
 	w.count["opens"]++
-	if e.disk != nil {
+	if e.reader.DiskStatus() != nil {
 		w.count["disk caches"]++
 	}
 	w.count["replayed"] += replayed
@@ -380,18 +378,11 @@ func (w *simWorld) readDone(s *simSession, n int, block uint64, p []byte, err er
 	}
 }
 
-// atRest says whether everything that e has is in the store.
-func atRest(e *Engine) bool {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	return e.cur == nil && e.durable == e.keys.Next()-1
-}
-
 // checkBases opens every checkpoint that the record names by hand, rolls the
 // log forward from it, and compares the outcome with the map of e, which is at
 // rest. Whichever checkpoint an open takes, it must find the same volume.
 func (w *simWorld) checkBases(e *Engine) {
-	for tries := 0; !atRest(e); tries++ { // it may be compacting by itself
+	for tries := 0; !e.log.Now().AtRest(); tries++ { // it may be compacting by itself
 		if tries == 1000 {
 			w.fail("HANGS: e%d does not come to rest", e.Epoch())
 			return
@@ -399,39 +390,37 @@ func (w *simWorld) checkBases(e *Engine) {
 		w.pass(10 * time.Millisecond)
 	}
 	ctx := context.Background()
-	v, _, err := readVolume(ctx, w.store)
+	v, _, err := volume.ReadRecord(ctx, w.store)
 	if err != nil {
 		w.fail("BASE: %v", err)
 		return
 	}
 	for _, name := range v.Checkpoints {
-		m := mapproxy.New(e.maps.Blocks())
-		c, err := loadMap(ctx, w.store, v.UUID, name, m)
+		m := mapproxy.New(e.opts.blocks())
+		c, err := volume.LoadMap(ctx, w.store, v.UUID, name, m)
 		if err != nil {
 			w.fail("BASE: checkpoint %s, which the record names: %v", name, err)
 			continue
 		}
 		last := c.Key
-		err = walk(ctx, tails{w.store, v.UUID, e.chunkBlocks}, position{c.Key + 1, c.KeyEpoch}, func(k key.Key, o *layout.Object) error {
+		err = volume.TailsOf(v, w.store).Walk(ctx, volume.After(c.Checkpoint), func(k key.Key, o *layout.Object) error {
 			m.Apply(o)
 			last = k
 			return nil
 		})
-		e.mu.Lock()
-		end := e.keys.Next() - 1
-		e.mu.Unlock()
+		end := e.log.Now().Next - 1
 		if err != nil || last != end {
 			w.fail("BASE: the log from checkpoint %s ends at object %d, not %d: %v", name, last, end, err)
 			continue
 		}
 		w.add("bases checked", 1)
 		for b := range simFold(w.everything()) {
-			if got, want := m.Get(b), e.maps.Get(b); got != want {
+			if got, want := m.Get(b), e.log.View().Get(b); got != want {
 				w.fail("BASE: from checkpoint %s block %d is at %v, not %v", name, b, got, want)
 			}
 		}
-		if m.Mapped() != e.maps.Mapped() {
-			w.fail("BASE: from checkpoint %s %d blocks are mapped, not %d", name, m.Mapped(), e.maps.Mapped())
+		if m.Mapped() != e.log.View().Mapped() {
+			w.fail("BASE: from checkpoint %s %d blocks are mapped, not %d", name, m.Mapped(), e.log.View().Mapped())
 		}
 	}
 }
@@ -444,7 +433,7 @@ func (w *simWorld) damage(r func(n int) int) {
 		return
 	}
 	name, ctx := w.named[len(w.named)-1], context.Background()
-	b, _, err := readAll(ctx, w.store, name)
+	b, _, err := volume.ReadAll(ctx, w.store, name)
 	if err != nil {
 		w.failLocked("BASE: checkpoint %s, which the record names: %v", name, err)
 		return
@@ -469,14 +458,14 @@ func (w *simWorld) fsck(store objproxy.Store, data bool) {
 	if !made { // what a first open does meanwhile would look like leftovers
 		return
 	}
-	report, err := Fsck(context.Background(), store, FsckOptions{Data: data})
+	report, err := fsck.Check(context.Background(), store, fsck.Options{Data: data})
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if damaged != "" || damages != w.count["checkpoints damaged"] {
 		return
 	}
 	switch {
-	case errors.Is(err, ErrMoving) || errors.Is(err, ErrNoVolume):
+	case errors.Is(err, volume.ErrMoving) || errors.Is(err, volume.ErrNoVolume):
 		return
 	case err != nil:
 		w.failLocked("FSCK: %v", err)
@@ -484,7 +473,7 @@ func (w *simWorld) fsck(store objproxy.Store, data bool) {
 	}
 	w.count["fscks"]++
 	for _, f := range report.Findings {
-		if f.Severity == FsckError {
+		if f.Severity == fsck.SeverityError {
 			w.failLocked("FSCK: %v", f)
 		}
 	}

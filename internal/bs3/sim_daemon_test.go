@@ -10,7 +10,9 @@ import (
 
 	"github.com/rs/zerolog"
 
+	"bs3/internal/bs3/gc"
 	"bs3/internal/bs3/objproxy"
+	"bs3/internal/bs3/volume"
 )
 
 // simConfig is what all daemons of a run have in common.
@@ -21,7 +23,7 @@ type simConfig struct {
 	disk        int64 // bytes of disk caches; 0 = none
 	linger      time.Duration
 	checkpoints time.Duration
-	gc          GCOptions
+	gc          gc.Options
 	cache       int64 // bytes
 	readahead   int64 // bytes
 }
@@ -138,10 +140,10 @@ func (d *simDaemon) openReturned(e *Engine, err error) {
 		w.logLocked("%s can not open", d.name)
 		w.events = append(w.events, simEvent{at: time.Since(w.start), text: d.name + ": " + err.Error(), noise: true})
 		switch {
-		case errors.Is(err, ErrFenced) && d.epoch > 0 && w.claims[len(w.claims)-1].epoch > d.epoch:
+		case errors.Is(err, volume.ErrFenced) && d.epoch > 0 && w.claims[len(w.claims)-1].epoch > d.epoch:
 			w.count["fenced in open"]++
-		case errors.Is(err, ErrRefused) && w.spoiled:
-		case errors.Is(err, ErrRefused) && !d.takeover:
+		case errors.Is(err, volume.ErrRefused) && w.spoiled:
+		case errors.Is(err, volume.ErrRefused) && !d.takeover:
 			w.count["refused"]++
 		default:
 			w.failLocked("OPEN: %s: %v", d.name, err)
@@ -177,7 +179,7 @@ func (d *simDaemon) watch(e *Engine) {
 		return
 	}
 	d.closing = true
-	if err := e.Err(); !errors.Is(err, ErrFenced) || w.owner(d.session) {
+	if err := e.Err(); !errors.Is(err, volume.ErrFenced) || w.owner(d.session) {
 		w.failLocked("FAILED: e%d: %v", d.epoch, err)
 	}
 	w.logLocked("%s is fenced", d.name)
@@ -275,7 +277,7 @@ func (d *simDaemon) close() {
 			w.logLocked("%s is closed", d.name)
 			w.count["closed"]++
 			w.flushAcked(s, history)
-		case errors.Is(err, ErrFenced) && !w.owner(s):
+		case errors.Is(err, volume.ErrFenced) && !w.owner(s):
 			w.count["fenced"]++
 		default:
 			w.failLocked("CLOSE: e%d: %v", s.epoch, err)
@@ -326,7 +328,7 @@ func (d *simDaemon) write(block uint64, n uint32, zero, fast bool, limit time.Du
 		if zero {
 			pieces = []*simWrite{{simRec: r}}
 		} else {
-			chunk := uint32(e.chunkBlocks)
+			chunk := uint32(e.opts.chunkBlocks())
 			if d.waiting > 0 || limit > 0 { // the order of its pieces among others could not be told
 				r.n = min(r.n, chunk)
 			}
@@ -441,7 +443,7 @@ func (d *simDaemon) background(what string, f func(*Engine, context.Context) err
 		case d.gone():
 		case err == nil:
 			w.count[what]++
-		case !d.stopping(err) && (!errors.Is(err, ErrFenced) || w.owner(s)):
+		case !d.stopping(err) && (!errors.Is(err, volume.ErrFenced) || w.owner(s)):
 			w.failLocked("ERROR: e%d %s: %v", s.epoch, what, err)
 		}
 	})

@@ -9,6 +9,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"bs3/internal/bs3/gc"
 	"bs3/internal/bs3/layout"
 	"bs3/internal/bs3/objproxy"
 )
@@ -71,12 +72,12 @@ func newSimRun(seed uint64) *simRun {
 	}
 	share := func(choices ...float64) float64 { return choices[r.IntN(len(choices))] }
 	run := &simRun{seed: seed, most: 1 + r.IntN(3)}
-	gc := GCOptions{
+	collect := gc.Options{
 		Wait: ms(0, 0, 23.7, 91.9), Step: 1 + r.IntN(8), IdleTimeout: ms(0, 3.1),
 		LiveData: share(0.3, 0.7, 1), MaxGarbage: share(0, 0.3, 0.6),
 	}
 	run.cfg = simConfig{
-		gc:          gc,
+		gc:          collect,
 		cache:       int64(max(0, r.IntN(4)-2) * 64 * simBlockSize),
 		chunkBlocks: 2 + r.IntN(3), durable: r.IntN(4) > 0,
 		linger: ms(0, 0, 2.3, 17.1), checkpoints: ms(0, 0, 41.3, 160.7),
@@ -194,8 +195,8 @@ func (run *simRun) drive(w *simWorld) {
 	close(w.over)
 	w.late.Wait()
 	for _, d := range w.daemons {
-		if d.e != nil && d.e.disk != nil {
-			w.count["disk hits"] += int(d.e.disk.Stats().Hits)
+		if d.e != nil && d.e.reader.DiskStatus() != nil {
+			w.count["disk hits"] += int(d.e.reader.DiskStatus().Hits)
 		}
 	}
 }
@@ -546,7 +547,7 @@ func (run *simRun) settle(w *simWorld, d *simDaemon) {
 			w.fail("FINAL: gc of e%d: %v", d.epoch, err)
 			return
 		}
-		if report == (GCReport{}) {
+		if report == (gc.Report{}) {
 			w.silent(d)
 			break
 		}

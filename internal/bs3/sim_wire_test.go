@@ -441,8 +441,8 @@ func simName(name string) string {
 	if epoch, counter, err := layout.ParsePackName(name); err == nil {
 		return fmt.Sprintf("pack e%d-%d", epoch, counter)
 	}
-	if strings.HasPrefix(name, layout.ProbePrefix) {
-		return layout.ProbePrefix // a nonce follows
+	if strings.HasPrefix(name, objproxy.ProbePrefix) {
+		return objproxy.ProbePrefix // a nonce follows
 	}
 	return name
 }

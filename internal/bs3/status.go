@@ -1,5 +1,11 @@
 package bs3
 
+import (
+	"bs3/internal/bs3/gc"
+	"bs3/internal/bs3/reader"
+	"bs3/internal/bs3/writer"
+)
+
 // Status is the state of an open volume. Its JSON form is a contract.
 type Status struct {
 	UUID      string `json:"uuid"`
@@ -17,8 +23,8 @@ type Status struct {
 	Slots          int `json:"slots"`
 	WritersWaiting int `json:"writers_waiting"` // for chunk memory
 
-	LocalLog  *LogStatus       `json:"local_log,omitempty"`  // nil in a mode without one
-	DiskCache *DiskCacheStatus `json:"disk_cache,omitempty"` // nil without one
+	LocalLog  *writer.LogStatus  `json:"local_log,omitempty"`  // nil in a mode without one
+	DiskCache *reader.DiskStatus `json:"disk_cache,omitempty"` // nil without one
 
 	Objects     int   `json:"objects"`      // of the log
 	StoredBytes int64 `json:"stored_bytes"` // their data blocks
@@ -27,47 +33,28 @@ type Status struct {
 	LogBytes    int64 `json:"log_bytes"`
 
 	// Since the volume was opened:
-	WrittenBytes int64    `json:"written_bytes"` // data that was written, also by the replay of chunk memory
-	Collected    GCReport `json:"collected"`     // by all garbage collections
+	WrittenBytes int64     `json:"written_bytes"` // data that was written, also by the replay of chunk memory
+	Collected    gc.Report `json:"collected"`     // by all garbage collections
 }
 
-// Mode is what a flush of the volume means: durable, local log or barrier. A
-// local log that has failed leaves durable.
-func (e *Engine) Mode() string {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	return e.mode()
-}
+// Mode returns what a flush of the volume means: durable, local log or barrier.
+// A local log that has failed leaves durable.
+func (e *Engine) Mode() string { return e.log.Now().Mode }
 
-func (e *Engine) mode() string {
-	switch {
-	case e.opts.Durable:
-		return "durable"
-	case e.opts.CachePath == "":
-		return "barrier"
-	case e.logging.log == nil:
-		return "durable"
-	}
-	return "local log"
-}
-
-// Status tells how the volume is doing. It sends no request.
+// Status returns how the volume is doing. It sends no request.
 func (e *Engine) Status() Status {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	objects, live, total := e.maps.Totals()
+	now, bs := e.log.Now(), int64(e.opts.BlockSize)
 	s := Status{
-		UUID: e.uuid.String(), Epoch: e.epoch, Mode: e.mode(), Size: e.opts.Size, BlockSize: e.blockSize,
-		NextKey: uint64(e.keys.Next()), DurableKey: uint64(e.durable),
-		ChunksInMemory: int(e.keys.Next() - e.durable - 1), FreeSlots: len(e.free), Slots: e.slots(), WritersWaiting: len(e.writers.line),
-		Objects: objects, StoredBytes: int64(total) * int64(e.blockSize), LiveBytes: int64(live) * int64(e.blockSize),
-		LogObjects: e.sinceCheckpoint.objects, LogBytes: e.sinceCheckpoint.bytes,
-		LocalLog:     e.logStatus(),
-		DiskCache:    e.diskCacheStatus(),
-		WrittenBytes: e.written, Collected: e.collected,
+		UUID: e.UUID().String(), Epoch: e.Epoch(), Mode: now.Mode, Size: e.opts.Size, BlockSize: e.opts.BlockSize,
+		NextKey: uint64(now.Next), DurableKey: uint64(now.Durable),
+		ChunksInMemory: int(now.Next - now.Durable - 1), FreeSlots: now.Free, Slots: e.opts.slots(), WritersWaiting: now.Waiting,
+		LocalLog: now.LocalLog, DiskCache: e.reader.DiskStatus(),
+		Objects: now.Objects, StoredBytes: int64(now.Total) * bs, LiveBytes: int64(now.Growth.Live) * bs,
+		LogObjects: now.Growth.Objects, LogBytes: now.Growth.Bytes,
+		WrittenBytes: now.Written, Collected: e.collector.Collected(),
 	}
-	if e.closed != nil {
-		s.Failed = e.closed.Error()
+	if err := e.life.Err(); err != nil {
+		s.Failed = err.Error()
 	}
 	return s
 }

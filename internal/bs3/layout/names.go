@@ -7,7 +7,7 @@ import (
 )
 
 // The names below a volume's prefix, besides those of the objects of its log
-// (package key).
+// (package key) and of probes of the store (objproxy.ProbePrefix).
 const (
 	// VolumeName is the volume record.
 	VolumeName = "volume"
@@ -15,9 +15,6 @@ const (
 	CheckpointPrefix = "checkpoint/"
 	// MapPrefix starts the names of packs of leaves (PackName).
 	MapPrefix = "map/"
-	// ProbePrefix starts the names by which a first open learns what the store
-	// can do; a nonce follows.
-	ProbePrefix = "probe/"
 )
 
 // CheckpointName names the checkpoint at key k written by the writer of epoch

@@ -157,7 +157,7 @@ func (r *Retry) Do(ctx context.Context, kind, name string, try func() error) err
 		}
 		// Half of the wait is fixed, half is jitter.
 		jittered := wait/2 + time.Duration(r.opt.Random()*float64(wait/2))
-		if !sleep(ctx, jittered) {
+		if Sleep(ctx, jittered) != nil {
 			r.ended(kind, false)
 			return fmt.Errorf("%s %s: %w; the store's last answer: %w", kind, name, ctx.Err(), err)
 		}
@@ -220,17 +220,5 @@ func (r *Retry) ended(kind string, answered bool) {
 	r.mu.Unlock()
 	if report {
 		r.opt.Log.Info().Str("request", kind).Time("since", since).Msg("the store answers again")
-	}
-}
-
-// sleep waits for d and says whether ctx lasted so long.
-func sleep(ctx context.Context, d time.Duration) bool {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return true
-	case <-ctx.Done():
-		return false
 	}
 }

@@ -1,0 +1,283 @@
+// Package gc gives back the space of what was overwritten or discarded: it
+// moves the live blocks of thinly used objects into new ones, and deletes
+// objects that nothing needs. Every failed step leaves the old data in charge.
+package gc
+
+import (
+	"context"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/rs/zerolog"
+
+	"bs3/internal/bs3/checkpoint"
+	"bs3/internal/bs3/era"
+	"bs3/internal/bs3/key"
+	"bs3/internal/bs3/layout"
+	"bs3/internal/bs3/life"
+	"bs3/internal/bs3/mapproxy"
+	"bs3/internal/bs3/objproxy"
+	"bs3/internal/bs3/volume"
+	"bs3/internal/bs3/wlog"
+)
+
+// Log is the log that is collected.
+type Log interface {
+	// Objects returns what the object table says of at most n keys from from on,
+	// and whether there are more; also the durable key and the next one.
+	Objects(from key.Key, n int) (objects []layout.ObjectInfo, more bool, durable, next key.Key)
+	// Live reports whether object k has live blocks.
+	Live(k key.Key) bool
+	// Dead returns those of keys that have none and are still in the table, in the
+	// memory of keys.
+	Dead(keys []key.Key) []key.Key
+	// Forget takes deleted objects off the table, and returns the data blocks that
+	// they had.
+	Forget(keys []key.Key) (blocks uint64)
+	// Slot returns memory for an object, when there is some. It goes back by Drop
+	// or Rewrite.
+	Slot(ctx context.Context) (*wlog.Slot, error)
+	Drop(slot *wlog.Slot)
+	// Rewrite makes slot, whose data blocks are those of moves, an object of the
+	// log, and moves what still lies at its source, in one step. It returns how many
+	// blocks that was.
+	Rewrite(slot *wlog.Slot, moves []volume.Move) (moved int)
+	// Activity returns a number that grows with each write, and whether nothing
+	// was written since the last checkpoint.
+	Activity() (seq uint64, idle bool)
+}
+
+// Options govern the collection.
+type Options struct {
+	Wait        time.Duration // between two collections by time; 0 = none by time
+	Step        int           // blocks looked at or moved before the foreground gets its turn
+	IdleTimeout time.Duration // how long a step gives way while the foreground is busy
+	LiveData    float64       // objects with a smaller share of live blocks are compacted
+	MaxGarbage  float64       // share of garbage in the log above which compaction starts by itself; 0 = never
+}
+
+// Report says what a collection did.
+type Report struct {
+	Compacted   int   `json:"compacted"`    // objects whose live blocks were moved
+	MovedBytes  int64 `json:"moved_bytes"`  // live blocks written again
+	Deleted     int   `json:"deleted"`      // objects removed from the store
+	FreedBytes  int64 `json:"freed_bytes"`  // their data blocks
+	FailedReads int   `json:"failed_reads"` // objects that could not be read or did not verify: left as they are
+}
+
+// Add adds o to r.
+func (r *Report) Add(o Report) {
+	r.Compacted += o.Compacted
+	r.MovedBytes += o.MovedBytes
+	r.Deleted += o.Deleted
+	r.FreedBytes += o.FreedBytes
+	r.FailedReads += o.FailedReads
+}
+
+// Config is what a Collector needs to know.
+type Config struct {
+	Options
+	Store       objproxy.Store // must retry what may succeed later
+	UUID        layout.UUID
+	Log         Log
+	Map         mapproxy.View
+	Checkpoints *checkpoint.Keeper
+	Fetches     *era.Readers  // who may still ask for an object that they have looked up
+	Misses      func() uint64 // reads that had to ask the store
+	Life        *life.Life
+	Logger      zerolog.Logger
+	BlockSize   int // bytes
+	ChunkBlocks int // most data blocks of an object
+
+	// Outcome takes how background work went.
+	Outcome func(what string, err error)
+}
+
+// Collector collects the garbage of an open volume. Collect, Plan and Collected
+// are safe for concurrent use; the rest is Run's.
+type Collector struct {
+	c         Config
+	requests  chan chan answer
+	unmovable map[key.Key]bool // objects that could not be compacted
+
+	mu struct {
+		sync.Mutex
+		collected Report // of all collections
+	}
+}
+
+type answer struct {
+	report Report
+	err    error
+}
+
+// New returns a collector. It does nothing before Run.
+func New(c Config) *Collector {
+	if c.Step <= 0 {
+		c.Step = 1024
+	}
+	return &Collector{c: c, requests: make(chan chan answer), unmovable: make(map[key.Key]bool)}
+}
+
+// Collect compacts thinly used objects, writes the checkpoints needed, and
+// deletes what is dead. One collection runs at a time; the others wait for their
+// turn. Errors: device.ErrStopped, that of ctx, those of the store.
+func (g *Collector) Collect(ctx context.Context) (Report, error) {
+	reply := make(chan answer, 1)
+	select {
+	case g.requests <- reply:
+	case <-g.c.Life.Done():
+		return Report{}, g.c.Life.Err()
+	case <-ctx.Done():
+		return Report{}, context.Cause(ctx)
+	}
+	select {
+	case a := <-reply:
+		return a.report, a.err
+	case <-g.c.Life.Done():
+		return Report{}, g.c.Life.Err()
+	case <-ctx.Done():
+		return Report{}, context.Cause(ctx)
+	}
+}
+
+// Run collects on request and by time, until ctx ends. It is the one worker of
+// all background work on the map.
+func (g *Collector) Run(ctx context.Context) {
+	var tick <-chan time.Time
+	if g.c.Wait > 0 {
+		t := time.NewTicker(g.c.Wait)
+		defer t.Stop()
+		tick = t.C
+	}
+	behind := objproxy.Background(ctx)
+	for {
+		select {
+		case reply := <-g.requests:
+			report, err := g.all(behind)
+			g.account(report)
+			reply <- answer{report, err}
+			g.c.Outcome("garbage collection", err)
+		case <-tick:
+			report, err := g.ByTime(behind)
+			g.account(report)
+			g.c.Outcome("garbage collection", err)
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+func (g *Collector) account(r Report) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.mu.collected.Add(r)
+}
+
+// Collected returns what all collections did together.
+func (g *Collector) Collected() Report {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.mu.collected
+}
+
+// all is a whole collection: everything that can be given back now is.
+func (g *Collector) all(ctx context.Context) (Report, error) {
+	report, err := g.Compact(ctx, g.Thin())
+	if err != nil {
+		return report, err
+	}
+	if err := g.c.Checkpoints.WriteIfLonger(ctx); err != nil {
+		return report, err
+	}
+	deleted, err := g.settleDead(ctx)
+	report.Add(deleted)
+	g.c.Logger.Info().Int("compacted", report.Compacted).Int64("moved_bytes", report.MovedBytes).Int("deleted", report.Deleted).
+		Int64("freed_bytes", report.FreedBytes).Int("failed_reads", report.FailedReads).Msg("garbage collection")
+	return report, err
+}
+
+// ByTime is a collection that nobody has asked for. It compacts only when there
+// is too much garbage. While the volume is written it leaves the checkpoints to
+// their own rhythm; on an idle one it goes on until nothing more can be deleted,
+// and then sends no request.
+func (g *Collector) ByTime(ctx context.Context) (report Report, err error) {
+	if most := g.c.MaxGarbage; most > 0 && most < 1 {
+		if report, err = g.Compact(ctx, g.Excess(most)); err != nil {
+			return report, err
+		}
+	}
+	var deleted Report
+	if _, idle := g.c.Log.Activity(); idle {
+		deleted, err = g.settleDead(ctx)
+	} else {
+		deleted, err = g.DeleteDead(ctx)
+	}
+	report.Add(deleted)
+	return report, err
+}
+
+// settleDead deletes all that is dead in the newest checkpoint. Only the older
+// of the two says what may go, so if the newest knows more, another one is
+// written first, at the same key.
+func (g *Collector) settleDead(ctx context.Context) (Report, error) {
+	kept, err := g.c.Checkpoints.Kept(ctx)
+	if err != nil {
+		return Report{}, err
+	}
+	if n := len(kept); n > 0 {
+		newest := g.deletable(kept[n-1])
+		if n > 1 {
+			newest = slices.DeleteFunc(newest, func(k key.Key) bool { return kept[0].Dead[k] })
+		}
+		if len(newest) > 0 {
+			if err := g.c.Checkpoints.Write(ctx); err != nil {
+				return Report{}, err
+			}
+		}
+	}
+	return g.DeleteDead(ctx)
+}
+
+// deletable returns the objects that are dead in k and not deleted yet, by key.
+func (g *Collector) deletable(k checkpoint.Kept) []key.Key {
+	dead := slices.Sorted(maps.Keys(k.Dead))
+	keys := dead[:0]
+	for some := range slices.Chunk(dead, g.c.Step) {
+		keys = append(keys, g.c.Log.Dead(some)...)
+	}
+	return keys
+}
+
+// DeleteDead deletes the objects that were dead already in the older of the
+// two committed checkpoints: whichever of them an open starts from, it needs
+// none of them. Fences are never among them.
+func (g *Collector) DeleteDead(ctx context.Context) (Report, error) {
+	var report Report
+	kept, err := g.c.Checkpoints.Kept(ctx)
+	if err != nil || len(kept) < layout.MaxCheckpoints {
+		return report, err
+	}
+	keys := g.deletable(kept[0])
+	if len(keys) == 0 {
+		return report, nil
+	}
+	// Who may have looked up an object that is dead by now is to be done with it.
+	if err := g.c.Fetches.Gone(ctx); err != nil {
+		return report, err
+	}
+	for some := range slices.Chunk(keys, 1000) {
+		names := make([]string, len(some))
+		for i, k := range some {
+			names[i] = k.Name()
+		}
+		if err := g.c.Store.Delete(ctx, names); err != nil {
+			return report, err // asked again another time: the table still has them
+		}
+		report.Deleted += len(some)
+		report.FreedBytes += int64(g.c.Log.Forget(some)) * int64(g.c.BlockSize)
+	}
+	return report, nil
+}

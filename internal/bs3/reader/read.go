@@ -1,0 +1,268 @@
+// Package reader reads an open volume: the map, then chunk memory, then the
+// caches, then the store.
+//
+// What chunk memory does not have lies in objects that never change. Reads look
+// the map up without a lock; chunk memory is copied inside an era of Memory, and
+// an object that a read has looked up is not deleted before the read has left
+// Fetches. (With a disk cache, a read that misses in memory takes the chunk lock
+// for a moment, to learn the epoch of an object.)
+package reader
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync/atomic"
+
+	"github.com/rs/zerolog"
+
+	"bs3/internal/bs3/era"
+	"bs3/internal/bs3/key"
+	"bs3/internal/bs3/layout"
+	"bs3/internal/bs3/life"
+	"bs3/internal/bs3/mapproxy"
+	"bs3/internal/bs3/mapproxy/sectormap"
+	"bs3/internal/bs3/objproxy"
+	"bs3/internal/bs3/rcache"
+	"bs3/internal/device"
+)
+
+// Memory is what is not in the store yet.
+type Memory interface {
+	Enter() era.Visit
+	Leave(era.Visit)
+	// Data returns the n blocks from loc on, valid until Leave; false if the store
+	// has them.
+	Data(loc layout.Location, n uint32) ([]byte, bool)
+	// Epoch returns the epoch of object k; 0 if it was collected.
+	Epoch(k key.Key) uint64
+}
+
+// Config is what a Reader needs to know.
+type Config struct {
+	Store  objproxy.Store // must retry what may succeed later
+	Map    mapproxy.View
+	Memory Memory
+	Life   *life.Life
+	Log    zerolog.Logger
+
+	BlockSize int   // bytes
+	Size      int64 // of the volume, bytes
+	ChunkSize int   // most bytes of data in an object
+
+	Cache *rcache.Cache // in memory; nil without one
+	Disk  *rcache.Disk  // nil without one
+
+	// Readahead is the most that is read ahead of a sequential stream into Cache,
+	// in bytes; 0 = nothing.
+	Readahead   int64
+	CacheSize   int64 // of Cache, bytes
+	Downloaders int   // requests that Store makes at a time; 0 = enough
+}
+
+// Reader reads an open volume. It is safe for concurrent use.
+type Reader struct {
+	c       Config
+	fetches era.Readers // from look-up to the last byte from the store
+	flights flights
+	ahead   *readahead // nil if nothing is read ahead
+	misses  atomic.Uint64
+}
+
+// New returns a reader of the volume that c describes.
+func New(c Config) *Reader {
+	r := &Reader{c: c}
+	if c.Cache != nil && c.Readahead > 0 {
+		r.ahead = newReadahead(c.Downloaders)
+	}
+	return r
+}
+
+// Close closes the caches. No read may come any more.
+func (r *Reader) Close() error {
+	var err error
+	if r.c.Cache != nil {
+		err = r.c.Cache.Close()
+	}
+	if r.c.Disk != nil {
+		err = errors.Join(err, r.c.Disk.Close())
+	}
+	return err
+}
+
+// Fetches are the reads that may still ask the store for an object that they
+// have looked up.
+func (r *Reader) Fetches() *era.Readers { return &r.fetches }
+
+// Misses returns how many reads had to ask the store.
+func (r *Reader) Misses() uint64 { return r.misses.Load() }
+
+// miss is a run of blocks whose bytes have to come from the store.
+type miss struct {
+	loc   layout.Location
+	dst   []byte
+	epoch uint64 // of the object, where it is needed and known
+	ahead bool   // nobody has asked for it yet
+}
+
+// blocks returns how many blocks of that many bytes m has.
+func (m miss) blocks(blockSize int) uint32 { return uint32(len(m.dst) / blockSize) }
+
+// TryRead is Read, but returns false when some of it is in the store; p is
+// undefined then.
+func (r *Reader) TryRead(p []byte, off int64) bool {
+	if r.c.Life.Err() != nil {
+		return false
+	}
+	var few [16]sectormap.Run
+	if !r.readMemory(p, off, few[:0], nil) {
+		return false
+	}
+	if r.ahead != nil {
+		r.ahead.passed(off, int64(len(p)))
+	}
+	return true
+}
+
+// readMemory fills p with what is unmapped or in memory. It hands other runs to
+// missed, or, if that is nil, gives up at the first.
+func (r *Reader) readMemory(p []byte, off int64, runs []sectormap.Run, missed func(miss)) bool {
+	v := r.c.Memory.Enter()
+	defer r.c.Memory.Leave(v)
+	bs := r.c.BlockSize
+	runs = r.c.Map.Lookup(uint64(off)/uint64(bs), uint32(len(p)/bs), runs)
+	for _, run := range runs {
+		dst := p[:int(run.N)*bs]
+		p = p[len(dst):]
+		if !run.Loc.Mapped() {
+			clear(dst)
+		} else if data, here := r.c.Memory.Data(run.Loc, run.N); here {
+			copy(dst, data)
+		} else if !r.readCache(dst, run.Loc, missed) {
+			return false
+		}
+	}
+	return true
+}
+
+// readCache fills dst, the blocks at loc and after it, from the cache in memory.
+// It hands runs that are not there to missed, or, if that is nil, gives up.
+func (r *Reader) readCache(dst []byte, loc layout.Location, missed func(miss)) bool {
+	var open miss // the run of misses that the last block belongs to
+	for i := uint32(0); len(dst) > 0; i++ {
+		block := dst[:r.c.BlockSize]
+		switch {
+		case r.c.Cache != nil && r.c.Cache.Get(loc.Add(i), block):
+			if open.dst != nil {
+				missed(open)
+				open = miss{}
+			}
+		case missed == nil:
+			return false
+		case open.dst == nil:
+			open = miss{loc: loc.Add(i), dst: block}
+		default:
+			open.dst = open.dst[:len(open.dst)+len(block)]
+		}
+		dst = dst[r.c.BlockSize:]
+	}
+	if open.dst != nil {
+		missed(open)
+	}
+	return true
+}
+
+// attempt is what one try of a read has found, for the next one.
+type attempt struct {
+	tried bool
+	gone  layout.Location // is not in the store; 0 = none
+	err   error           // about gone
+}
+
+// Read fills p, whole blocks within the volume, from off. It waits for the store
+// for as long as ctx allows. Errors: device.ErrStopped, that of ctx,
+// objproxy.ErrNotFound (wrapped) for data that is missing, those of the store.
+func (r *Reader) Read(ctx context.Context, p []byte, off int64) error {
+	if r.ahead != nil {
+		r.ahead.passed(off, int64(len(p)))
+	}
+	for last := (attempt{}); ; {
+		if err := r.c.Life.Err(); err != nil {
+			return err
+		}
+		at, err := r.try(ctx, p, off, last)
+		switch {
+		case err == nil:
+			return nil
+		case errors.Is(err, errUnchanged):
+			r.c.Log.Error().Err(last.err).Int64("offset", off).Msg("an object that the map needs is not in the store: data is missing")
+			return fmt.Errorf("read %d bytes at %d: %w", len(p), off, last.err)
+		case errors.Is(err, objproxy.ErrNotFound):
+			last.gone, last.err = at, err // the map may have moved on while we asked
+		case !errors.Is(err, errAgain):
+			return fmt.Errorf("read %d bytes at %d: %w", len(p), off, err)
+		}
+		last.tried = true
+	}
+}
+
+var (
+	// errUnchanged: the map still shows the location that was not there.
+	errUnchanged = errors.New("the map still needs the object")
+	// errAgain: another read was fetching one of the blocks; the cache may have
+	// all of them now.
+	errAgain = errors.New("look again")
+)
+
+// try looks up and reads. An error is errUnchanged, errAgain, or about the
+// location that it comes with. The first try of a read counts for reading ahead.
+func (r *Reader) try(ctx context.Context, p []byte, off int64, last attempt) (layout.Location, error) {
+	v := r.fetches.Enter()
+	defer r.fetches.Leave(v)
+	var misses []miss
+	r.readMemory(p, off, nil, func(m miss) { misses = append(misses, m) })
+	// Anywhere in a run: where the runs begin depends on what the caches have.
+	if slices.ContainsFunc(misses, func(m miss) bool { return m.loc <= last.gone && last.gone < m.loc.Add(m.blocks(r.c.BlockSize)) }) {
+		return last.gone, errUnchanged
+	}
+	if len(misses) == 0 {
+		return 0, nil
+	}
+	r.misses.Add(1)
+	if r.ahead != nil && !last.tried {
+		r.ahead.missed(off, int64(len(p)))
+	}
+	return r.fetchOnce(ctx, misses)
+}
+
+// Peek reads the first block as a user would, if it is in memory.
+func (r *Reader) Peek() {
+	v := r.c.Memory.Enter()
+	defer r.c.Memory.Leave(v)
+	if r.c.Life.Err() == nil { // otherwise nothing may be mapped any more
+		r.readMemory(make([]byte, r.c.BlockSize), 0, nil, nil)
+	}
+}
+
+// Allocation returns which of the n bytes at off are mapped, as
+// device.Allocator does: not necessarily of all of them.
+func (r *Reader) Allocation(off, n int64) []device.Extent {
+	const most = 4096 // runs looked at in one answer; the rest is asked for again
+	bs := uint64(r.c.BlockSize)
+	var extents []device.Extent
+	var few [64]sectormap.Run
+	for block, left := uint64(off)/bs, uint64(n)/bs; left > 0 && len(extents) < most; {
+		some := min(left, most) // a run for each of them, if it comes to that
+		for _, run := range r.c.Map.Lookup(block, uint32(some), few[:0]) {
+			x := device.Extent{Length: int64(run.N) * int64(bs), Hole: !run.Loc.Mapped()}
+			if last := len(extents) - 1; last >= 0 && extents[last].Hole == x.Hole {
+				extents[last].Length += x.Length
+			} else {
+				extents = append(extents, x)
+			}
+		}
+		block, left = block+some, left-some
+	}
+	return extents
+}

@@ -1,0 +1,254 @@
+package reader
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"sync"
+	"sync/atomic"
+
+	"bs3/internal/bs3/layout"
+)
+
+const (
+	// streams is how many sequential readers are followed at once.
+	streams = 16
+	// candidates is how many reads are remembered that may begin one: a stream is
+	// recognised although that many others read at random beside it.
+	candidates = 32
+	// firstAhead is the window of a stream that was just recognised; it doubles
+	// with each window that is read up.
+	firstAhead = 1 << 20
+	// aheadFetches bounds the pieces that all streams together fetch at a time,
+	// and with them the memory.
+	aheadFetches = 16
+	// alignAhead is a multiple of any block size, in bytes.
+	alignAhead = 4096
+)
+
+// readahead follows streams of sequential reads and fetches into the read
+// cache what they will want next. A stream is recognised by misses that follow
+// each other. From then on it goes by reaching a mark in what was fetched
+// ahead: a stream that ends, or was none, costs one window in vain.
+type readahead struct {
+	// marks are the offsets whose reading makes a stream's next window due; -1
+	// for none. They alone are looked at by reads that hit.
+	marks [streams]atomic.Int64
+	due   chan int    // streams whose mark was reached
+	slots chan []byte // a buffer, or nil, for each piece that may be under way
+	// turns has room for each request that may be under way. What was written in
+	// random order takes many for a piece; half of the downloaders are left to
+	// reads that somebody waits for.
+	turns chan struct{}
+
+	mu struct {
+		sync.Mutex
+		streams [streams]stream
+		begun   [candidates]int64 // where a read would go on that missed; -1 = none
+		oldest  int               // of those, the next to be replaced
+		windows int               // given out so far
+	}
+}
+
+type stream struct {
+	next   int64 // where the read that follows would begin
+	ahead  int64 // how far was fetched
+	window int64 // bytes fetched last; 0 = there is no stream
+	missed int64 // where the last read of it that was missed has ended
+	last   int   // how many windows were given out when it got its own
+}
+
+func newReadahead(downloaders int) *readahead {
+	if downloaders == 0 {
+		downloaders = 2 * aheadFetches
+	}
+	r := &readahead{due: make(chan int, streams), slots: make(chan []byte, aheadFetches), turns: make(chan struct{}, max(1, downloaders/2))}
+	for range aheadFetches {
+		r.slots <- nil
+	}
+	for i := range r.marks {
+		r.marks[i].Store(-1)
+		r.mu.streams[i].last = -1
+	}
+	for i := range r.mu.begun {
+		r.mu.begun[i] = -1
+	}
+	return r
+}
+
+// passed looks whether a read of n bytes at off reaches a mark.
+func (r *readahead) passed(off, n int64) {
+	for i := range r.marks {
+		mark := r.marks[i].Load()
+		if mark >= off && mark < off+n && r.marks[i].CompareAndSwap(mark, -1) {
+			r.tell(i)
+		}
+	}
+}
+
+// missed notes a read that had to ask the store.
+func (r *readahead) missed(off, n int64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for i := range r.mu.streams {
+		s := &r.mu.streams[i]
+		if s.window == 0 || off < s.next || off > max(s.ahead, s.missed) {
+			continue
+		}
+		// It is faster than we are, or it has passed its mark before that was there.
+		followed := off == s.missed
+		s.missed = off + n
+		if mark := r.marks[i].Load(); followed && mark >= 0 && mark < off && r.marks[i].CompareAndSwap(mark, -1) {
+			s.ahead = max(s.ahead, s.missed)
+			r.tell(i)
+		}
+		return
+	}
+	i := slices.Index(r.mu.begun[:], off)
+	if i < 0 {
+		r.mu.begun[r.mu.oldest] = off + n
+		r.mu.oldest = (r.mu.oldest + 1) % candidates
+		return
+	}
+	r.mu.begun[i] = -1
+	i = 0 // the stream that got no window for longest
+	for j, s := range r.mu.streams {
+		if s.last < r.mu.streams[i].last {
+			i = j
+		}
+	}
+	next := off + n
+	r.mu.streams[i] = stream{next: next, ahead: next, missed: next, window: firstAhead / 2, last: r.mu.windows}
+	r.marks[i].Store(-1)
+	r.tell(i)
+}
+
+// tell makes a window of stream i due.
+func (r *readahead) tell(i int) {
+	select {
+	case r.due <- i:
+	default: // as many are due as there are streams: this one was told
+	}
+}
+
+// extend returns the next window of stream i and sets the mark at its start. It
+// ends at a multiple of piece. The streams that go on share most, or what is
+// fetched for one would drive out of the cache what another has yet to read.
+func (r *readahead) extend(i int, most, piece, size int64) (off, n int64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	s := &r.mu.streams[i]
+	r.mu.windows++
+	s.last = r.mu.windows
+	live := int64(0)
+	for _, other := range r.mu.streams {
+		if other.window > 0 && r.mu.windows-other.last < 2*streams {
+			live++
+		}
+	}
+	most = max(firstAhead, most/live)
+	for piece > most {
+		piece = piece / 2 &^ (alignAhead - 1)
+	}
+	s.window = min(2*s.window, most)
+	off = s.ahead
+	n = min((off+s.window+piece-1)/piece*piece, size) - off
+	if n > 0 {
+		r.marks[i].Store(off)
+	}
+	s.next, s.ahead = max(s.next, off-s.window), off+max(0, n)
+	return off, n
+}
+
+// Run fetches what is to be read ahead, until ctx ends.
+func (r *Reader) Run(ctx context.Context) {
+	if r.ahead == nil {
+		return
+	}
+	// An eighth of the cache: there are up to two windows, and what was read ahead
+	// may take half of it.
+	most := max(int64(firstAhead), min(r.c.Readahead, r.c.CacheSize/8))
+	// What was written in one stream from the start of the volume lies in objects
+	// that begin at multiples of this: each is read by one request.
+	piece := min(most, int64(r.c.ChunkSize))
+	var fetches sync.WaitGroup
+	defer fetches.Wait()
+	for {
+		select {
+		case i := <-r.ahead.due:
+			off, n := r.ahead.extend(i, most, piece, r.c.Size)
+			for n > 0 {
+				some := min(n, piece-off%piece)
+				var buf []byte
+				select {
+				case buf = <-r.ahead.slots:
+				case <-ctx.Done():
+					return
+				}
+				if buf == nil {
+					buf = make([]byte, piece)
+				}
+				from := off
+				fetches.Go(func() {
+					defer func() { r.ahead.slots <- buf }()
+					r.prefetch(ctx, buf[:some], from)
+				})
+				off, n = off+some, n-some
+			}
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// prefetch brings what is mapped in the range that buf could hold into the
+// cache, as far as it is neither there nor in chunk memory. Its errors do not
+// matter: whoever wants the bytes will ask again.
+func (r *Reader) prefetch(ctx context.Context, buf []byte, off int64) {
+	v := r.fetches.Enter()
+	defer r.fetches.Leave(v)
+	for {
+		if _, err := r.fetchOnce(ctx, r.missing(buf, off)); !errors.Is(err, errAgain) {
+			return
+		}
+	}
+}
+
+// missing returns the runs of the range that buf could hold that are mapped and
+// neither in chunk memory nor in the cache.
+func (r *Reader) missing(buf []byte, off int64) (misses []miss) {
+	v := r.c.Memory.Enter()
+	defer r.c.Memory.Leave(v)
+	bs := r.c.BlockSize
+	for _, run := range r.c.Map.Lookup(uint64(off)/uint64(bs), uint32(len(buf)/bs), nil) {
+		dst := buf[:int(run.N)*bs]
+		buf = buf[len(dst):]
+		if !run.Loc.Mapped() {
+			continue
+		}
+		if _, here := r.c.Memory.Data(run.Loc, run.N); !here {
+			misses = r.notCached(misses, run.Loc, dst)
+		}
+	}
+	return misses
+}
+
+// notCached appends the runs of the blocks at loc that the cache does not have.
+func (r *Reader) notCached(misses []miss, loc layout.Location, dst []byte) []miss {
+	joined := false
+	for i := uint32(0); len(dst) > 0; i++ {
+		block := dst[:r.c.BlockSize]
+		dst = dst[r.c.BlockSize:]
+		if r.c.Cache.Has(loc.Add(i)) {
+			joined = false
+			continue
+		}
+		if last := len(misses) - 1; joined {
+			misses[last].dst = misses[last].dst[:len(misses[last].dst)+len(block)]
+		} else {
+			misses = append(misses, miss{loc: loc.Add(i), dst: block, ahead: true})
+		}
+		joined = true
+	}
+	return misses
+}

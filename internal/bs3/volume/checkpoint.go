@@ -1,0 +1,171 @@
+package volume
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"slices"
+
+	"golang.org/x/sync/errgroup"
+
+	"bs3/internal/bs3/key"
+	"bs3/internal/bs3/layout"
+	"bs3/internal/bs3/mapproxy"
+	"bs3/internal/bs3/objproxy"
+)
+
+// Checkpoint is the directory of a checkpoint, and its name.
+type Checkpoint struct {
+	Name string
+	*layout.Checkpoint
+}
+
+// Object returns what the checkpoint's object table says of object k, and
+// whether it is there.
+func (c Checkpoint) Object(k key.Key) (layout.ObjectInfo, bool) {
+	i, here := slices.BinarySearchFunc(c.Objects, k, func(o layout.ObjectInfo, k key.Key) int { return cmp.Compare(o.Key, k) })
+	if !here {
+		return layout.ObjectInfo{}, false
+	}
+	return c.Objects[i], true
+}
+
+// LeavesByPack returns the leaves of the checkpoint that lie in each of its
+// packs.
+func (c Checkpoint) LeavesByPack() [][]layout.LeafRef {
+	byPack := make([][]layout.LeafRef, len(c.Packs))
+	for _, l := range c.Leaves {
+		byPack[l.Pack] = append(byPack[l.Pack], l)
+	}
+	return byPack
+}
+
+// ReadCheckpoint reads the directory of one checkpoint of volume uuid. Errors:
+// objproxy.ErrNotFound, those of layout, those of the store.
+func ReadCheckpoint(ctx context.Context, store objproxy.Store, uuid layout.UUID, name string) (Checkpoint, error) {
+	b, _, err := ReadAll(ctx, store, name)
+	if err != nil {
+		return Checkpoint{}, err
+	}
+	c, err := layout.DecodeCheckpoint(b)
+	if err != nil {
+		return Checkpoint{}, err
+	}
+	k, epoch, _, err := layout.ParseCheckpointName(name)
+	if err != nil {
+		return Checkpoint{}, err
+	}
+	if c.UUID != uuid || c.Key != k || c.Epoch != epoch {
+		return Checkpoint{}, fmt.Errorf("%w: it is of volume %s, key %d, epoch %d", layout.ErrDamaged, c.UUID, c.Key, c.Epoch)
+	}
+	return Checkpoint{name, c}, nil
+}
+
+// Loaders is how many packs are read and decoded at a time.
+const Loaders = 8
+
+// LoadMap loads one checkpoint of volume uuid into maps, which is empty.
+// Errors: those of ReadCheckpoint and ReadPack.
+func LoadMap(ctx context.Context, store objproxy.Store, uuid layout.UUID, name string, maps *mapproxy.Proxy) (Checkpoint, error) {
+	c, err := ReadCheckpoint(ctx, store, uuid, name)
+	if err != nil {
+		return c, err
+	}
+	if c.Blocks != maps.Blocks() {
+		return c, fmt.Errorf("%w: it has %d blocks, the volume %d", layout.ErrDamaged, c.Blocks, maps.Blocks())
+	}
+	for _, o := range c.Objects {
+		maps.AddObject(o)
+	}
+	// Leaves are loaded beside each other: each fills a place of its own. The
+	// buffers are used again, or they would take as much memory as the map.
+	buffers := make(chan []byte, Loaders)
+	for range Loaders {
+		buffers <- nil
+	}
+	group, ctx := errgroup.WithContext(ctx)
+	group.SetLimit(Loaders)
+	for i, leaves := range c.LeavesByPack() {
+		group.Go(func() error {
+			buf := <-buffers
+			defer func() { buffers <- buf }()
+			buf = slices.Grow(buf[:0], int(min(c.Packs[i].Size, MaxRead)))
+			return loadPack(ctx, store, uuid, c.Packs[i], leaves, maps, buf)
+		})
+	}
+	if err := group.Wait(); err != nil {
+		return c, err
+	}
+	return c, nil
+}
+
+// loadPack fills the leaves that lie in one pack, which it reads into buf.
+func loadPack(ctx context.Context, store objproxy.Store, uuid layout.UUID, p layout.PackRef, leaves []layout.LeafRef, maps *mapproxy.Proxy, buf []byte) error {
+	b, err := ReadPack(ctx, store, uuid, p, buf)
+	if err != nil {
+		return err
+	}
+	entries := make([]layout.Location, layout.LeafBlocks)
+	for _, l := range leaves {
+		if err := DecodeLeaf(b, l, entries); err != nil {
+			return fmt.Errorf("pack %s: %w", p.Name, err)
+		}
+		if err := maps.LoadLeaf(int(l.Leaf), entries); err != nil {
+			return fmt.Errorf("pack %s: %w: %w", p.Name, layout.ErrDamaged, err)
+		}
+	}
+	return nil
+}
+
+// ReadPack reads one pack, which has the size that p says, into buf if that is
+// large enough. Errors: objproxy.ErrNotFound, those of layout, those of the
+// store.
+func ReadPack(ctx context.Context, store objproxy.Store, uuid layout.UUID, p layout.PackRef, buf []byte) ([]byte, error) {
+	if p.Size > MaxRead {
+		return nil, fmt.Errorf("pack %s: %w: %d bytes", p.Name, layout.ErrDamaged, p.Size)
+	}
+	b := slices.Grow(buf[:0], int(p.Size))[:p.Size]
+	n, info, err := store.Get(ctx, p.Name, b, -1)
+	if err != nil {
+		return nil, fmt.Errorf("read %s: %w", p.Name, err)
+	}
+	if n != len(b) || info.Size != int64(n) {
+		return nil, fmt.Errorf("pack %s: %w: %d bytes, not %d", p.Name, layout.ErrDamaged, info.Size, p.Size)
+	}
+	if err := layout.CheckPackHeader(b, uuid); err != nil {
+		return nil, fmt.Errorf("pack %s: %w", p.Name, err)
+	}
+	return b, nil
+}
+
+// DecodeLeaf decodes into entries the leaf that lies in pack b at l. Errors:
+// those of layout.
+func DecodeLeaf(b []byte, l layout.LeafRef, entries []layout.Location) error {
+	encoded := b[l.Offset : l.Offset+uint64(l.Length)]
+	if err := l.Verify(encoded); err != nil {
+		return err
+	}
+	if err := layout.DecodeLeaf(encoded, entries); err != nil {
+		return fmt.Errorf("leaf %d: %w", l.Leaf, err)
+	}
+	return nil
+}
+
+// Reach returns a key that the log ends at or above: the record names no
+// checkpoint before all that it holds is in the store.
+func Reach(v *layout.Volume) (end key.Key) {
+	for _, name := range v.Checkpoints {
+		k, _, _, _ := layout.ParseCheckpointName(name) // the record was checked
+		end = max(end, k+1)
+	}
+	return end
+}
+
+// Passed reports whether now names a checkpoint at or above key k that v does
+// not.
+func Passed(now, v *layout.Volume, k key.Key) bool {
+	return slices.ContainsFunc(now.Checkpoints, func(name string) bool {
+		at, _, _, _ := layout.ParseCheckpointName(name) // the record was checked
+		return at >= k && !slices.Contains(v.Checkpoints, name)
+	})
+}

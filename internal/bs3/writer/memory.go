@@ -1,0 +1,106 @@
+package writer
+
+import (
+	"context"
+
+	"bs3/internal/bs3/era"
+	"bs3/internal/bs3/key"
+	"bs3/internal/bs3/layout"
+	"bs3/internal/bs3/wlog"
+)
+
+// Enter lets what Data returns be read until Leave.
+func (l *Log) Enter() era.Visit { return l.readers.Enter() }
+
+// Leave ends what Enter began.
+func (l *Log) Leave(v era.Visit) { l.readers.Leave(v) }
+
+// Data returns the n blocks from loc on if they are in chunk memory, for who
+// has looked loc up since Enter. A chunk is in memory before the map shows it,
+// and until the durable key covers it: false means that the store has it for
+// good.
+func (l *Log) Data(loc layout.Location, n uint32) ([]byte, bool) {
+	c := l.ring.get(loc.Key())
+	if c == nil {
+		return nil, false
+	}
+	return c.slot.Data(loc.Index(), n), true
+}
+
+// Epoch returns the epoch of object k; 0 if it was collected meanwhile.
+func (l *Log) Epoch(k key.Key) uint64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	o, _ := l.mu.maps.Object(k)
+	return o.Epoch
+}
+
+// AddSlots empties slots and adds them to chunk memory.
+func (l *Log) AddSlots(slots []*wlog.Slot) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, s := range slots {
+		s.Clear()
+		l.mu.free = append(l.mu.free, s)
+	}
+}
+
+// Drained waits until no chunk is in memory; at rest that takes a moment.
+func (l *Log) Drained() { l.inMemory.Wait() }
+
+// Reading reports whether a request of the store, perhaps one that was given
+// up, may still read chunk memory.
+func (l *Log) Reading() bool { return l.bodies.Load() > 0 }
+
+// Gone waits until nobody who has entered before reads chunk memory.
+func (l *Log) Gone(ctx context.Context) error { return l.readers.Gone(ctx) }
+
+// Slot returns a slot outside chunk memory, and waits until fewer than
+// heapChunks are in use. It comes back by Drop or Rewrite, or with its chunk.
+func (l *Log) Slot(ctx context.Context) (*wlog.Slot, error) {
+	select {
+	case l.heap <- struct{}{}:
+	case <-l.c.Life.Done():
+		return nil, l.c.Life.Err()
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+	return wlog.NewHeapSlot(l.c.ChunkBlocks, l.c.BlockSize), nil
+}
+
+// Drop gives back a slot that Slot returned.
+func (l *Log) Drop(*wlog.Slot) { <-l.heap }
+
+// Replay writes again what an earlier writer had acknowledged. Its chunks are
+// built outside chunk memory, which what is replayed may fill.
+func (l *Log) Replay(ctx context.Context, r wlog.Entry) error {
+	for !l.tryReplay(r) {
+		slot, err := l.Slot(ctx)
+		if err != nil {
+			return err
+		}
+		l.mu.Lock()
+		l.begin(slot)
+		l.mu.Unlock()
+	}
+	return nil
+}
+
+// tryReplay appends r to the open chunk. If that has no room it is sealed.
+func (l *Log) tryReplay(r wlog.Entry) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !l.room(len(r.CRCs)) {
+		l.seal()
+		return false
+	}
+	if r.Kind == layout.KindZero {
+		l.addRecord(layout.Record{Block: r.Block, Blocks: r.Blocks, Kind: layout.KindZero}, nil, nil)
+		for u := l.mu.maps.Zero(r.Block, uint64(r.Blocks)); !l.mu.maps.Settle(u); {
+			continue
+		}
+		return true
+	}
+	l.write(r.Block, r.Data, r.CRCs)
+	return true
+}
