@@ -1,6 +1,5 @@
-// Package cli is the command line: one file per command, and the wiring of
-// the concrete types in open.go. Signals, exit codes and standard output are
-// known here and nowhere below.
+// Package cli is the command line, a file per command. It alone knows signals,
+// exit codes and the standard streams.
 package cli
 
 import (

@@ -20,6 +20,9 @@ import (
 
 	"bs3/internal/bs3"
 	"bs3/internal/config"
+	"bs3/internal/device/buse"
+	"bs3/internal/device/nbd/kernel"
+	"bs3/internal/device/ublk"
 )
 
 // beDaemon makes the test binary behave as bs3.
@@ -62,17 +65,17 @@ func bs3Main(t *testing.T, dir string, env []string, args ...string) (code int, 
 	return cmd.ProcessState.ExitCode(), out.String(), errs.String()
 }
 
-// daemon is a running bs3.
-type daemon struct {
+// process is a running bs3.
+type process struct {
 	t      *testing.T
 	cmd    *exec.Cmd
 	stdout bytes.Buffer
 	lines  chan string // of standard error
 }
 
-func startDaemon(t *testing.T, dir string, env []string, args ...string) *daemon {
+func startDaemon(t *testing.T, dir string, env []string, args ...string) *process {
 	t.Helper()
-	d := &daemon{t: t, cmd: command(t, dir, env, args...), lines: make(chan string, 1000)}
+	d := &process{t: t, cmd: command(t, dir, env, args...), lines: make(chan string, 1000)}
 	d.cmd.Stdout = &d.stdout
 	r, err := d.cmd.StderrPipe()
 	if err != nil {
@@ -93,7 +96,7 @@ func startDaemon(t *testing.T, dir string, env []string, args ...string) *daemon
 }
 
 // expect waits for a line of the log that contains text.
-func (d *daemon) expect(text string) string {
+func (d *process) expect(text string) string {
 	d.t.Helper()
 	timeout := time.After(time.Minute)
 	for {
@@ -111,7 +114,7 @@ func (d *daemon) expect(text string) string {
 	}
 }
 
-func (d *daemon) signal(s os.Signal) {
+func (d *process) signal(s os.Signal) {
 	d.t.Helper()
 	if err := d.cmd.Process.Signal(s); err != nil {
 		d.t.Fatal(err)
@@ -119,7 +122,7 @@ func (d *daemon) signal(s os.Signal) {
 }
 
 // wait gives the exit code.
-func (d *daemon) wait() int {
+func (d *process) wait() int {
 	d.t.Helper()
 	for range d.lines { // all of the log, before Wait closes the pipe
 	}
@@ -369,6 +372,27 @@ func TestInfoOfABadDirectory(t *testing.T) {
 	}
 }
 
+// Without the driver that is asked for nothing is touched.
+func TestMissingDriver(t *testing.T) {
+	if buse.Available() == nil || ublk.Available() == nil || kernel.Available() == nil {
+		t.Skip("this machine has the drivers")
+	}
+	for transport, remedy := range map[string]string{"buse": "modprobe buse", "ublk": "modprobe ublk_drv", "nbd": "modprobe nbd"} {
+		dir := t.TempDir()
+		env := []string{"BS3_STORE=dir", "BS3_DIR_PATH=store", "BS3_STATE_PATH=state", "BS3_TRANSPORT=" + transport}
+		if transport == "nbd" {
+			env = append(env, "BS3_NBD_DEVICE=/dev/nbd0")
+		}
+		code, _, errs := bs3Main(t, dir, env)
+		if code != exitOther || !strings.Contains(errs, remedy) {
+			t.Errorf("%s: exit %d, %s", transport, code, errs)
+		}
+		if names, _ := filepath.Glob(dir + "/*"); len(names) != 0 {
+			t.Errorf("%s: there is %v", transport, names)
+		}
+	}
+}
+
 func TestUsage(t *testing.T) {
 	dir := t.TempDir()
 	if code, out, _ := bs3Main(t, dir, nil, "version"); code != exitOK || out != "bs3 v1.2.3-test\n" {
@@ -420,7 +444,7 @@ func TestExitCodes(t *testing.T) {
 	}{
 		{nil, 0},
 		{errors.New("x"), 1},
-		{fmt.Errorf("y: %w", errStore), 69},
+		{fmt.Errorf("y: %w", bs3.ErrStore), 69},
 		{errors.Join(errors.New("x"), fmt.Errorf("y: %w", bs3.ErrStore)), 69},
 		{fmt.Errorf("y: %w", bs3.ErrFenced), 76},
 		{errors.Join(bs3.ErrStore, bs3.ErrFenced), 76},

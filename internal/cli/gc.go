@@ -6,6 +6,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"bs3/internal/bs3"
+	"bs3/internal/daemon"
 )
 
 func newGC(a *app) *cobra.Command {
@@ -19,9 +20,9 @@ func newGC(a *app) *cobra.Command {
 			"daemon starts the same. A gc that is interrupted does not stop the collection.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			name := callGC
+			name := daemon.CallGC
 			if dryRun {
-				name = callPlanGC
+				name = daemon.CallPlanGC
 			} else if !asJSON {
 				fmt.Fprintln(cmd.ErrOrStderr(), "the daemon collects garbage; Ctrl-C here leaves it at that, bs3 status tells how it is doing")
 			}

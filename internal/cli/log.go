@@ -2,9 +2,11 @@ package cli
 
 import (
 	"io"
+	"os"
 	"time"
 
 	"github.com/rs/zerolog"
+	"golang.org/x/term"
 
 	"bs3/internal/config"
 )
@@ -16,3 +18,5 @@ func newLogger(w io.Writer, c config.Log, color bool) zerolog.Logger {
 	}
 	return zerolog.New(w).Level(zerolog.Level(c.Level)).With().Timestamp().Logger()
 }
+
+func isTerminal(f *os.File) bool { return term.IsTerminal(int(f.Fd())) }

@@ -21,7 +21,7 @@ func printJSON(w io.Writer, v any) error {
 	return enc.Encode(v)
 }
 
-// rows gives a function that prints a line of a table with two columns.
+// rows returns a function that prints a line of a table with two columns.
 func rows(w io.Writer) func(name, format string, args ...any) {
 	return func(name, format string, args ...any) {
 		fmt.Fprintf(w, name+"\t"+format+"\n", args...)

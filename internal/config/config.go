@@ -47,6 +47,12 @@ const (
 	SignPayloadNever  = "never"
 )
 
+// Stores lists the values of the key store.
+func Stores() []string { return []string{StoreS3, StoreDir} }
+
+// Transports lists the values of the key transport but for TransportAuto.
+func Transports() []string { return []string{TransportBUSE, TransportUblk, TransportNBD} }
+
 // Config holds every key in the unit of the file. The tags are read by this
 // package: toml and env name the key and its variable, env-description is its
 // line in the help, and later says which missing part of bs3 the key waits for:
@@ -110,7 +116,9 @@ type S3 struct {
 
 // Dir is the object store in a directory.
 type Dir struct {
-	Path string `toml:"path" env:"BS3_DIR_PATH" env-description:"Directory of the store dir"`
+	Path        string `toml:"path" env:"BS3_DIR_PATH" env-description:"Directory of the store dir"`
+	Uploaders   int    `toml:"uploaders" env:"BS3_DIR_UPLOADERS" env-description:"Most objects written at a time"`
+	Downloaders int    `toml:"downloaders" env:"BS3_DIR_DOWNLOADERS" env-description:"Most objects read at a time"`
 }
 
 // State is what must outlive the daemon, though not the machine.
@@ -199,6 +207,7 @@ func Default() Config {
 			Checksums:   ChecksumsWhenRequired,
 			SignPayload: SignPayloadAuto,
 		},
+		Dir:  Dir{Uploaders: 32, Downloaders: 128},
 		Ublk: Ublk{ID: -1},
 		Write: Write{
 			Durable:       true,
@@ -229,6 +238,22 @@ func (c *Config) fill(name string) {
 	if c.Control.Socket == "" {
 		c.Control.Socket = filepath.Join(c.State.Path, "control.sock")
 	}
+}
+
+// Directory is a directory of the daemon and the key that names it.
+type Directory struct{ Key, Path string }
+
+// Directories lists those that a daemon with this configuration uses for a
+// volume.
+func (c Config) Directories() []Directory {
+	list := []Directory{{"state.path", c.State.Path}}
+	if c.Cache.Path != "" {
+		list = append(list, Directory{"cache.path", c.Cache.Path})
+	}
+	if c.Store == StoreDir {
+		list = append(list, Directory{"dir.path", c.Dir.Path})
+	}
+	return list
 }
 
 // Secret is a string that shows itself only to who converts it to one.

@@ -446,6 +446,8 @@ func TestRules(t *testing.T) {
 		{"s3.secret_key", func(c *Config) { c.S3.SecretKey = "a" }},
 		{"s3.uploaders", func(c *Config) { c.S3.Uploaders = 1 }},
 		{"s3.downloaders", func(c *Config) { c.S3.Downloaders = 5000 }},
+		{"dir.uploaders", func(c *Config) { c.Dir.Uploaders = 1 }},
+		{"dir.downloaders", func(c *Config) { c.Store, c.Dir.Path, c.Dir.Downloaders = "dir", "/a", 5000 }},
 		{"s3.checksums", func(c *Config) { c.S3.Checksums = "never" }},
 		{"s3.sign_payload", func(c *Config) { c.S3.SignPayload = "sometimes" }},
 		{"", func(c *Config) {

@@ -60,7 +60,7 @@ func (c Config) checkBUSE(k *checker) {
 // checkDoors has the rules of transport and of the keys of single transports
 // that hold whichever is used.
 func (c Config) checkDoors(k *checker) {
-	k.oneOf(c.Transport, "transport", TransportAuto, TransportBUSE, TransportUblk, TransportNBD)
+	k.oneOf(c.Transport, "transport", append([]string{TransportAuto}, Transports()...)...)
 	k.between(int64(c.Major), "major", 0, maxMajor, "")
 	k.between(int64(c.Threads), "threads", 0, maxQueues, "")
 	k.between(int64(c.CPUsPerNode), "cpus_per_node", 0, maxQueues, "")

@@ -144,16 +144,17 @@ func (c Config) checkDevice(k *checker) {
 
 func (c Config) checkStore(k *checker) {
 	k.oneOf(c.Takeover, "takeover", TakeoverRefuse, TakeoverAuto)
-	// Of a single one, background work that waits for the store would hold it.
+	// Background work that waits for the store would hold a single one.
 	k.between(int64(c.S3.Uploaders), "s3.uploaders", 2, maxWorkers, "")
 	k.between(int64(c.S3.Downloaders), "s3.downloaders", 2, maxWorkers, "")
+	k.between(int64(c.Dir.Uploaders), "dir.uploaders", 2, maxWorkers, "")
+	k.between(int64(c.Dir.Downloaders), "dir.downloaders", 2, maxWorkers, "")
+	k.oneOf(c.Store, "store", Stores()...)
 	switch c.Store {
 	case StoreS3:
 		c.S3.check(k)
 	case StoreDir:
 		k.require(c.Dir.Path != "", "dir.path", "must be set for store = %q", StoreDir)
-	default:
-		k.oneOf(c.Store, "store", StoreS3, StoreDir)
 	}
 }
 
