@@ -95,10 +95,11 @@ func startDaemon(t *testing.T, dir string, env []string, args ...string) *proces
 	return d
 }
 
-// expect waits for a line of the log that contains text.
+// expect waits for a line of the log that contains text, for as long as the
+// tests may run: how long it takes depends on what else the machine does.
 func (d *process) expect(text string) string {
 	d.t.Helper()
-	timeout := time.After(time.Minute)
+	late := lastMoment(d.t)
 	for {
 		select {
 		case line, ok := <-d.lines:
@@ -108,10 +109,21 @@ func (d *process) expect(text string) string {
 			if strings.Contains(line, text) {
 				return line
 			}
-		case <-timeout:
-			d.t.Fatalf("no %q in the log for a minute", text)
+		case <-late:
+			d.signal(syscall.SIGQUIT) // its goroutines go to the log
+			d.wait()
+			d.t.Fatalf("no %q in the log", text)
 		}
 	}
+}
+
+// lastMoment receives when the time that the tests may take is nearly over.
+func lastMoment(t *testing.T) <-chan time.Time {
+	deadline, ok := t.Deadline()
+	if !ok {
+		return nil
+	}
+	return time.After(time.Until(deadline) - 20*time.Second)
 }
 
 func (d *process) signal(s os.Signal) {
@@ -121,12 +133,36 @@ func (d *process) signal(s os.Signal) {
 	}
 }
 
-// wait gives the exit code.
+// state is that of all threads of the process, as in /proc/PID/stat, or empty if
+// they differ.
+func (d *process) state() string {
+	d.t.Helper()
+	tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", d.cmd.Process.Pid))
+	if err != nil || len(tasks) == 0 {
+		d.t.Fatalf("the threads of the process: %v, %v", tasks, err)
+	}
+	all := ""
+	for _, task := range tasks {
+		text, err := os.ReadFile(task)
+		if err != nil {
+			return "" // it has just ended
+		}
+		_, rest, _ := strings.Cut(string(text), ") ")
+		state, _, _ := strings.Cut(rest, " ")
+		if all != "" && state != all {
+			return ""
+		}
+		all = state
+	}
+	return all
+}
+
+// wait waits for the end of the process and returns its exit code.
 func (d *process) wait() int {
 	d.t.Helper()
 	for range d.lines { // all of the log, before Wait closes the pipe
 	}
-	_ = d.cmd.Wait() // the exit code says it
+	_ = d.cmd.Wait() // the exit code has it
 	return d.cmd.ProcessState.ExitCode()
 }
 
@@ -149,7 +185,7 @@ func TestLocalDaemon(t *testing.T) {
 	}
 	greeting(t, "unix", filepath.Join(dir, ".bs3/nbd.sock"))
 
-	// Nobody else may have it: neither with this state nor with another.
+	// Nobody else may have it, neither with this state nor with another.
 	if code, _, errs := bs3Main(t, dir, []string{"BS3_NBD_LISTEN=unix:other"}, "--local"); code != exitOther || !strings.Contains(errs, "in use") {
 		t.Errorf("a second daemon: exit %d, %s", code, errs)
 	}
@@ -211,7 +247,7 @@ func greeting(t *testing.T, network, address string) {
 	}
 }
 
-// The store is gone, so the clean stop waits for ever.
+// The store is gone, so a clean stop waits for ever.
 func TestSecondSignalExits(t *testing.T) {
 	dir := t.TempDir()
 	d := startDaemon(t, dir, nil, "run", "--local")
@@ -229,7 +265,7 @@ func TestSecondSignalExits(t *testing.T) {
 	}
 }
 
-// Whoever reads the log may die; the device lives on, and stops cleanly.
+// The reader of the log may die; the device lives on, and stops cleanly.
 func TestLogReaderGone(t *testing.T) {
 	dir := t.TempDir()
 	cmd := command(t, dir, nil, "run", "--local")
@@ -347,7 +383,7 @@ func TestAddressInUse(t *testing.T) {
 	}
 }
 
-// A store that is no directory cannot be asked, whatever one waits for.
+// A store that is no directory cannot be asked.
 func TestInfoOfABadDirectory(t *testing.T) {
 	dir := t.TempDir()
 	if err := os.WriteFile(filepath.Join(dir, "file"), nil, 0o600); err != nil {

@@ -8,7 +8,6 @@ import (
 	"sync"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/rs/zerolog"
 
@@ -45,17 +44,9 @@ func TestWatchSignals(t *testing.T) {
 		}
 	}
 	raise(syscall.SIGUSR1)
-	select {
-	case <-collect:
-	case <-time.After(time.Minute):
-		t.Fatal("SIGUSR1 does not ask for a collection")
-	}
+	<-collect
 	raise(syscall.SIGTERM)
-	select {
-	case <-ctx.Done():
-	case <-time.After(time.Minute):
-		t.Fatal("SIGTERM does not end the ctx")
-	}
+	<-ctx.Done()
 	select {
 	case <-exits:
 		t.Error("the first signal exits at once")
@@ -66,11 +57,8 @@ func TestWatchSignals(t *testing.T) {
 		second = syscall.SIGHUP
 	}
 	raise(second)
-	select {
-	case <-exits:
-	case <-time.After(time.Minute):
-		t.Fatal("the second signal does not exit")
-	}
+	<-exits
+	stop()
 }
 
 func TestLogger(t *testing.T) {

@@ -8,7 +8,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/rs/zerolog"
 )
@@ -90,12 +89,7 @@ func TestStopsBesideAHangingClient(t *testing.T) {
 	}
 	<-asked
 	cancel()
-	select {
-	case err := <-done:
-		if err != nil {
-			t.Error(err)
-		}
-	case <-time.After(20 * time.Second):
-		t.Fatal("the server waits for a client")
+	if err := <-done; err != nil { // before the client is closed
+		t.Error(err)
 	}
 }
