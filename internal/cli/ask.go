@@ -29,7 +29,7 @@ func (a *app) call(cmd *cobra.Command, name string, result any) error {
 		if a.local {
 			start = "bs3 run --local"
 		}
-		return fmt.Errorf("%w; start it with %s (one that is still opening the volume, or closing it, does not answer either)", err, start)
+		return fmt.Errorf("%w; start it with %s (a daemon that is still opening the volume, or closing it, does not answer either)", err, start)
 	}
 	return err
 }

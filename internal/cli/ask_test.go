@@ -15,8 +15,8 @@ import (
 	"bs3/internal/stores"
 )
 
-// answers is a store that gives its answers to Get in turn, then that there is no
-// such object.
+// answers is a store that gives its answers to Get in turn, and then always that
+// there is no such object.
 type answers struct {
 	objproxy.Store
 	errs []error

@@ -11,7 +11,7 @@ import (
 func newCheckpoint(a *app) *cobra.Command {
 	return &cobra.Command{
 		Use:   "checkpoint",
-		Short: "Let the running daemon write its map to the store, and wait for it",
+		Short: "Have the running daemon write its map to the store, and wait for it",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := a.call(cmd, daemon.CallCheckpoint, nil); err != nil {

@@ -46,7 +46,7 @@ func command(t *testing.T, dir string, env []string, args ...string) *exec.Cmd {
 			cmd.Env = append(cmd.Env, e)
 		}
 	}
-	// Whatever this machine has, no device of it is made.
+	// Whatever this machine has, no device is made on it.
 	cmd.Env = append(append(append(cmd.Env, "BS3_TRANSPORT=nbd"), env...), beDaemon+"=1")
 	return cmd
 }
@@ -322,7 +322,7 @@ func freePort(t *testing.T) string {
 	return strconv.Itoa(l.Addr().(*net.TCPAddr).Port)
 }
 
-// The default state directory may not exist yet when the socket is made in it.
+// The state directory may not exist yet when the socket is made in it.
 func TestNullMakesTheSocketsDirectory(t *testing.T) {
 	dir := t.TempDir()
 	d := startDaemon(t, dir, []string{"BS3_NULL=true", "BS3_STATE_PATH=new/state"})
@@ -408,7 +408,7 @@ func TestInfoOfABadDirectory(t *testing.T) {
 	}
 }
 
-// Without the driver that is asked for nothing is touched.
+// Without the driver of the configured transport nothing is touched.
 func TestMissingDriver(t *testing.T) {
 	if buse.Available() == nil || ublk.Available() == nil || kernel.Available() == nil {
 		t.Skip("this machine has the drivers")

@@ -68,8 +68,8 @@ func TestControlVerbs(t *testing.T) {
 	}
 }
 
-// Without checkpoints nothing can be deleted; and one that was written would
-// have the volume refused at the next start.
+// Without checkpoints nothing can be deleted; and with one the volume would be
+// refused at the next start.
 func TestControlVerbsWithoutCheckpoints(t *testing.T) {
 	dir := t.TempDir()
 	env := []string{"BS3_SKIP=true"}
@@ -109,8 +109,8 @@ func TestControlVerbsOfNull(t *testing.T) {
 	}
 }
 
-// A control socket that can not be had is told before anything is served, and
-// the volume is released.
+// A control socket that cannot be made is reported before anything is served,
+// and the volume is released.
 func TestControlSocketInTheWay(t *testing.T) {
 	dir := t.TempDir()
 	file := filepath.Join(dir, "file")
@@ -128,7 +128,7 @@ func TestControlSocketInTheWay(t *testing.T) {
 	}
 }
 
-// A collection that met damage is no success.
+// A collection that met damage is not a success.
 func TestGCReportsDamage(t *testing.T) {
 	socket := filepath.Join(t.TempDir(), "control.sock")
 	server, err := control.Listen(t.Context(), socket, control.Calls{
@@ -144,7 +144,7 @@ func TestGCReportsDamage(t *testing.T) {
 	go func() { ended <- server.Run(ctx) }()
 	for _, format := range [][]string{nil, {"--json"}} {
 		code, out, errs := bs3Main(t, t.TempDir(), []string{"BS3_CONTROL_SOCKET=" + socket}, append([]string{"gc", "--local"}, format...)...)
-		if code != exitOther || !strings.Contains(out, "4096") || !strings.Contains(errs, "2 objects can not be read or are damaged") {
+		if code != exitOther || !strings.Contains(out, "4096") || !strings.Contains(errs, "2 objects cannot be read or are damaged") {
 			t.Errorf("exit %d, %s%s", code, out, errs)
 		}
 	}

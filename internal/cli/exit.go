@@ -9,8 +9,8 @@ import (
 	"bs3/internal/control"
 )
 
-// Exit codes, after sysexits.h where it has one. A panic of Go is 2, so 2 is
-// none of ours.
+// Exit codes, as in sysexits.h where it has one. A panic of Go exits with 2, so
+// 2 is none of ours.
 const (
 	exitOK       = 0
 	exitOther    = 1

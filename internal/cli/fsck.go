@@ -24,11 +24,11 @@ func newFsck(a *app) *cobra.Command {
 	var asJSON, quiet, data bool
 	cmd := &cobra.Command{
 		Use:   "fsck",
-		Short: "Check all that the store holds of the volume; changes nothing and disturbs no daemon",
+		Short: "Check everything that the store holds of the volume; changes nothing and disturbs no daemon",
 		Long: "fsck checks the volume record, the checkpoints, every object of the log, and the\n" +
 			"map that they make. It changes nothing, and may run while a daemon writes. What it\n" +
-			"finds is an error, a warning (after a crash it is usual, but damage looks the same)\n" +
-			"or a note (info). With any error the exit code is 65.",
+			"finds is an error, a warning (usual after a crash, but damage looks the same) or a\n" +
+			"note (info). If there is any error, the exit code is 65.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			var report *bs3.FsckReport
@@ -55,8 +55,8 @@ func newFsck(a *app) *cobra.Command {
 	return cmd
 }
 
-// showProgress draws a bar on the terminal, if there is one and it is wanted.
-// done takes it away again.
+// showProgress returns a function that draws a bar on the terminal, or nil if
+// there is none or quiet is set. done takes the bar away.
 func showProgress(quiet bool) (show func(bs3.FsckProgress), done func()) {
 	if quiet || !isTerminal(os.Stderr) {
 		return nil, func() {}
@@ -84,7 +84,7 @@ func showProgress(quiet bool) (show func(bs3.FsckProgress), done func()) {
 				progressbar.OptionClearOnFinish(),
 			)
 		}
-		_ = bar.Set64(p.Done) // see above
+		_ = bar.Set64(p.Done) // as above
 	}, done
 }
 
@@ -106,7 +106,7 @@ func printFsck(out io.Writer, r *bs3.FsckReport, quiet bool) error {
 	row("log", "ends before object %d; %d objects read", r.LogEnd, r.Objects)
 	row("map", "%s", mapSource(r))
 	row("live data", "%s, in objects of %s", size(r.LiveBytes), size(r.StoredBytes))
-	row("dead objects", "%d of %s, which garbage collection gives back", r.DeadObjects, size(r.DeadBytes))
+	row("dead objects", "%d of %s, which garbage collection will free", r.DeadObjects, size(r.DeadBytes))
 	if r.Blocks > 0 {
 		row("data blocks read", "%d", r.Blocks)
 	}

@@ -20,7 +20,7 @@ func newInfo(a *app) *cobra.Command {
 	var asJSON bool
 	cmd := &cobra.Command{
 		Use:   "info",
-		Short: "Say what volume the store holds; changes nothing and disturbs no daemon",
+		Short: "Print which volume the store holds; changes nothing and disturbs no daemon",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			var info *bs3.VolumeInfo

@@ -11,7 +11,7 @@ import (
 	"bs3/internal/config"
 )
 
-// newLogger makes the logger that c asks for. Nothing global is set.
+// newLogger makes the logger that c asks for. It sets nothing global.
 func newLogger(w io.Writer, c config.Log, color bool) zerolog.Logger {
 	if c.Pretty {
 		w = zerolog.ConsoleWriter{Out: w, TimeFormat: time.DateTime, NoColor: !color}

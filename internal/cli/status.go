@@ -14,7 +14,7 @@ func newStatus(a *app) *cobra.Command {
 	var asJSON bool
 	cmd := &cobra.Command{
 		Use:   "status",
-		Short: "Say how the running daemon is doing; sends no request to the store",
+		Short: "Print how the running daemon is doing; sends no request to the store",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			var s daemon.Status

@@ -66,7 +66,8 @@ func TestCalls(t *testing.T) {
 	}
 }
 
-// A client that never sends the rest of its request does not keep the server.
+// A client that never sends the rest of its request does not keep the server
+// from stopping.
 func TestStopsBesideAHangingClient(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "control.sock")
 	asked := make(chan struct{})

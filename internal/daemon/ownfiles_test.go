@@ -23,7 +23,7 @@ func TestRefuseOwnDevice(t *testing.T) {
 			}
 		}
 		if path == "/ublk" {
-			return dead // it was looked at although its device was not liked
+			return dead // its device was refused, and it was still looked at
 		}
 		return nil
 	}
@@ -84,7 +84,7 @@ func TestRefuseOwnDevice(t *testing.T) {
 	c := config.Default()
 	c.State.Path = "/odd"
 	if err := refuseOwnDevice(c, below, known.own); err == nil || !strings.Contains(err.Error(), "state.path") {
-		t.Errorf("what can not be found out: %v", err)
+		t.Errorf("a device that cannot be found out: %v", err)
 	}
 	for _, no := range []error{ublk.ErrNoDriver, fs.ErrPermission} {
 		waits = func(string) (bool, error) { return false, no }

@@ -17,8 +17,8 @@ import (
 	"bs3/internal/null"
 )
 
-// serveNull serves a volume that does nothing with calls on the control socket
-// c names, until stop is called, which gives how serving ended.
+// serveNull serves a volume that does nothing, with calls on the control socket
+// that c names, until stop is called, which returns how serving ended.
 func serveNull(t *testing.T, c config.Config, v *volume, collect <-chan struct{}) (stop func() error) {
 	t.Helper()
 	v.Volume = null.New(device.Geometry{Size: 1 << 20, BlockSize: 4096})
@@ -49,8 +49,8 @@ func controlled(t *testing.T) config.Config {
 	return c
 }
 
-// Who waits for the daemon when it stops is told so; a volume that fails ends
-// the service.
+// A call that waits when the daemon stops is told so, and a volume that fails
+// ends the service.
 func TestStoppingEndsCalls(t *testing.T) {
 	for _, fails := range []bool{false, true} {
 		c := controlled(t)
@@ -83,8 +83,7 @@ func TestStoppingEndsCalls(t *testing.T) {
 	}
 }
 
-// Collections that signals ask for run one at a time, and one more is
-// remembered.
+// Requested collections run one at a time, and one more is remembered.
 func TestOneCollectionAtATime(t *testing.T) {
 	wishes, began, goOn := make(chan struct{}, 1), make(chan struct{}), make(chan struct{})
 	stop := serveNull(t, controlled(t), &volume{collect: func(ctx context.Context) {

@@ -141,8 +141,8 @@ func TestRemoveLeft(t *testing.T) {
 	}
 }
 
-// What the configuration lets through for BUSE, BUSE takes, and the other way
-// round: its rules are in package config too, which knows the keys.
+// The configuration and BUSE accept the same: BUSE's rules are in package config
+// too, which knows the keys.
 func TestConfigurationOfBUSE(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		c := config.Default()
@@ -182,7 +182,7 @@ func nullServer(t *testing.T, address string) (*nbd.Server, chan net.Addr) {
 	}), listening
 }
 
-// The kernel's device goes before the server that it is connected to.
+// The kernel's device ends before the server that it is connected to.
 func TestServerOutlivesItsDevice(t *testing.T) {
 	address := filepath.Join(t.TempDir(), "s")
 	server, listening := nullServer(t, address)
@@ -228,8 +228,7 @@ func TestServerAndDeviceFailTogether(t *testing.T) {
 	}
 }
 
-// TestURI: what a path may have and an URI may not is escaped; the rest stays
-// readable.
+// What a path may have and a URI may not is escaped; the rest stays readable.
 func TestURI(t *testing.T) {
 	for _, test := range []struct {
 		addr net.Addr
