@@ -5,7 +5,6 @@ import (
 	"os"
 	"os/signal"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 
@@ -14,28 +13,9 @@ import (
 	"bs3/internal/config"
 )
 
-// syncBuffer is a buffer for a logger that another goroutine uses.
-type syncBuffer struct {
-	mu  sync.Mutex
-	buf bytes.Buffer
-}
-
-func (b *syncBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.buf.Write(p)
-}
-
-func (b *syncBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.buf.String()
-}
-
 func TestWatchSignals(t *testing.T) {
-	var said syncBuffer
 	exits, collect := make(chan struct{}, 8), make(chan struct{}, 1)
-	ctx, stop := watchSignals(t.Context(), zerolog.New(&said), collect, func() { exits <- struct{}{} })
+	ctx, stop := watchSignals(t.Context(), zerolog.Nop(), collect, func() { exits <- struct{}{} })
 	defer stop()
 	raise := func(s syscall.Signal) {
 		t.Helper()
