@@ -1,6 +1,5 @@
-// Package cli is the command line: one file per command, and the wiring of
-// the concrete types in open.go. Signals, exit codes and standard output are
-// known here and nowhere below.
+// Package cli is the command line, a file per command. It alone knows signals,
+// exit codes and the standard streams.
 package cli
 
 import (
@@ -30,7 +29,7 @@ func Main(version string, args []string) int {
 type app struct {
 	version  string
 	path     string // of the configuration file
-	local    bool   // use the built-in configuration for trying
+	local    bool   // use the built-in configuration, for a trial
 	takeover bool   // as if the configuration said takeover = "auto"
 	forget   bool   // open without the local log that the volume may need
 }
@@ -40,8 +39,8 @@ func newRoot(a *app) *cobra.Command {
 		Use:   "bs3",
 		Short: "A block device whose bytes live in an object store",
 		Long: "bs3 gives Linux a block device whose bytes live in an object store: S3 or a\n" +
-			"directory. Without a command it runs the daemon, which shows the device as the\n" +
-			"configuration says (transport): as /dev/ublkbN, /dev/nbdN, /dev/buseN, or over NBD.",
+			"directory. Without a command it runs the daemon, which shows the device as the key\n" +
+			"transport says: as /dev/ublkbN, /dev/nbdN or /dev/buseN, or over NBD.",
 		Args:          cobra.NoArgs,
 		RunE:          a.run,
 		SilenceErrors: true, // Main prints them
@@ -50,14 +49,14 @@ func newRoot(a *app) *cobra.Command {
 	root.CompletionOptions.DisableDefaultCmd = true
 	root.PersistentFlags().StringVarP(&a.path, "config", "c", config.DefaultPath, "configuration file")
 	root.PersistentFlags().BoolVar(&a.local, "local", false,
-		"try it: a volume of 8 GB in the directory .bs3; run prints what to do with it")
+		"try bs3 with a volume of 8 GB in the directory .bs3; run prints what to do with it")
 	root.MarkFlagsMutuallyExclusive("config", "local")
 	run := &cobra.Command{Use: "run", Short: "Run the daemon until SIGINT or SIGTERM", Args: cobra.NoArgs, RunE: a.run}
 	for _, daemon := range []*cobra.Command{root, run} {
 		daemon.Flags().BoolVar(&a.takeover, "takeover", false,
-			"open the volume even if another host did not release it, and fence that host off")
+			"open the volume even if another host did not release it, and fence off that host")
 		daemon.Flags().BoolVar(&a.forget, "forget-local-log", false,
-			"open the volume even if a local log that is not here may hold flushed writes, which are lost then")
+			"open the volume even if a local log that is not here may hold flushed writes, which are then lost")
 	}
 	root.AddCommand(
 		run,
@@ -77,7 +76,7 @@ func (a *app) printVersion(cmd *cobra.Command, _ []string) error {
 	return err
 }
 
-// config reads the configuration that the flags ask for.
+// config reads the configuration that the flags name.
 func (a *app) config(cmd *cobra.Command) (config.Config, error) {
 	if a.local {
 		return config.Parse(contrib.LocalName, contrib.Local())

@@ -20,6 +20,9 @@ import (
 
 	"bs3/internal/bs3"
 	"bs3/internal/config"
+	"bs3/internal/device/buse"
+	"bs3/internal/device/nbd/kernel"
+	"bs3/internal/device/ublk"
 )
 
 // beDaemon makes the test binary behave as bs3.
@@ -43,7 +46,7 @@ func command(t *testing.T, dir string, env []string, args ...string) *exec.Cmd {
 			cmd.Env = append(cmd.Env, e)
 		}
 	}
-	// Whatever this machine has, no device of it is made.
+	// Whatever this machine has, no device is made on it.
 	cmd.Env = append(append(append(cmd.Env, "BS3_TRANSPORT=nbd"), env...), beDaemon+"=1")
 	return cmd
 }
@@ -62,17 +65,17 @@ func bs3Main(t *testing.T, dir string, env []string, args ...string) (code int, 
 	return cmd.ProcessState.ExitCode(), out.String(), errs.String()
 }
 
-// daemon is a running bs3.
-type daemon struct {
+// process is a running bs3.
+type process struct {
 	t      *testing.T
 	cmd    *exec.Cmd
 	stdout bytes.Buffer
 	lines  chan string // of standard error
 }
 
-func startDaemon(t *testing.T, dir string, env []string, args ...string) *daemon {
+func startDaemon(t *testing.T, dir string, env []string, args ...string) *process {
 	t.Helper()
-	d := &daemon{t: t, cmd: command(t, dir, env, args...), lines: make(chan string, 1000)}
+	d := &process{t: t, cmd: command(t, dir, env, args...), lines: make(chan string, 1000)}
 	d.cmd.Stdout = &d.stdout
 	r, err := d.cmd.StderrPipe()
 	if err != nil {
@@ -92,10 +95,11 @@ func startDaemon(t *testing.T, dir string, env []string, args ...string) *daemon
 	return d
 }
 
-// expect waits for a line of the log that contains text.
-func (d *daemon) expect(text string) string {
+// expect waits for a line of the log that contains text, for as long as the
+// tests may run: how long it takes depends on what else the machine does.
+func (d *process) expect(text string) string {
 	d.t.Helper()
-	timeout := time.After(time.Minute)
+	late := lastMoment(d.t)
 	for {
 		select {
 		case line, ok := <-d.lines:
@@ -105,25 +109,60 @@ func (d *daemon) expect(text string) string {
 			if strings.Contains(line, text) {
 				return line
 			}
-		case <-timeout:
-			d.t.Fatalf("no %q in the log for a minute", text)
+		case <-late:
+			d.signal(syscall.SIGQUIT) // its goroutines go to the log
+			d.wait()
+			d.t.Fatalf("no %q in the log", text)
 		}
 	}
 }
 
-func (d *daemon) signal(s os.Signal) {
+// lastMoment receives when the time that the tests may take is nearly over.
+func lastMoment(t *testing.T) <-chan time.Time {
+	deadline, ok := t.Deadline()
+	if !ok {
+		return nil
+	}
+	return time.After(time.Until(deadline) - 20*time.Second)
+}
+
+func (d *process) signal(s os.Signal) {
 	d.t.Helper()
 	if err := d.cmd.Process.Signal(s); err != nil {
 		d.t.Fatal(err)
 	}
 }
 
-// wait gives the exit code.
-func (d *daemon) wait() int {
+// state is that of all threads of the process, as in /proc/PID/stat, or empty if
+// they differ.
+func (d *process) state() string {
+	d.t.Helper()
+	tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", d.cmd.Process.Pid))
+	if err != nil || len(tasks) == 0 {
+		d.t.Fatalf("the threads of the process: %v, %v", tasks, err)
+	}
+	all := ""
+	for _, task := range tasks {
+		text, err := os.ReadFile(task)
+		if err != nil {
+			return "" // it has just ended
+		}
+		_, rest, _ := strings.Cut(string(text), ") ")
+		state, _, _ := strings.Cut(rest, " ")
+		if all != "" && state != all {
+			return ""
+		}
+		all = state
+	}
+	return all
+}
+
+// wait waits for the end of the process and returns its exit code.
+func (d *process) wait() int {
 	d.t.Helper()
 	for range d.lines { // all of the log, before Wait closes the pipe
 	}
-	_ = d.cmd.Wait() // the exit code says it
+	_ = d.cmd.Wait() // the exit code has it
 	return d.cmd.ProcessState.ExitCode()
 }
 
@@ -146,7 +185,7 @@ func TestLocalDaemon(t *testing.T) {
 	}
 	greeting(t, "unix", filepath.Join(dir, ".bs3/nbd.sock"))
 
-	// Nobody else may have it: neither with this state nor with another.
+	// Nobody else may have it, neither with this state nor with another.
 	if code, _, errs := bs3Main(t, dir, []string{"BS3_NBD_LISTEN=unix:other"}, "--local"); code != exitOther || !strings.Contains(errs, "in use") {
 		t.Errorf("a second daemon: exit %d, %s", code, errs)
 	}
@@ -208,7 +247,7 @@ func greeting(t *testing.T, network, address string) {
 	}
 }
 
-// The store is gone, so the clean stop waits for ever.
+// The store is gone, so a clean stop waits for ever.
 func TestSecondSignalExits(t *testing.T) {
 	dir := t.TempDir()
 	d := startDaemon(t, dir, nil, "run", "--local")
@@ -226,7 +265,7 @@ func TestSecondSignalExits(t *testing.T) {
 	}
 }
 
-// Whoever reads the log may die; the device lives on, and stops cleanly.
+// The reader of the log may die; the device lives on, and stops cleanly.
 func TestLogReaderGone(t *testing.T) {
 	dir := t.TempDir()
 	cmd := command(t, dir, nil, "run", "--local")
@@ -283,7 +322,7 @@ func freePort(t *testing.T) string {
 	return strconv.Itoa(l.Addr().(*net.TCPAddr).Port)
 }
 
-// The default state directory may not exist yet when the socket is made in it.
+// The state directory may not exist yet when the socket is made in it.
 func TestNullMakesTheSocketsDirectory(t *testing.T) {
 	dir := t.TempDir()
 	d := startDaemon(t, dir, []string{"BS3_NULL=true", "BS3_STATE_PATH=new/state"})
@@ -344,7 +383,7 @@ func TestAddressInUse(t *testing.T) {
 	}
 }
 
-// A store that is no directory cannot be asked, whatever one waits for.
+// A store that is no directory cannot be asked.
 func TestInfoOfABadDirectory(t *testing.T) {
 	dir := t.TempDir()
 	if err := os.WriteFile(filepath.Join(dir, "file"), nil, 0o600); err != nil {
@@ -366,6 +405,27 @@ func TestInfoOfABadDirectory(t *testing.T) {
 	}
 	if entries, err := os.ReadDir(filepath.Join(dir, "empty")); err != nil || len(entries) != 0 {
 		t.Errorf("something was made in the empty directory: %v, %v", entries, err)
+	}
+}
+
+// Without the driver of the configured transport nothing is touched.
+func TestMissingDriver(t *testing.T) {
+	if buse.Available() == nil || ublk.Available() == nil || kernel.Available() == nil {
+		t.Skip("this machine has the drivers")
+	}
+	for transport, remedy := range map[string]string{"buse": "modprobe buse", "ublk": "modprobe ublk_drv", "nbd": "modprobe nbd"} {
+		dir := t.TempDir()
+		env := []string{"BS3_STORE=dir", "BS3_DIR_PATH=store", "BS3_STATE_PATH=state", "BS3_TRANSPORT=" + transport}
+		if transport == "nbd" {
+			env = append(env, "BS3_NBD_DEVICE=/dev/nbd0")
+		}
+		code, _, errs := bs3Main(t, dir, env)
+		if code != exitOther || !strings.Contains(errs, remedy) {
+			t.Errorf("%s: exit %d, %s", transport, code, errs)
+		}
+		if names, _ := filepath.Glob(dir + "/*"); len(names) != 0 {
+			t.Errorf("%s: there is %v", transport, names)
+		}
 	}
 }
 
@@ -420,7 +480,7 @@ func TestExitCodes(t *testing.T) {
 	}{
 		{nil, 0},
 		{errors.New("x"), 1},
-		{fmt.Errorf("y: %w", errStore), 69},
+		{fmt.Errorf("y: %w", bs3.ErrStore), 69},
 		{errors.Join(errors.New("x"), fmt.Errorf("y: %w", bs3.ErrStore)), 69},
 		{fmt.Errorf("y: %w", bs3.ErrFenced), 76},
 		{errors.Join(bs3.ErrStore, bs3.ErrFenced), 76},

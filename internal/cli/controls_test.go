@@ -1,7 +1,9 @@
 package cli
 
 import (
+	"context"
 	"encoding/json"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -9,7 +11,11 @@ import (
 	"testing"
 	"time"
 
+	"github.com/rs/zerolog"
+
 	"bs3/internal/bs3"
+	"bs3/internal/control"
+	"bs3/internal/daemon"
 )
 
 func TestControlVerbs(t *testing.T) {
@@ -36,9 +42,9 @@ func TestControlVerbs(t *testing.T) {
 		t.Errorf("status: exit %d, %s%s", code, out, errs)
 	}
 	code, out, errs = bs3Main(t, dir, nil, "status", "--local", "--json")
-	var s status
+	var s daemon.Status
 	if err := json.Unmarshal([]byte(out), &s); code != exitOK || err != nil || s.Epoch != 1 || s.Slots != 40 || s.Store.WaitingSince != nil ||
-		s.Transport != (transportStatus{Name: "nbd", NBD: "nbd+unix:///?socket=" + filepath.Join(dir, ".bs3/nbd.sock")}) {
+		s.Transport != (daemon.Transport{Name: "nbd", NBD: "nbd+unix:///?socket=" + filepath.Join(dir, ".bs3/nbd.sock")}) {
 		t.Errorf("status: exit %d, %v in %s%s", code, err, out, errs)
 	}
 	if code, out, errs := bs3Main(t, dir, nil, "checkpoint", "--local"); code != exitOK || out != "checkpoint written\n" {
@@ -62,8 +68,8 @@ func TestControlVerbs(t *testing.T) {
 	}
 }
 
-// Without checkpoints nothing can be deleted; and one that was written would
-// have the volume refused at the next start.
+// Without checkpoints nothing can be deleted; and with one the volume would be
+// refused at the next start.
 func TestControlVerbsWithoutCheckpoints(t *testing.T) {
 	dir := t.TempDir()
 	env := []string{"BS3_SKIP=true"}
@@ -103,8 +109,8 @@ func TestControlVerbsOfNull(t *testing.T) {
 	}
 }
 
-// A control socket that can not be had is told before anything is served, and
-// the volume is released.
+// A control socket that cannot be made is reported before anything is served,
+// and the volume is released.
 func TestControlSocketInTheWay(t *testing.T) {
 	dir := t.TempDir()
 	file := filepath.Join(dir, "file")
@@ -119,6 +125,32 @@ func TestControlSocketInTheWay(t *testing.T) {
 		if info := volumeInfo(t, dir); !info.Writer.Released {
 			t.Errorf("%s: the volume is not released: %+v", path, info)
 		}
+	}
+}
+
+// A collection that met damage is not a success.
+func TestGCReportsDamage(t *testing.T) {
+	socket := filepath.Join(t.TempDir(), "control.sock")
+	server, err := control.Listen(t.Context(), socket, control.Calls{
+		daemon.CallGC: func(context.Context) (any, error) {
+			return bs3.GCReport{Compacted: 1, MovedBytes: 4096, FailedReads: 2}, nil
+		},
+	}, zerolog.Nop())
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- server.Run(ctx) }()
+	for _, format := range [][]string{nil, {"--json"}} {
+		code, out, errs := bs3Main(t, t.TempDir(), []string{"BS3_CONTROL_SOCKET=" + socket}, append([]string{"gc", "--local"}, format...)...)
+		if code != exitOther || !strings.Contains(out, "4096") || !strings.Contains(errs, "2 objects cannot be read or are damaged") {
+			t.Errorf("exit %d, %s%s", code, out, errs)
+		}
+	}
+	cancel()
+	if err := <-ended; err != nil && !errors.Is(err, context.Canceled) {
+		t.Error(err)
 	}
 }
 
@@ -149,14 +181,14 @@ func TestPrintStatus(t *testing.T) {
 	now := time.Date(2026, 5, 4, 12, 0, 0, 0, time.UTC)
 	since := now.Add(-90 * time.Second)
 	var out strings.Builder
-	err := printStatus(&out, status{
+	err := printStatus(&out, daemon.Status{
 		Status: bs3.Status{
 			UUID: "u-u-i-d", Epoch: 7, Mode: "barrier", Size: 8 << 30, BlockSize: 4096, Failed: "fenced by b",
 			NextKey: 12, DurableKey: 9, ChunksInMemory: 2, FreeSlots: 38, Slots: 40, WritersWaiting: 3,
 			Objects: 10, StoredBytes: 40 << 20, LiveBytes: 30 << 20, LogObjects: 5, LogBytes: 20 << 20,
 			WrittenBytes: 64 << 20, Collected: bs3.GCReport{MovedBytes: 16 << 20, Deleted: 9, FreedBytes: 36 << 20},
 		},
-		Store: storeStatus{Where: "bucket b", WaitingSince: &since, LastError: "503 SlowDown"},
+		Store: daemon.StoreStatus{Where: "bucket b", WaitingSince: &since, LastError: "503 SlowDown"},
 	}, now)
 	if err != nil {
 		t.Fatal(err)
@@ -174,14 +206,14 @@ func TestPrintStatus(t *testing.T) {
 }
 
 func TestPrintDevice(t *testing.T) {
-	for want, shown := range map[string]transportStatus{
+	for want, shown := range map[string]daemon.Transport{
 		"not shown yet":                       {},
 		"/dev/ublkb0 (ublk)":                  {Name: "ublk", Device: "/dev/ublkb0"},
 		"nbd://127.0.0.1:10809":               {Name: "nbd", NBD: "nbd://127.0.0.1:10809"},
 		"/dev/nbd0 (nbd), and nbd+unix:///?s": {Name: "nbd", Device: "/dev/nbd0", NBD: "nbd+unix:///?s"},
 	} {
 		var out strings.Builder
-		if err := printStatus(&out, status{Transport: shown}, time.Now()); err != nil || !strings.Contains(out.String(), "  "+want+"\n") {
+		if err := printStatus(&out, daemon.Status{Transport: shown}, time.Now()); err != nil || !strings.Contains(out.String(), "  "+want+"\n") {
 			t.Errorf("no %q in\n%s%v", want, out.String(), err)
 		}
 	}

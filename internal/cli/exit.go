@@ -2,14 +2,15 @@ package cli
 
 import (
 	"errors"
+	"os"
 
 	"bs3/internal/bs3"
 	"bs3/internal/config"
 	"bs3/internal/control"
 )
 
-// Exit codes, after sysexits.h where it has one. A panic of Go is 2, so 2 is
-// none of ours.
+// Exit codes, as in sysexits.h where it has one. A panic of Go exits with 2, so
+// 2 is none of ours.
 const (
 	exitOK       = 0
 	exitOther    = 1
@@ -20,18 +21,15 @@ const (
 	exitRefused  = 78
 )
 
-// errStore marks what went wrong with the store before the engine had it.
-var errStore = errors.New("the store can not be used")
-
-// exits is the one table of exit codes: for the help and for exitCode. The
-// first row whose is says yes counts, the last one takes the rest.
+// exits is the one table of exit codes, for the help and for exitCode. The first
+// row whose is returns true counts; the last one takes the rest.
 func exits() []exit {
 	return []exit{
 		{exitOK, "all is well", func(err error) bool { return err == nil }},
 		{exitDamaged, "fsck has found damage", func(err error) bool { return errors.Is(err, bs3.ErrDamage) }},
 		{exitFenced, "another writer has taken the volume over", func(err error) bool { return errors.Is(err, bs3.ErrFenced) }},
 		{exitRefused, "the configuration, or the volume as it is configured, is refused; nothing was changed", isRefused},
-		{exitStore, "the store can not be used", func(err error) bool { return errors.Is(err, bs3.ErrStore) || errors.Is(err, errStore) }},
+		{exitStore, bs3.ErrStore.Error(), func(err error) bool { return errors.Is(err, bs3.ErrStore) }},
 		{exitNoDaemon, "no daemon answers on the control socket", func(err error) bool { return errors.Is(err, control.ErrNotRunning) }},
 		{exitOther, "any other error", func(error) bool { return true }},
 	}
@@ -48,7 +46,7 @@ func isRefused(err error) bool {
 	return errors.As(err, &c) || errors.Is(err, bs3.ErrRefused)
 }
 
-// exitCode is the code that says err to who started us.
+// exitCode returns the exit code for err.
 func exitCode(err error) int {
 	for _, e := range exits() {
 		if e.is(err) {
@@ -57,3 +55,7 @@ func exitCode(err error) int {
 	}
 	return exitOther
 }
+
+// exitNow ends the process without cleaning up: whoever signals twice does not
+// want to wait.
+func exitNow() { os.Exit(exitOther) } //nolint:forbidigo // this is what the second signal asks for

@@ -11,8 +11,8 @@ import (
 	"bs3/internal/config"
 )
 
-// Another host takes the volume over; the daemon learns of it when it next
-// needs the store, at the latest when it stops.
+// Another host takes the volume over; the daemon learns of it when it next needs
+// the store, at the latest when it stops.
 func TestFencedDaemon(t *testing.T) {
 	path := t.TempDir()
 	d := startDaemon(t, path, nil, "--local")

@@ -9,38 +9,34 @@ import (
 	"text/tabwriter"
 	"time"
 
-	"github.com/rs/zerolog"
 	"github.com/schollz/progressbar/v3"
 	"github.com/spf13/cobra"
-	"golang.org/x/term"
 
 	"bs3/internal/bs3"
-	"bs3/internal/bs3/objproxy"
-	"bs3/internal/config"
+	"bs3/internal/stores"
 )
 
-// fsckFor bounds how long fsck asks for one object of a store that does not
-// answer: after hours of checking, a store that is away for a moment must not
-// be the end.
+// fsckFor is how long fsck asks for one object of a store that does not answer:
+// a store that is away for a moment must not end hours of checking.
 const fsckFor = 2 * time.Minute
 
 func newFsck(a *app) *cobra.Command {
 	var asJSON, quiet, data bool
 	cmd := &cobra.Command{
 		Use:   "fsck",
-		Short: "Check all that the store holds of the volume; changes nothing and disturbs no daemon",
+		Short: "Check everything that the store holds of the volume; changes nothing and disturbs no daemon",
 		Long: "fsck checks the volume record, the checkpoints, every object of the log, and the\n" +
 			"map that they make. It changes nothing, and may run while a daemon writes. What it\n" +
-			"finds is an error, a warning (after a crash it is usual, but damage looks the same)\n" +
-			"or a note (info). With any error the exit code is 65.",
+			"finds is an error, a warning (usual after a crash, but damage looks the same) or a\n" +
+			"note (info). If there is any error, the exit code is 65.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			var report *bs3.FsckReport
-			err := a.askStore(cmd, func(ctx context.Context, s *store) (err error) {
+			err := a.askStore(cmd, fsckFor, func(ctx context.Context, s *stores.Store) (err error) {
 				progress, done := showProgress(quiet || asJSON)
 				defer done()
-				report, err = bs3.Fsck(ctx, &patientStore{s}, bs3.FsckOptions{Data: data, Progress: progress})
-				return s.explain(err)
+				report, err = bs3.Fsck(ctx, s, bs3.FsckOptions{Data: data, Progress: progress})
+				return err
 			})
 			if err != nil {
 				return err
@@ -59,47 +55,10 @@ func newFsck(a *app) *cobra.Command {
 	return cmd
 }
 
-// patientStore asks again, for some time, where the store did not answer.
-type patientStore struct{ objproxy.Store }
-
-// Get implements objproxy.Store.
-func (s *patientStore) Get(ctx context.Context, name string, p []byte, off int64) (n int, info objproxy.Info, err error) {
-	err = s.try(ctx, func() (err error) {
-		n, info, err = s.Store.Get(ctx, name, p, off)
-		return err
-	})
-	return n, info, err
-}
-
-// List implements objproxy.Store.
-func (s *patientStore) List(ctx context.Context, prefix, after string, limit int) (infos []objproxy.Info, err error) {
-	err = s.try(ctx, func() (err error) {
-		infos, err = s.Store.List(ctx, prefix, after, limit)
-		return err
-	})
-	return infos, err
-}
-
-func (s *patientStore) try(ctx context.Context, ask func() error) error {
-	trying, cancel := withLimit(ctx, fsckFor)
-	defer cancel()
-	var final error
-	err := keepTrying(trying, func() error {
-		if final = ask(); errors.Is(final, objproxy.ErrTransient) {
-			return final
-		}
-		return nil
-	})
-	if err != nil {
-		return err
-	}
-	return final
-}
-
-// showProgress draws a bar on the terminal, if there is one and it is wanted.
-// done takes it away again.
+// showProgress returns a function that draws a bar on the terminal, or nil if
+// there is none or quiet is set. done takes the bar away.
 func showProgress(quiet bool) (show func(bs3.FsckProgress), done func()) {
-	if quiet || !term.IsTerminal(int(os.Stderr.Fd())) {
+	if quiet || !isTerminal(os.Stderr) {
 		return nil, func() {}
 	}
 	var bar *progressbar.ProgressBar
@@ -125,7 +84,7 @@ func showProgress(quiet bool) (show func(bs3.FsckProgress), done func()) {
 				progressbar.OptionClearOnFinish(),
 			)
 		}
-		_ = bar.Set64(p.Done) // see above
+		_ = bar.Set64(p.Done) // as above
 	}, done
 }
 
@@ -147,7 +106,7 @@ func printFsck(out io.Writer, r *bs3.FsckReport, quiet bool) error {
 	row("log", "ends before object %d; %d objects read", r.LogEnd, r.Objects)
 	row("map", "%s", mapSource(r))
 	row("live data", "%s, in objects of %s", size(r.LiveBytes), size(r.StoredBytes))
-	row("dead objects", "%d of %s, which garbage collection gives back", r.DeadObjects, size(r.DeadBytes))
+	row("dead objects", "%d of %s, which garbage collection will free", r.DeadObjects, size(r.DeadBytes))
 	if r.Blocks > 0 {
 		row("data blocks read", "%d", r.Blocks)
 	}
@@ -165,43 +124,4 @@ func mapSource(r *bs3.FsckReport) string {
 		return "made from the checkpoint and the log after it"
 	}
 	return "made from the oldest checkpoint and the log after it, and compared with the newest"
-}
-
-// askStore opens the configured store as it is, and calls ask with it.
-func (a *app) askStore(cmd *cobra.Command, ask func(ctx context.Context, s *store) error) (err error) {
-	c, err := a.config(cmd)
-	if err != nil {
-		return err
-	}
-	if c.Null {
-		return errors.New("null = true: there is no store to ask")
-	}
-	if c.Store == config.StoreDir {
-		// Nothing has failed then: there is no store to be asked.
-		if _, err := os.Stat(c.Dir.Path); err != nil {
-			return fmt.Errorf("%w: %w", bs3.ErrNoVolume, err)
-		}
-	}
-	ctx, stop := watchSignals(cmd.Context(), zerolog.Nop(), nil, func() { os.Exit(exitOther) }) //nolint:forbidigo // the user will not wait
-	defer stop()
-	s, err := openStore(ctx, c, toAsk, zerolog.Nop())
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, s.close()) }()
-	return ask(ctx, s)
-}
-
-// explain says of an error which store it is about, and whether it is the
-// store's: errStore, unless the answer is one about the volume.
-func (s *store) explain(err error) error {
-	if err == nil {
-		return nil
-	}
-	for _, known := range []error{context.Canceled, errStore, bs3.ErrNoVolume, bs3.ErrRefused, bs3.ErrMoving} {
-		if errors.Is(err, known) {
-			return fmt.Errorf("%s: %w", s.where, err)
-		}
-	}
-	return fmt.Errorf("%w: %s: %w", errStore, s.where, err)
 }

@@ -2,20 +2,15 @@ package cli
 
 import (
 	"encoding/json"
-	"errors"
-	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
-	"testing/synctest"
-	"time"
 
 	"github.com/rs/zerolog"
 
 	"bs3/internal/bs3"
-	"bs3/internal/bs3/objproxy"
 	"bs3/internal/bs3/objproxy/dir"
 )
 
@@ -111,32 +106,4 @@ func TestFsck(t *testing.T) {
 		t.Errorf("only %d files were damaged", hurt)
 	}
 	check(exitOK, "--data")
-}
-
-func TestPatientStore(t *testing.T) {
-	busy, forbidden := fmt.Errorf("503: %w", objproxy.ErrTransient), errors.New("403")
-	for name, test := range map[string]struct {
-		answers []error
-		want    error
-		atLeast time.Duration
-		atMost  time.Duration
-	}{
-		"an answer":       {nil, objproxy.ErrNotFound, 0, 0},
-		"busy twice":      {[]error{busy, busy}, objproxy.ErrNotFound, firstWait, time.Second},
-		"forbidden":       {[]error{forbidden}, forbidden, 0, 0},
-		"does not answer": {slices.Repeat([]error{busy}, 1000), errStore, fsckFor, fsckFor},
-	} {
-		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				start := time.Now()
-				s := &patientStore{&answers{errs: test.answers}}
-				if _, _, err := s.Get(t.Context(), "x", nil, 0); !errors.Is(err, test.want) {
-					t.Errorf("error: %v", err)
-				}
-				if took := time.Since(start); took < test.atLeast || took > test.atMost {
-					t.Errorf("it took %v", took)
-				}
-			})
-		})
-	}
 }

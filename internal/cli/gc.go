@@ -6,24 +6,25 @@ import (
 	"github.com/spf13/cobra"
 
 	"bs3/internal/bs3"
+	"bs3/internal/daemon"
 )
 
 func newGC(a *app) *cobra.Command {
 	var asJSON, dryRun bool
 	cmd := &cobra.Command{
 		Use:   "gc",
-		Short: "Let the running daemon collect garbage, and wait for it",
-		Long: "gc lets the running daemon give back the space of what was overwritten or\n" +
+		Short: "Have the running daemon collect garbage, and wait for it",
+		Long: "gc has the running daemon free the space of data that was overwritten or\n" +
 			"discarded: live blocks are moved out of objects that hold few of them\n" +
 			"(gc.live_data), and objects without live blocks are deleted. SIGUSR1 to the\n" +
-			"daemon starts the same. A gc that is interrupted does not stop the collection.",
+			"daemon does the same. Interrupting gc does not stop the collection.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			name := callGC
+			name := daemon.CallGC
 			if dryRun {
-				name = callPlanGC
+				name = daemon.CallPlanGC
 			} else if !asJSON {
-				fmt.Fprintln(cmd.ErrOrStderr(), "the daemon collects garbage; Ctrl-C here leaves it at that, bs3 status tells how it is doing")
+				fmt.Fprintln(cmd.ErrOrStderr(), "the daemon collects garbage; Ctrl-C here does not stop it, and bs3 status shows how it is doing")
 			}
 			var r bs3.GCReport
 			if err := a.call(cmd, name, &r); err != nil {
@@ -37,17 +38,17 @@ func newGC(a *app) *cobra.Command {
 				fmt.Fprintln(cmd.OutOrStdout(), gcText(r, dryRun))
 			}
 			if r.FailedReads > 0 {
-				return fmt.Errorf("%d objects can not be read or are damaged: they stay as they are, and the daemon's log names them", r.FailedReads)
+				return fmt.Errorf("%d objects cannot be read or are damaged: they stay as they are, and the daemon's log names them", r.FailedReads)
 			}
 			return nil
 		},
 	}
-	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "only say what would be moved and deleted; changes nothing")
+	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "only print what would be moved and deleted; change nothing")
 	addJSON(cmd, &asJSON)
 	return cmd
 }
 
-// gcText is the report, or the plan, of a collection for people.
+// gcText formats the report, or the plan, of a collection for people.
 func gcText(r bs3.GCReport, plan bool) string {
 	moved, deleted := "moved", "deleted"
 	if plan {

@@ -11,7 +11,7 @@ import (
 	"time"
 )
 
-// serviceManager hears what a daemon says.
+// serviceManager hears what a daemon tells it.
 type serviceManager struct {
 	t      *testing.T
 	socket *net.UnixConn
@@ -51,7 +51,7 @@ func startServiceManager(t *testing.T) *serviceManager {
 // expect waits for a line that contains text, and forgets all up to it.
 func (m *serviceManager) expect(text string) string {
 	m.t.Helper()
-	late := time.After(time.Minute)
+	late := lastMoment(m.t)
 	for {
 		m.mu.Lock()
 		for i, line := range m.heard {
@@ -66,12 +66,29 @@ func (m *serviceManager) expect(text string) string {
 		select {
 		case <-more:
 		case <-late:
-			m.t.Fatalf("no %q for a minute; %q", text, m.heard)
+			m.mu.Lock()
+			defer m.mu.Unlock()
+			m.t.Fatalf("no %q; %q", text, m.heard)
 		}
 	}
 }
 
-// has says whether a line with text waits to be looked at.
+// forget drops all that was sent before the call.
+func (m *serviceManager) forget() {
+	m.t.Helper()
+	const mark = "FORGET" // what is read after it was sent later
+	self, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: m.path, Net: "unixgram"})
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	defer func() { _ = self.Close() }()
+	if _, err := self.Write([]byte(mark)); err != nil {
+		m.t.Fatal(err)
+	}
+	m.expect(mark)
+}
+
+// has reports whether a line with text waits to be looked at.
 func (m *serviceManager) has(text string) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -83,7 +100,7 @@ func (m *serviceManager) has(text string) bool {
 	return false
 }
 
-// What systemd is told from the start to the end, and while the store is away.
+// What systemd is told from start to end, and while the store is away.
 func TestServiceManager(t *testing.T) {
 	dir := t.TempDir()
 	// A file is in the way of the store's directory.
@@ -121,7 +138,7 @@ func TestServiceManager(t *testing.T) {
 	m.expect("STATUS=stopped")
 }
 
-// Of a volume that is refused, the status says why.
+// The status says why a volume is refused.
 func TestServiceManagerOfRefusedVolume(t *testing.T) {
 	dir := t.TempDir()
 	d := startDaemon(t, dir, nil, "--local")
@@ -138,20 +155,20 @@ func TestServiceManagerOfRefusedVolume(t *testing.T) {
 	}
 }
 
-// A daemon that stands still gives no sign of life.
+// A daemon that stands still gives no signs of life.
 func TestServiceManagerOfStoppedProcess(t *testing.T) {
 	m := startServiceManager(t)
 	d := startDaemon(t, t.TempDir(), []string{"NOTIFY_SOCKET=" + m.path, "WATCHDOG_USEC=300000"}, "--local")
 	m.expect("READY=1")
 	m.expect("WATCHDOG=1")
 	d.signal(syscall.SIGSTOP)
-	time.Sleep(500 * time.Millisecond)
-	m.mu.Lock()
-	m.heard = nil
-	m.mu.Unlock()
+	for d.state() != "T" {
+		time.Sleep(time.Millisecond)
+	}
+	m.forget()
 	time.Sleep(time.Second)
 	if m.has("WATCHDOG=1") {
-		t.Error("a process that is stopped says that it moves")
+		t.Error("a stopped process gives a sign of life")
 	}
 	d.signal(syscall.SIGCONT)
 	m.expect("WATCHDOG=1")
@@ -161,7 +178,7 @@ func TestServiceManagerOfStoppedProcess(t *testing.T) {
 	}
 }
 
-// Stopped while it waits for the store, it was never ready.
+// A daemon that is stopped while it waits for the store was never ready.
 func TestServiceManagerOfInterruptedOpen(t *testing.T) {
 	dir := t.TempDir()
 	file := filepath.Join(dir, "file")

@@ -2,8 +2,6 @@ package cli
 
 import (
 	"context"
-	"errors"
-	"fmt"
 	"io"
 	"text/tabwriter"
 	"time"
@@ -11,21 +9,25 @@ import (
 	"github.com/spf13/cobra"
 
 	"bs3/internal/bs3"
-	"bs3/internal/bs3/objproxy"
+	"bs3/internal/stores"
 )
 
-// infoFor bounds how long info tries again when the store does not answer. A
-// person waits for it, not a device.
+// infoFor is how long info asks for one object of a store that does not answer.
+// A person waits for it, not a device.
 const infoFor = 30 * time.Second
 
 func newInfo(a *app) *cobra.Command {
 	var asJSON bool
 	cmd := &cobra.Command{
 		Use:   "info",
-		Short: "Say what volume the store holds; changes nothing and disturbs no daemon",
+		Short: "Print which volume the store holds; changes nothing and disturbs no daemon",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			info, err := a.info(cmd)
+			var info *bs3.VolumeInfo
+			err := a.askStore(cmd, infoFor, func(ctx context.Context, s *stores.Store) (err error) {
+				info, err = bs3.Info(ctx, s)
+				return err
+			})
 			if err != nil {
 				return err
 			}
@@ -37,33 +39,6 @@ func newInfo(a *app) *cobra.Command {
 	}
 	addJSON(cmd, &asJSON)
 	return cmd
-}
-
-func (a *app) info(cmd *cobra.Command) (info *bs3.VolumeInfo, err error) {
-	err = a.askStore(cmd, func(ctx context.Context, s *store) (err error) {
-		trying, cancel := withLimit(ctx, infoFor)
-		defer cancel()
-		info, err = readInfo(ctx, trying, s)
-		return err
-	})
-	return info, err
-}
-
-// readInfo asks the store, again after an answer that may change until trying
-// ends. How long a good answer takes depends on the length of the log.
-func readInfo(ctx, trying context.Context, s *store) (info *bs3.VolumeInfo, err error) {
-	var final error
-	err = keepTrying(trying, func() error {
-		info, final = bs3.Info(ctx, s)
-		if errors.Is(final, objproxy.ErrTransient) {
-			return final
-		}
-		return nil
-	})
-	if err == nil {
-		err = final
-	}
-	return info, s.explain(err)
 }
 
 func printInfo(out io.Writer, v *bs3.VolumeInfo) error {
@@ -92,34 +67,4 @@ func printInfo(out io.Writer, v *bs3.VolumeInfo) error {
 	row("as of the newest", "%d objects, %s of data, %s of it live", v.Objects, size(v.StoredBytes), size(v.LiveBytes))
 	row("log after it", "%d objects, %s of data", v.LogObjects, size(v.LogBytes))
 	return w.Flush()
-}
-
-const (
-	// Between two tries: from the first to the second, doubling.
-	firstWait, lastWait = 100 * time.Millisecond, 5 * time.Second
-)
-
-// keepTrying calls try until it succeeds or ctx ends, waiting longer and
-// longer in between. The error wraps the ctx's cause and the last one of try.
-func keepTrying(ctx context.Context, try func() error) error {
-	wait := firstWait
-	for {
-		err := try()
-		if err == nil {
-			return nil
-		}
-		timer := time.NewTimer(wait)
-		select {
-		case <-ctx.Done():
-			timer.Stop()
-			return fmt.Errorf("%w: %w", context.Cause(ctx), err)
-		case <-timer.C:
-		}
-		wait = min(2*wait, lastWait)
-	}
-}
-
-// withLimit bounds ctx by limit; its cause is errStore then.
-func withLimit(ctx context.Context, limit time.Duration) (context.Context, context.CancelFunc) {
-	return context.WithTimeoutCause(ctx, limit, fmt.Errorf("%w: no proper answer for %v", errStore, limit))
 }

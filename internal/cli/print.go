@@ -10,7 +10,7 @@ import (
 	"bs3/internal/config"
 )
 
-// addJSON gives cmd the flag for programs.
+// addJSON adds the flag for programs to cmd.
 func addJSON(cmd *cobra.Command, asJSON *bool) {
 	cmd.Flags().BoolVar(asJSON, "json", false, "for programs; sizes are bytes")
 }
@@ -21,14 +21,14 @@ func printJSON(w io.Writer, v any) error {
 	return enc.Encode(v)
 }
 
-// rows gives a function that prints a line of a table with two columns.
+// rows returns a function that prints one line of a table with two columns.
 func rows(w io.Writer) func(name, format string, args ...any) {
 	return func(name, format string, args ...any) {
 		fmt.Fprintf(w, name+"\t"+format+"\n", args...)
 	}
 }
 
-// share is part of whole for people.
+// share formats part as a percentage of whole.
 func share(part, whole int64) string {
 	if whole == 0 {
 		return "0 %"
@@ -36,7 +36,7 @@ func share(part, whole int64) string {
 	return fmt.Sprintf("%.0f %%", 100*float64(part)/float64(whole))
 }
 
-// size is n bytes for people.
+// size formats n bytes for people.
 func size(n int64) string {
 	switch {
 	case n >= config.GB && n%config.GB == 0:

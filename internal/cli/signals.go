@@ -10,10 +10,10 @@ import (
 	"github.com/rs/zerolog"
 )
 
-// watchSignals gives a ctx that the first SIGINT, SIGTERM or SIGHUP (the
-// terminal is gone) cancels. The second one calls exit at once: a clean stop waits for the store, and whoever
-// signals twice does not want to. SIGUSR1 leaves a wish in collect, unless
-// there is no room for one. stop ends the watch and must be called.
+// watchSignals returns a ctx that the first SIGINT, SIGTERM or SIGHUP (the
+// terminal is gone) cancels. The second one calls exit, because a clean stop
+// waits for the store. SIGUSR1 sends to collect, unless nothing is free there.
+// stop ends the watch; it must be called, and may be called again.
 func watchSignals(parent context.Context, log zerolog.Logger, collect chan<- struct{}, exit func()) (ctx context.Context, stop func()) {
 	ctx, cancel := context.WithCancel(parent)
 	signals := make(chan os.Signal, 4)
@@ -34,7 +34,7 @@ func watchSignals(parent context.Context, log zerolog.Logger, collect chan<- str
 				case s == syscall.SIGUSR1:
 					select {
 					case collect <- struct{}{}:
-						log.Info().Msg("SIGUSR1: a garbage collection is asked for")
+						log.Info().Msg("SIGUSR1: a garbage collection was requested")
 					default:
 						log.Info().Msg("SIGUSR1: a garbage collection is waiting already")
 					}
@@ -48,15 +48,15 @@ func watchSignals(parent context.Context, log zerolog.Logger, collect chan<- str
 			}
 		}
 	})
-	return ctx, func() {
+	return ctx, sync.OnceFunc(func() {
 		signal.Stop(signals)
 		close(done)
 		wg.Wait()
 		cancel()
-	}
+	})
 }
 
-// outliveOutput makes writing to standard output or error fail when nobody reads
-// it any more. By default that ends a Go program, and whoever reads the daemon's
-// log (a pipe, journald) must not be able to end the device.
+// outliveOutput makes writes to standard output or error fail once nobody reads
+// there. By default they end a Go program, and the reader of the daemon's log (a
+// pipe, journald) must not be able to end the device.
 func outliveOutput() { signal.Ignore(syscall.SIGPIPE) }

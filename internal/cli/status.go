@@ -6,17 +6,19 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+
+	"bs3/internal/daemon"
 )
 
 func newStatus(a *app) *cobra.Command {
 	var asJSON bool
 	cmd := &cobra.Command{
 		Use:   "status",
-		Short: "Say how the running daemon is doing; sends no request to the store",
+		Short: "Print how the running daemon is doing; sends no request to the store",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			var s status
-			if err := a.call(cmd, callStatus, &s); err != nil {
+			var s daemon.Status
+			if err := a.call(cmd, daemon.CallStatus, &s); err != nil {
 				return err
 			}
 			if asJSON {
@@ -29,7 +31,7 @@ func newStatus(a *app) *cobra.Command {
 	return cmd
 }
 
-func printStatus(out io.Writer, s status, now time.Time) error {
+func printStatus(out io.Writer, s daemon.Status, now time.Time) error {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	row := rows(w)
 	row("volume", "%s, %s in blocks of %d B", s.UUID, size(s.Size), s.BlockSize)

@@ -2,10 +2,10 @@
 // is read from and what is allowed. It is the only package that knows TOML and
 // environment variables; what it returns is a plain value.
 //
-// Values come from these places, later ones winning: Default, a TOML file, for
-// secrets the credentials of a systemd unit, the environment. Everything that
-// is wrong is collected in one *Error, so that a user mends a configuration once
-// and not once per mistake.
+// Values come from these places, of which later ones win: Default, a TOML file,
+// for secrets the credentials of a systemd unit, the environment. Everything that
+// is wrong is collected in one *Error, so that a user corrects a configuration
+// once and not once per mistake.
 package config
 
 import (
@@ -17,16 +17,16 @@ import (
 	"time"
 )
 
-// DefaultPath is the file that is read when none is named. It need not exist.
+// DefaultPath is the file that is read if none is named. It need not exist.
 const DefaultPath = "/etc/bs3/config.toml"
 
-// The configuration says GB and MB and means these.
+// GB and MB mean this in the configuration.
 const (
 	GB = 1 << 30 // bytes
 	MB = 1 << 20 // bytes
 )
 
-// Values of the keys that are a choice.
+// Values of the keys that are choices.
 const (
 	StoreS3  = "s3"
 	StoreDir = "dir"
@@ -47,16 +47,22 @@ const (
 	SignPayloadNever  = "never"
 )
 
-// Config holds every key in the unit of the file. The tags are read by this
-// package: toml and env name the key and its variable, env-description is its
-// line in the help, and later says which missing part of bs3 the key waits for:
-// such a key is refused when it is set to something else than its default.
+// Stores lists the values of the key store.
+func Stores() []string { return []string{StoreS3, StoreDir} }
+
+// Transports lists the values of the key transport but for TransportAuto.
+func Transports() []string { return []string{TransportBUSE, TransportUblk, TransportNBD} }
+
+// Config holds every key in the unit of the file. This package reads the tags:
+// toml and env name the key and its variable, env-description is its line in the
+// help, and later names the part of bs3 that is still missing for the key: such a
+// key is refused if it is set to anything but its default.
 type Config struct {
 	// Name is the base name of the file without its extension. It names the
 	// default state directory and the NBD export.
 	Name string `toml:"-"`
-	// ForgetLocalLog is no key, but for one start: the volume is opened also if a
-	// local log that is not here may hold flushed writes.
+	// ForgetLocalLog is not a key; it is for one start. The volume is opened even if
+	// a local log that is not here may hold flushed writes.
 	ForgetLocalLog bool `toml:"-"`
 
 	Null        bool   `toml:"null" env:"BS3_NULL" env-description:"Serve a device that drops writes and reads zeros, to measure the transport"`
@@ -70,7 +76,7 @@ type Config struct {
 	BlockSize   int    `toml:"block_size" env:"BS3_BLOCKSIZE" env-description:"Block size of the device in bytes: 512 or 4096"`
 	IOMin       int    `toml:"io_min" env:"BS3_IO_MIN" env-description:"Preferred smallest request in bytes; 0 = block_size"`
 	IOOpt       int    `toml:"io_opt" env:"BS3_IO_OPT" env-description:"Preferred request size in bytes; 0 = none"`
-	Scheduler   bool   `toml:"scheduler" env:"BS3_SCHEDULER" env-description:"Have the kernel's I/O scheduler order requests"`
+	Scheduler   bool   `toml:"scheduler" env:"BS3_SCHEDULER" env-description:"Let the kernel's I/O scheduler order requests"`
 	QueueDepth  int    `toml:"queue_depth" env:"BS3_QUEUEDEPTH" env-description:"BUSE, ublk: requests per queue of the device"`
 
 	S3         S3         `toml:"s3"`
@@ -93,7 +99,7 @@ type Config struct {
 
 // S3 is the object store behind an S3 API.
 type S3 struct {
-	Bucket          string `toml:"bucket" env:"BS3_S3_BUCKET" env-description:"Bucket; made if it is missing and that is allowed"`
+	Bucket          string `toml:"bucket" env:"BS3_S3_BUCKET" env-description:"Bucket; made if it is missing and the credentials allow it"`
 	Prefix          string `toml:"prefix" env:"BS3_S3_PREFIX" env-description:"Put all names below PREFIX/, so that volumes can share a bucket"`
 	Remote          string `toml:"remote" env:"BS3_S3_REMOTE" env-description:"Address of the server, http(s)://HOST[:PORT]; empty = AWS"`
 	Region          string `toml:"region" env:"BS3_S3_REGION" env-description:"Region"`
@@ -102,15 +108,17 @@ type S3 struct {
 	Uploaders       int    `toml:"uploaders" env:"BS3_S3_UPLOADERS" env-description:"Most uploads at a time"`
 	Downloaders     int    `toml:"downloaders" env:"BS3_S3_DOWNLOADERS" env-description:"Most downloads at a time"`
 	Checksums       string `toml:"checksums" env:"BS3_S3_CHECKSUMS" env-description:"Checksums of requests: when_required or when_supported"`
-	SignPayload     string `toml:"sign_payload" env:"BS3_S3_SIGNPAYLOAD" env-description:"Hash what is uploaded for the signature: auto (unless it goes over TLS), always or never"`
-	HTTP2           bool   `toml:"http2" env:"BS3_S3_HTTP2" env-description:"Speak HTTP/2 where the server does"`
+	SignPayload     string `toml:"sign_payload" env:"BS3_S3_SIGNPAYLOAD" env-description:"Hash uploaded data for the signature: auto (unless sent over TLS), always or never"`
+	HTTP2           bool   `toml:"http2" env:"BS3_S3_HTTP2" env-description:"Use HTTP/2 if the server does"`
 	StorageClass    string `toml:"storage_class" env:"BS3_S3_STORAGECLASS" env-description:"Storage class of new objects; empty = the bucket's own"`
-	UnsafeNoFencing bool   `toml:"unsafe_no_fencing" env:"BS3_S3_UNSAFENOFENCING" env-description:"Serve from a store without conditional puts, where nothing keeps two writers apart"`
+	UnsafeNoFencing bool   `toml:"unsafe_no_fencing" env:"BS3_S3_UNSAFENOFENCING" env-description:"Use even a store without conditional puts, where nothing keeps two writers apart"`
 }
 
 // Dir is the object store in a directory.
 type Dir struct {
-	Path string `toml:"path" env:"BS3_DIR_PATH" env-description:"Directory of the store dir"`
+	Path        string `toml:"path" env:"BS3_DIR_PATH" env-description:"Directory of the store, for store dir"`
+	Uploaders   int    `toml:"uploaders" env:"BS3_DIR_UPLOADERS" env-description:"Most objects written at a time"`
+	Downloaders int    `toml:"downloaders" env:"BS3_DIR_DOWNLOADERS" env-description:"Most objects read at a time"`
 }
 
 // State is what must outlive the daemon, though not the machine.
@@ -132,21 +140,21 @@ type Ublk struct {
 	ID int `toml:"id" env:"BS3_UBLK_ID" env-description:"Number N of /dev/ublkbN; -1 = the first free one, or the one that a killed daemon left"`
 }
 
-// Write is the way of a write.
+// Write is the path of a write.
 type Write struct {
-	Durable       bool `toml:"durable" env:"BS3_WRITE_DURABLE" env-description:"true: a flush waits until all before it is in the store; false: until it is in the local log (cache.path), or without one it only keeps the order"`
+	Durable       bool `toml:"durable" env:"BS3_WRITE_DURABLE" env-description:"true: a flush waits until all writes before it are in the store; false: until they are in the local log (cache.path), or without one it only keeps the order"`
 	BufSize       int  `toml:"shared_buffer_size" env:"BS3_WRITE_BUFSIZE" env-description:"BUSE: memory per thread shared with the kernel for writes, in MB"`
 	ChunkSize     int  `toml:"chunk_size" env:"BS3_WRITE_CHUNKSIZE" env-description:"Data of one object in MB; fixed when the volume is made"`
 	CollisionSize int  `toml:"collision_chunk_size" env:"BS3_WRITE_COLSIZE" env-description:"BUSE: size of the areas whose writes the kernel numbers, in MB"`
 	Memory        int  `toml:"memory" env:"BS3_WRITE_MEMORY" env-description:"Memory for writes that are not in the store yet, in MB"`
-	Linger        int  `toml:"linger" env:"BS3_WRITE_LINGER" env-description:"Longest time a write waits for its object to fill, in ms"`
+	Linger        int  `toml:"linger" env:"BS3_WRITE_LINGER" env-description:"Longest time that a write waits for its object to fill, in ms"`
 }
 
-// Read is the way of a read.
+// Read is the path of a read.
 type Read struct {
 	BufSize   int `toml:"shared_buffer_size" env:"BS3_READ_BUFSIZE" env-description:"BUSE: memory per thread shared with the kernel for reads, in MB"`
-	CacheSize int `toml:"cache_size" env:"BS3_READ_CACHESIZE" env-description:"Memory for what was read or written lately, in MB; 0 = none"`
-	Readahead int `toml:"readahead" env:"BS3_READ_READAHEAD" env-description:"Most to read ahead of a sequential stream, in MB; 0 = nothing"`
+	CacheSize int `toml:"cache_size" env:"BS3_READ_CACHESIZE" env-description:"Memory for recently read or written data, in MB; 0 = none"`
+	Readahead int `toml:"readahead" env:"BS3_READ_READAHEAD" env-description:"Most data to read ahead of a sequential stream, in MB; 0 = none"`
 }
 
 // Cache is the local log and the disk cache.
@@ -164,24 +172,24 @@ type Checkpoint struct {
 type GC struct {
 	Step        int     `toml:"step" env:"BS3_GC_STEP" env-description:"Blocks looked at or moved before the device gets its turn"`
 	LiveData    float64 `toml:"live_data" env:"BS3_GC_LIVEDATA" env-description:"Move the live blocks out of objects whose live share is below this"`
-	IdleTimeout int     `toml:"idle_timeout" env:"BS3_GC_IDLETIMEOUT" env-description:"How long a step gives way while the device is busy, in ms"`
-	Wait        int     `toml:"wait" env:"BS3_GC_WAIT" env-description:"Time between two collections by themselves, in s; 0 = none"`
-	MaxGarbage  float64 `toml:"max_garbage" env:"BS3_GC_MAXGARBAGE" env-description:"Move live blocks without being asked when more than this share of the objects that hold some is garbage; 0 = never"`
+	IdleTimeout int     `toml:"idle_timeout" env:"BS3_GC_IDLETIMEOUT" env-description:"Longest time that a step waits while the device is busy, in ms"`
+	Wait        int     `toml:"wait" env:"BS3_GC_WAIT" env-description:"Time between two automatic collections, in s; 0 = none"`
+	MaxGarbage  float64 `toml:"max_garbage" env:"BS3_GC_MAXGARBAGE" env-description:"Move live blocks automatically if more than this share of the objects that hold some is garbage; 0 = never"`
 }
 
-// Control is how a running daemon is spoken to.
+// Control is how to talk to a running daemon.
 type Control struct {
-	Socket string `toml:"socket" env:"BS3_CONTROL_SOCKET" env-description:"Unix socket on which a running daemon is spoken to; empty = STATE/control.sock, STATE being state.path"`
+	Socket string `toml:"socket" env:"BS3_CONTROL_SOCKET" env-description:"Unix socket on which a running daemon answers commands; empty = STATE/control.sock, STATE being state.path"`
 	Listen string `toml:"listen" env:"BS3_CONTROL_LISTEN" env-description:"HOST:PORT of metrics and status page; empty = off" later:"metrics and the status page"`
 }
 
 // Log is the log.
 type Log struct {
-	Level  int  `toml:"level" env:"BS3_LOG_LEVEL" env-description:"Least level: trace -1, debug 0, info 1, warn 2, error 3, fatal 4, panic 5"`
+	Level  int  `toml:"level" env:"BS3_LOG_LEVEL" env-description:"Lowest level: trace -1, debug 0, info 1, warn 2, error 3, fatal 4, panic 5"`
 	Pretty bool `toml:"pretty" env:"BS3_LOG_PRETTY" env-description:"Lines for people instead of JSON"`
 }
 
-// Default is the configuration of someone who set nothing. State.Path,
+// Default returns the configuration in which nothing is set. State.Path,
 // NBD.Listen and Control.Socket are empty in it; Load and Parse fill them in.
 func Default() Config {
 	return Config{
@@ -199,6 +207,7 @@ func Default() Config {
 			Checksums:   ChecksumsWhenRequired,
 			SignPayload: SignPayloadAuto,
 		},
+		Dir:  Dir{Uploaders: 32, Downloaders: 128},
 		Ublk: Ublk{ID: -1},
 		Write: Write{
 			Durable:       true,
@@ -231,7 +240,23 @@ func (c *Config) fill(name string) {
 	}
 }
 
-// Secret is a string that shows itself only to who converts it to one.
+// Directory is a directory of the daemon and the key that names it.
+type Directory struct{ Key, Path string }
+
+// Directories lists those that a daemon with this configuration uses for a
+// volume.
+func (c Config) Directories() []Directory {
+	list := []Directory{{"state.path", c.State.Path}}
+	if c.Cache.Path != "" {
+		list = append(list, Directory{"cache.path", c.Cache.Path})
+	}
+	if c.Store == StoreDir {
+		list = append(list, Directory{"dir.path", c.Dir.Path})
+	}
+	return list
+}
+
+// Secret is a string that is hidden unless it is converted to one.
 type Secret string
 
 // String hides the secret, but not whether there is one.
@@ -252,8 +277,8 @@ func (s Secret) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
 // of them the final 0.
 const maxSocketPath = 107
 
-// socketPath says whether s can be the path of a socket. One that begins with @
-// is none to package net: such a socket has no file, and so no mode that keeps
+// socketPath reports whether s can be the path of a socket. If it begins with @,
+// package net makes a socket without a file, and so without a mode that keeps
 // others out.
 func socketPath(s string) bool {
 	return s != "" && len(s) <= maxSocketPath && s[0] != '@'
@@ -282,14 +307,14 @@ func (n NBD) Address() (network, address string, err error) {
 	return network, address, nil
 }
 
-// LingerTime is Linger as a duration.
+// LingerTime returns Linger as a duration.
 func (w Write) LingerTime() time.Duration { return time.Duration(w.Linger) * time.Millisecond }
 
-// WaitTime is Wait as a duration.
+// WaitTime returns Wait as a duration.
 func (g GC) WaitTime() time.Duration { return time.Duration(g.Wait) * time.Second }
 
-// IdleTime is IdleTimeout as a duration.
+// IdleTime returns IdleTimeout as a duration.
 func (g GC) IdleTime() time.Duration { return time.Duration(g.IdleTimeout) * time.Millisecond }
 
-// IntervalTime is Interval as a duration.
+// IntervalTime returns Interval as a duration.
 func (c Checkpoint) IntervalTime() time.Duration { return time.Duration(c.Interval) * time.Second }

@@ -15,7 +15,7 @@ import (
 	"bs3/contrib"
 )
 
-// noEnvironment hides the variables of whoever runs the tests.
+// noEnvironment hides the variables that are set where the tests run.
 func noEnvironment(t *testing.T) {
 	t.Helper()
 	t.Setenv("CREDENTIALS_DIRECTORY", "")
@@ -30,7 +30,7 @@ func noEnvironment(t *testing.T) {
 	}
 }
 
-// problems gives the problems of err, one line each.
+// problems returns the problems of err, one line each.
 func problems(t *testing.T, err error) []string {
 	t.Helper()
 	var e *Error
@@ -164,7 +164,7 @@ func TestZeroValuesOfTheFileCount(t *testing.T) {
 	}
 }
 
-// TestIntegersAreDecimal: what looks like 10 is 10, or refused as in the file.
+// What looks like 10 is 10, or is refused as in the file.
 func TestIntegersAreDecimal(t *testing.T) {
 	noEnvironment(t)
 	t.Setenv("BS3_SIZE", "010")
@@ -219,13 +219,13 @@ func TestCredentials(t *testing.T) {
 	expect("file", "file") // there are none
 	write("bs3.s3.access_key", "credential a\n")
 	write("bs3.s3.secret_key", "credential s")
-	write("bs3.size", "16") // no secret, and so none of ours
+	write("bs3.size", "16") // not a secret, so not read
 	expect("credential a", "credential s")
 	t.Setenv("BS3_S3_SECRETKEY", "environment")
 	expect("credential a", "environment")
 
-	// What is wrong with a key is told with the place it comes from, and not if
-	// its value comes from another one.
+	// A problem names the place that the value comes from, and is dropped if the
+	// value is replaced from another place.
 	file = []byte("[s3]\naccess_key = 1")
 	expect("credential a", "environment")
 	if err := os.Remove(filepath.Join(dir, "bs3.s3.access_key")); err != nil {
@@ -446,6 +446,8 @@ func TestRules(t *testing.T) {
 		{"s3.secret_key", func(c *Config) { c.S3.SecretKey = "a" }},
 		{"s3.uploaders", func(c *Config) { c.S3.Uploaders = 1 }},
 		{"s3.downloaders", func(c *Config) { c.S3.Downloaders = 5000 }},
+		{"dir.uploaders", func(c *Config) { c.Dir.Uploaders = 1 }},
+		{"dir.downloaders", func(c *Config) { c.Store, c.Dir.Path, c.Dir.Downloaders = "dir", "/a", 5000 }},
 		{"s3.checksums", func(c *Config) { c.S3.Checksums = "never" }},
 		{"s3.sign_payload", func(c *Config) { c.S3.SignPayload = "sometimes" }},
 		{"", func(c *Config) {
@@ -562,7 +564,7 @@ func TestDurations(t *testing.T) {
 	}
 }
 
-// FuzzParse: no text makes Parse panic, or accept what Validate refuses.
+// No text makes Parse panic, or accept what Validate refuses.
 func FuzzParse(f *testing.F) {
 	f.Add(string(contrib.Local()))
 	f.Add("size = 1\n[s3]\nbucket = 'x'")

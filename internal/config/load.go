@@ -17,10 +17,9 @@ import (
 	"github.com/ilyakaznacheev/cleanenv"
 )
 
-// Load reads the file at path, then the credentials of the service manager,
-// then the environment, and checks the result.
-// explicit says that the user named the file: then it must exist. The error is
-// an *Error.
+// Load reads the file at path, then the credentials of the service manager, then
+// the environment, and checks the result. The file must exist if explicit is set,
+// because the user named it. The error is an *Error.
 func Load(path string, explicit bool) (Config, error) {
 	text, err := os.ReadFile(path)
 	if err != nil && (explicit || !errors.Is(err, fs.ErrNotExist)) {
@@ -29,7 +28,7 @@ func Load(path string, explicit bool) (Config, error) {
 	return Parse(path, text)
 }
 
-// Parse is Load for the text of a file. path tells where it comes from.
+// Parse is Load for the text of the file at path.
 func Parse(path string, text []byte) (Config, error) {
 	c := Default()
 	l := loader{settings: settings(&c), sources: map[string]string{}}
@@ -40,8 +39,8 @@ func Parse(path string, text []byte) (Config, error) {
 	l.environment()
 	c.fill(name(path))
 
-	// A key that could not be read keeps its default: more complaints about it
-	// would be about a value that nobody chose.
+	// A key that could not be read keeps its default, and nobody chose that: it is
+	// not complained about as well.
 	for _, p := range c.problems() {
 		if !slices.ContainsFunc(l.problems, func(q Problem) bool { return q.Key == p.Key }) {
 			p.Source = l.sources[p.Key]
@@ -54,7 +53,7 @@ func Parse(path string, text []byte) (Config, error) {
 	return c, nil
 }
 
-// name is the base name of path without its extension.
+// name returns the base name of path without its extension.
 func name(path string) string {
 	base := filepath.Base(path)
 	if n := strings.TrimSuffix(base, filepath.Ext(base)); n != "" {
@@ -69,8 +68,8 @@ type setting struct {
 	field                reflect.Value
 }
 
-// settings lists the keys of c in the order of the struct; their fields are
-// those of c.
+// settings lists the keys of c in the order of the struct; their fields are those
+// of c.
 func settings(c *Config) []setting {
 	return appendSettings(nil, "", reflect.ValueOf(c).Elem())
 }
@@ -96,11 +95,11 @@ func appendSettings(list []setting, prefix string, v reflect.Value) []setting {
 	return list
 }
 
-// value is the setting's value as it is shown to people.
+// value formats the setting's value for people.
 func (s setting) value() string { return s.show(s.field.Interface()) }
 
-// show is how v would be shown as the value of s: secrets never are, not even
-// when they are of the wrong type.
+// show formats v as a value of s. Secrets are hidden, even if they are of the
+// wrong type.
 func (s setting) show(v any) string {
 	if s.field.Type() == reflect.TypeFor[Secret]() {
 		v = Secret(fmt.Sprint(v)).String()
@@ -114,7 +113,7 @@ func (s setting) show(v any) string {
 	return fmt.Sprint(v)
 }
 
-// kind is what the setting's value must be.
+// kind returns the rule for the type of the setting's value.
 func (s setting) kind() string {
 	switch s.field.Kind() {
 	case reflect.Bool:
@@ -135,11 +134,10 @@ type loader struct {
 	problems []Problem
 }
 
-// file takes the keys of a TOML text. Only a text that is no TOML is an error.
+// file takes the keys of a TOML text. It fails only if the text is not TOML.
 //
 // cleanenv reads it into a map and not into the Config: decoding into a struct
-// stops at the first wrong type and keeps quiet about keys that the struct does
-// not have.
+// stops at the first wrong type and ignores keys that the struct does not have.
 func (l *loader) file(path string, text []byte) error {
 	tree := map[string]any{}
 	if err := cleanenv.ParseTOML(bytes.NewReader(text), &tree); err != nil {
@@ -166,8 +164,8 @@ func (l *loader) file(path string, text []byte) error {
 	return nil
 }
 
-// unknown reports what is left of a file when its keys were taken. The value
-// of such a key is not shown: it may be a secret under a misspelt name.
+// unknown reports what is left of a file once its keys were taken. The value of
+// such a key is not shown: it may be a secret under a misspelt name.
 func (l *loader) unknown(path, prefix string, tree map[string]any) {
 	for _, k := range slices.Sorted(maps.Keys(tree)) {
 		isSection := prefix == "" && slices.ContainsFunc(l.settings, func(s setting) bool {
@@ -219,8 +217,8 @@ func assign(field reflect.Value, v any) bool {
 }
 
 // credentials takes the secrets that the service manager has put into dir
-// (systemd.exec(5), Credentials): the file bs3.KEY for the key of that name. A
-// newline at its end is no part of it. Without dir there are none.
+// (systemd.exec(5), Credentials), each in a file bs3.KEY. A newline at its end
+// does not count. If dir is empty there are none.
 func (l *loader) credentials(dir string) {
 	if dir == "" {
 		return
@@ -247,8 +245,8 @@ func (l *loader) credentials(dir string) {
 
 // environment takes the variables that are set.
 //
-// cleanenv stops at the first variable that it cannot read, so it is given one
-// field at a time.
+// cleanenv stops at the first variable that it cannot read, so it gets one field
+// at a time.
 func (l *loader) environment() {
 	for _, s := range l.settings {
 		raw, ok := os.LookupEnv(s.env)
@@ -262,7 +260,7 @@ func (l *loader) environment() {
 		l.forget(s.key)
 		err := cleanenv.ReadEnv(one.Interface())
 		if err == nil && s.field.CanInt() {
-			// cleanenv takes 010 for 8. The file refuses it.
+			// cleanenv reads 010 as 8; in the file it is refused.
 			if n, e := strconv.ParseInt(raw, 10, 64); e != nil || n != one.Elem().Field(0).Int() {
 				err = strconv.ErrSyntax
 			}
@@ -276,13 +274,13 @@ func (l *loader) environment() {
 	}
 }
 
-// forget drops what was wrong with a key, whose value now comes from elsewhere.
+// forget drops the problems of a key whose value now comes from elsewhere.
 func (l *loader) forget(key string) {
 	l.problems = slices.DeleteFunc(l.problems, func(p Problem) bool { return p.Key == key })
 }
 
-// syntaxRule says what is wrong with a text that is no TOML, without quoting a
-// line that holds a secret.
+// syntaxRule returns what is wrong with a text that is not TOML, without quoting
+// a line that may hold a secret.
 func syntaxRule(err error, text []byte) string {
 	var parse toml.ParseError
 	if !errors.As(err, &parse) {
@@ -299,7 +297,7 @@ func syntaxRule(err error, text []byte) string {
 // Variable describes one key for the help.
 type Variable struct {
 	Env, Key, Doc string
-	Default       string // as in the file; secrets have none
+	Default       string // as in the file; empty for secrets
 }
 
 // Variables lists every key in the order of the struct.
@@ -316,8 +314,8 @@ func Variables() []Variable {
 	return list
 }
 
-// UnknownVariables gives the names in environ (as of os.Environ) that look
-// like ours but set no key.
+// UnknownVariables returns the names in environ (as of os.Environ) that look like
+// ours but set no key.
 func UnknownVariables(environ []string) []string {
 	known := map[string]bool{}
 	for _, v := range Variables() {

@@ -18,10 +18,10 @@ const (
 	maxCollisionSize = 1024 // MB
 )
 
-// CheckTransport checks the rules that only transport has (TransportBUSE,
-// TransportUblk or TransportNBD). Validate does it for one that the
-// configuration names; who chooses for TransportAuto calls it for the choice.
-// It returns nil or an *Error.
+// CheckTransport checks the rules that only the given transport has, one of
+// Transports. Validate does this for a transport that the configuration names; for
+// TransportAuto, it is to be called with the chosen one. It returns nil or an
+// *Error.
 func (c Config) CheckTransport(transport string) error {
 	k := &checker{settings: settings(&c)}
 	c.checkTransport(k, transport)
@@ -43,8 +43,8 @@ func (c Config) checkTransport(k *checker, transport string) {
 	}
 }
 
-// checkBUSE has the rules of the module BUSE and its library, as far as other
-// rules leave something to them.
+// checkBUSE checks the rules of the module BUSE and its library that no other rule
+// covers.
 func (c Config) checkBUSE(k *checker) {
 	k.between(int64(c.Write.ChunkSize), "write.chunk_size", 1, maxChunkSize, " MB")
 	chunk := max(c.Write.ChunkSize, 1)
@@ -57,10 +57,10 @@ func (c Config) checkBUSE(k *checker) {
 		"must be a power of two from 1 to %d MB, for BUSE", maxCollisionSize)
 }
 
-// checkDoors has the rules of transport and of the keys of single transports
-// that hold whichever is used.
-func (c Config) checkDoors(k *checker) {
-	k.oneOf(c.Transport, "transport", TransportAuto, TransportBUSE, TransportUblk, TransportNBD)
+// checkTransports checks the key transport, and the rules for keys of single
+// transports that hold whichever is used.
+func (c Config) checkTransports(k *checker) {
+	k.oneOf(c.Transport, "transport", append([]string{TransportAuto}, Transports()...)...)
 	k.between(int64(c.Major), "major", 0, maxMajor, "")
 	k.between(int64(c.Threads), "threads", 0, maxQueues, "")
 	k.between(int64(c.CPUsPerNode), "cpus_per_node", 0, maxQueues, "")
@@ -77,7 +77,7 @@ func (c Config) checkDoors(k *checker) {
 	c.checkTransport(k, c.Transport)
 }
 
-// Index is the N of a Device /dev/nbdN.
+// Index returns the N of a Device /dev/nbdN.
 func (n NBD) Index() (int, error) {
 	m := regexp.MustCompile(`^/dev/nbd(0|[1-9][0-9]{0,4})$`).FindStringSubmatch(n.Device)
 	if m == nil {

@@ -15,7 +15,7 @@ import (
 // Problem is one thing that is wrong with a configuration.
 type Problem struct {
 	Key    string // empty: the file as a whole
-	Value  string // as the file would say it; never a secret
+	Value  string // as in a file; never a secret
 	Source string // the file or the variable it comes from; empty: the default
 	Rule   string // what is allowed
 }
@@ -46,8 +46,7 @@ func (e *Error) Error() string {
 	return b.String()
 }
 
-// Validate checks every rule and returns nil or an *Error with all that is
-// wrong.
+// Validate checks every rule. It returns nil or an *Error with every problem.
 func (c Config) Validate() error {
 	if problems := c.problems(); len(problems) > 0 {
 		return &Error{Problems: problems}
@@ -57,7 +56,7 @@ func (c Config) Validate() error {
 
 // Limits.
 const (
-	maxSize       = 1 << 20   // GB, a PiB: the directory of the map alone is 512 MB then
+	maxSize       = 1 << 20   // GB, a PiB: then the directory of the map alone is 512 MB
 	maxChunkSize  = 64        // MB
 	minChunks     = 4         // in write.memory: one to fill while others are sealed, sent and settled
 	maxIO         = 32 * MB   // bytes: NBD knows no larger request
@@ -69,7 +68,7 @@ const (
 	maxInterval   = 7 * 86400 // s
 	maxStep       = 1 << 20   // blocks
 	maxIdle       = 600_000   // ms
-	maxNameLength = 512       // bytes of s3.prefix: S3 allows 1024 for all of a name
+	maxNameLength = 512       // bytes of s3.prefix: S3 allows 1024 for a whole name
 )
 
 // checker collects problems.
@@ -116,13 +115,13 @@ func (c Config) problems() []Problem {
 	return k.problems
 }
 
-// later refuses keys whose work does not exist yet, unless they ask for none.
+// later refuses keys for what does not exist yet, unless they have their default.
 func (k *checker) later() {
 	byDefault := Default()
 	for i, d := range settings(&byDefault) {
 		s := k.settings[i]
 		if s.later != "" && !reflect.DeepEqual(s.field.Interface(), d.field.Interface()) {
-			k.require(false, s.key, "not yet: this version is without %s; leave it at %s", s.later, d.value())
+			k.require(false, s.key, "not yet: this version has no %s; leave it at %s", s.later, d.value())
 		}
 	}
 }
@@ -139,21 +138,22 @@ func (c Config) checkDevice(k *checker) {
 	io(c.IOOpt, "io_opt")
 	k.require(c.IOOpt == 0 || c.IOOpt >= c.IOMin, "io_opt", "must be 0 or at least io_min (%d)", c.IOMin)
 
-	c.checkDoors(k)
+	c.checkTransports(k)
 }
 
 func (c Config) checkStore(k *checker) {
 	k.oneOf(c.Takeover, "takeover", TakeoverRefuse, TakeoverAuto)
-	// Of a single one, background work that waits for the store would hold it.
+	// Background work that waits for the store would take the only one.
 	k.between(int64(c.S3.Uploaders), "s3.uploaders", 2, maxWorkers, "")
 	k.between(int64(c.S3.Downloaders), "s3.downloaders", 2, maxWorkers, "")
+	k.between(int64(c.Dir.Uploaders), "dir.uploaders", 2, maxWorkers, "")
+	k.between(int64(c.Dir.Downloaders), "dir.downloaders", 2, maxWorkers, "")
+	k.oneOf(c.Store, "store", Stores()...)
 	switch c.Store {
 	case StoreS3:
 		c.S3.check(k)
 	case StoreDir:
 		k.require(c.Dir.Path != "", "dir.path", "must be set for store = %q", StoreDir)
-	default:
-		k.oneOf(c.Store, "store", StoreS3, StoreDir)
 	}
 }
 
@@ -169,13 +169,13 @@ func (s S3) check(k *checker) {
 	k.require(regexp.MustCompile(`^[A-Z0-9_]*$`).MatchString(s.StorageClass), "s3.storage_class",
 		"must be empty or a storage class of S3 such as STANDARD_IA")
 	if u, ok := remote(s.Remote); !ok {
-		// A refused address may carry a password: only its harmless parts are shown.
+		// A refused address may contain a password: only its harmless parts are shown.
 		k.problems = append(k.problems, Problem{Key: "s3.remote", Value: u,
 			Rule: "must be empty or http(s)://HOST[:PORT], without user, query and fragment"})
 	}
 }
 
-// remote says whether s is a valid s3.remote, and if not how to show it.
+// remote reports whether s is a valid s3.remote, and returns how to show it.
 func remote(s string) (shown string, ok bool) {
 	u, err := url.Parse(s)
 	switch {
@@ -227,7 +227,7 @@ func (c Config) checkWrite(k *checker) {
 
 func (g GC) check(k *checker) {
 	share := func(v float64, key string) {
-		k.require(0 <= v && v <= 1, key, "must be from 0 to 1") // and a number: NaN is neither
+		k.require(0 <= v && v <= 1, key, "must be from 0 to 1") // NaN is neither
 	}
 	k.between(int64(g.Step), "gc.step", 1, maxStep, " blocks")
 	share(g.LiveData, "gc.live_data")
@@ -236,8 +236,8 @@ func (g GC) check(k *checker) {
 	share(g.MaxGarbage, "gc.max_garbage")
 }
 
-// checkPaths keeps the sockets apart from each other, and the store's
-// directory from everything else: the store owns all that lies in it.
+// checkPaths keeps the sockets apart from each other, and the store's directory
+// from everything else: the store owns all that lies in it.
 func (c Config) checkPaths(k *checker) {
 	if c.Null {
 		return
@@ -262,7 +262,7 @@ func (c Config) checkPaths(k *checker) {
 
 func apart(a, b string) bool { return !within(a, b) && !within(b, a) }
 
-// within says whether path is dir or lies below it, by name alone.
+// within reports whether path is dir or lies below it, by name alone.
 func within(path, dir string) bool {
 	path, err := filepath.Abs(path)
 	if err != nil {

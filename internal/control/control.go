@@ -1,9 +1,9 @@
-// Package control is how a running daemon is spoken to: HTTP on a unix socket
-// that only its user can open, and the client for it. Requests and answers are
-// JSON; which calls there are is the daemon's business (Calls).
+// Package control has the server and the client of the control socket, on which
+// a running daemon answers calls: HTTP on a unix socket that only its user can
+// open. Which calls there are is up to the daemon (Calls).
 //
-// A call is POST /NAME. The answer is 200 with the result, or another status
-// with {"error": "…"}. A call ends when its client goes away.
+// A call is POST /NAME. The answer is 200 with the result as JSON, or another
+// status with {"error": "…"}. A call ends when its client goes away.
 package control
 
 import (
@@ -26,11 +26,12 @@ import (
 )
 
 // Calls are what a server answers: by name, a function whose result is sent as
-// JSON. They run beside each other; ctx ends when the client is gone or the
-// server stops.
+// JSON. They run concurrently; ctx ends when the client is gone or the server
+// stops.
 type Calls map[string]func(ctx context.Context) (any, error)
 
-// Server serves calls on a unix socket. Make it with Listen; Run it once.
+// Server serves calls on a unix socket. Listen makes it, and Run must be called
+// once.
 type Server struct {
 	listener net.Listener
 	release  func()
@@ -38,8 +39,8 @@ type Server struct {
 	log      zerolog.Logger
 }
 
-// Listen makes a server on the socket at path: clients can connect from then
-// on, and are served by Run, which must be called.
+// Listen makes a server on the socket at path. Clients can connect from then on,
+// and are served by Run.
 func Listen(ctx context.Context, path string, calls Calls, log zerolog.Logger) (*Server, error) {
 	l, release, err := listen.Listen(ctx, "unix", path)
 	if err != nil {
@@ -71,14 +72,13 @@ func (s *Server) Run(ctx context.Context) error {
 				result, err = call(r.Context())
 			}
 			if err != nil {
-				if r.Context().Err() == nil { // else who asked is gone, or we are
+				if r.Context().Err() == nil { // or else the client is gone, or we are
 					s.log.Warn().Err(err).Str("call", name).Msg("a call on the control socket failed")
 				}
 				w.WriteHeader(http.StatusInternalServerError)
 				result = failure{err.Error()}
 			}
-			// A client that is gone needs no answer.
-			_ = json.NewEncoder(w).Encode(result)
+			_ = json.NewEncoder(w).Encode(result) // a client that is gone needs no answer
 		})
 	}
 	server := &http.Server{
@@ -94,14 +94,14 @@ func (s *Server) Run(ctx context.Context) error {
 	case <-ctx.Done():
 	}
 	// The calls have seen ctx end. A client that does not send all of its request,
-	// or reads no answer, must not keep the daemon from stopping.
+	// or does not read its answer, must not keep the daemon from stopping.
 	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), lastAnswers)
 	defer cancel()
 	err := server.Shutdown(last)
 	if errors.Is(err, context.DeadlineExceeded) {
 		err = server.Close()
 		calling.Lock()
-		calling.Unlock() //nolint:staticcheck // what was under way has ended, and nothing begins any more
+		calling.Unlock() //nolint:staticcheck // the calls under way have ended, and none begins any more
 	}
 	if e := <-served; !errors.Is(e, http.ErrServerClosed) {
 		err = errors.Join(err, e)
@@ -109,11 +109,11 @@ func (s *Server) Run(ctx context.Context) error {
 	return err
 }
 
-// ErrNotRunning says that nobody serves the control socket.
+// ErrNotRunning: no daemon serves the control socket.
 var ErrNotRunning = errors.New("no daemon answers")
 
 // Call makes one call to the daemon at path and decodes its result into result,
-// unless that is nil. ErrNotRunning (wrapped) if there is none.
+// unless that is nil. Errors: ErrNotRunning, what the daemon answers, ctx's.
 func Call(ctx context.Context, path, name string, result any) error {
 	client := http.Client{Transport: &http.Transport{
 		DisableKeepAlives: true,

@@ -8,7 +8,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/rs/zerolog"
 )
@@ -67,7 +66,8 @@ func TestCalls(t *testing.T) {
 	}
 }
 
-// A client that never sends the rest of its request does not keep the server.
+// A client that never sends the rest of its request does not keep the server
+// from stopping.
 func TestStopsBesideAHangingClient(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "control.sock")
 	asked := make(chan struct{})
@@ -90,12 +90,7 @@ func TestStopsBesideAHangingClient(t *testing.T) {
 	}
 	<-asked
 	cancel()
-	select {
-	case err := <-done:
-		if err != nil {
-			t.Error(err)
-		}
-	case <-time.After(20 * time.Second):
-		t.Fatal("the server waits for a client")
+	if err := <-done; err != nil { // before the client is closed
+		t.Error(err)
 	}
 }

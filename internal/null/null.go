@@ -1,6 +1,6 @@
-// Package null is the volume that does nothing, correctly: it acknowledges
-// and drops what is written and reads zeros. It is the floor that transports
-// are measured on.
+// Package null is the volume that does nothing, correctly: it acknowledges and
+// drops writes, and reads zeros. It is the floor that transports are measured
+// against.
 package null
 
 import (
@@ -19,10 +19,10 @@ var (
 	_ device.Allocator = (*Volume)(nil)
 )
 
-// New makes a null volume of the given geometry.
+// New returns a null volume of the given geometry.
 func New(g device.Geometry) *Volume { return &Volume{geometry: g} }
 
-// Geometry gives what New was told.
+// Geometry returns what New was given.
 func (v *Volume) Geometry() device.Geometry { return v.geometry }
 
 // ReadAt fills p with zeros.
@@ -34,13 +34,13 @@ func (v *Volume) ReadAt(_ context.Context, p []byte, _ int64) error {
 // WriteAt drops p.
 func (v *Volume) WriteAt(context.Context, []byte, int64) error { return nil }
 
-// Flush has nothing to keep.
+// Flush does nothing: there is nothing to keep.
 func (v *Volume) Flush(context.Context) error { return nil }
 
-// Discard has nothing to give back.
+// Discard does nothing: there is nothing to free.
 func (v *Volume) Discard(context.Context, int64, int64) error { return nil }
 
-// WriteZeroes leaves the zeros that are there.
+// WriteZeroes does nothing: all is zeros already.
 func (v *Volume) WriteZeroes(context.Context, int64, int64) error { return nil }
 
 // TryReadAt fills p with zeros.
@@ -52,7 +52,7 @@ func (v *Volume) TryReadAt(p []byte, _ int64) bool {
 // TryWriteAt drops p.
 func (v *Volume) TryWriteAt([]byte, int64) bool { return true }
 
-// Allocation says that everything is a hole.
+// Allocation returns one hole.
 func (v *Volume) Allocation(_ context.Context, _, n int64) ([]device.Extent, error) {
 	return []device.Extent{{Length: n, Hole: true}}, nil
 }

@@ -1,6 +1,6 @@
 // Package systemd tells the service manager how the daemon is doing, by the
-// protocol of sd_notify(3). Started by something else than a service manager,
-// it says nothing to nobody.
+// protocol of sd_notify(3). In a daemon that no service manager started it does
+// nothing.
 package systemd
 
 import (
@@ -15,29 +15,31 @@ import (
 )
 
 const (
-	// lookEvery is how often a service is asked how it is doing.
+	// lookEvery is the time between two looks at the service.
 	lookEvery = 2 * time.Second
-	// extendBy is how much longer a start or a stop may take than until the next
-	// message. It only matters where the unit sets a time-out, as ours does for
-	// the stop. A machine that is short of everything must not miss it.
+	// extendBy is how much longer a start or a stop may take after the next
+	// message is due. It only matters where the unit sets a time-out, as ours does
+	// for the stop. It is long enough for a machine that is short of everything.
 	extendBy = 2 * time.Minute
 )
 
-// Service is what is asked, from one goroutine, every now and then.
+// Service is what a Notifier reports on. Its methods are called from one
+// goroutine.
 type Service interface {
-	// Status is the line that `systemctl status` shows.
+	// Status returns the line that `systemctl status` shows.
 	Status() string
-	// Probe returns nil once the service has shown that it moves. It may block for
-	// as long as it does not. What only waits for others, moves.
+	// Probe returns nil once the service has shown that it is alive. It may block
+	// for as long as the service is stuck. Waiting for others, such as a store, is
+	// not being stuck.
 	Probe(ctx context.Context) error
 }
 
-// Notifier speaks to the service manager. Its methods may be called from any
-// goroutine, Run once.
+// Notifier speaks to the service manager. It is safe for concurrent use; Run may
+// be called once.
 type Notifier struct {
 	log      zerolog.Logger
-	send     func(state string) error // nil: there is no manager
-	watchdog time.Duration            // longest time between two signs of life; 0 = none are expected
+	send     func(state string) error // nil = there is no manager
+	watchdog time.Duration            // longest time between two signs of life; 0 = the manager expects none
 
 	mu    sync.Mutex
 	phase phase
@@ -52,11 +54,11 @@ const (
 	stopping
 )
 
-// New finds out by the environment whether there is a service manager, and
-// what it wants to hear. One that can not be spoken to is logged; no device
-// should be missing because of that.
+// New learns from the environment whether there is a service manager, and what
+// it wants to hear. If the manager cannot be reached, that is only logged: it is
+// no reason to go without the device.
 func New(log zerolog.Logger) *Notifier {
-	// Whoever does not listen is told again and again; the log is not.
+	// A manager that does not listen is told again and again; the log is not.
 	n := &Notifier{log: log.Sample(&zerolog.BurstSampler{Burst: 2, Period: time.Minute})}
 	listens, err := daemon.SdNotify(false, "STATUS=starting")
 	if err != nil {
@@ -69,21 +71,21 @@ func New(log zerolog.Logger) *Notifier {
 		return err
 	}
 	if n.watchdog, err = daemon.SdWatchdogEnabled(false); err != nil {
-		n.log.Warn().Err(err).Msg("the service manager's watchdog is not understood")
+		n.log.Warn().Err(err).Msg("cannot understand the service manager's watchdog time")
 	}
 	return n
 }
 
-// Ready says that the service is there.
+// Ready tells the manager that the service is ready.
 func (n *Notifier) Ready() { n.enter(serving, daemon.SdNotifyReady) }
 
-// Stopping says that the service is about to end.
+// Stopping tells the manager that the service is about to end.
 func (n *Notifier) Stopping() { n.enter(stopping, daemon.SdNotifyStopping) }
 
 func (n *Notifier) enter(p phase, state string) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if p <= n.phase { // it stops before it was ready, and then is
+	if p <= n.phase { // it was stopped before it became ready
 		return
 	}
 	n.phase = p
@@ -99,9 +101,9 @@ func (n *Notifier) say(states ...string) {
 	}
 }
 
-// Run keeps the manager informed until ctx ends: of the status, whenever that
-// changes, and at the end; that starting and stopping take their time; and that
-// the service moves, as long as it does.
+// Run keeps the manager informed until ctx ends: of the status, when it changes
+// and at the end; that starting and stopping take time; and, by the watchdog's
+// signs of life, that the service is not stuck.
 func (n *Notifier) Run(ctx context.Context, s Service) {
 	if n.send == nil {
 		return
@@ -129,7 +131,7 @@ func (n *Notifier) Run(ctx context.Context, s Service) {
 			if err := s.Probe(ctx); err == nil {
 				n.say(daemon.SdNotifyWatchdog)
 			} else if ctx.Err() == nil {
-				n.log.Error().Err(err).Msg("the service does not move; the watchdog is not told otherwise")
+				n.log.Error().Err(err).Msg("the service is stuck; the watchdog gets no sign of life")
 			}
 		}
 		select {

@@ -16,7 +16,7 @@ import (
 	"github.com/rs/zerolog"
 )
 
-// service is one whose answers a test sets.
+// service is a Service whose answers a test sets.
 type service struct {
 	mu     sync.Mutex
 	status string
@@ -45,7 +45,7 @@ func (s *service) set(status string, probe func(ctx context.Context) error) {
 	s.status, s.probe = status, probe
 }
 
-// manager collects what a Notifier says.
+// manager collects what a Notifier tells it.
 type manager struct {
 	mu    sync.Mutex
 	heard []string
@@ -58,7 +58,7 @@ func (m *manager) hear(state string) error {
 	return nil
 }
 
-// since forgets what was heard, and returns it.
+// since returns what was heard, and forgets it.
 func (m *manager) since() []string {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -101,7 +101,7 @@ func TestLife(t *testing.T) {
 		if count(heard, "STATUS=") != 1 || heard[0] != "STATUS=opening" {
 			t.Errorf("while it opens: %q", heard)
 		}
-		// Each of them lasts for longer than until the next.
+		// Each lasts until after the next.
 		if n := count(heard, "EXTEND_TIMEOUT_USEC=122000000"); n != 5 {
 			t.Errorf("%d extensions in 9 s: %q", n, heard)
 		}
@@ -128,7 +128,7 @@ func TestLife(t *testing.T) {
 	})
 }
 
-// A service that is stopped while it starts never says that it is ready.
+// A service that is stopped while it starts is never reported ready.
 func TestStoppedWhileStarting(t *testing.T) {
 	notified(t, 0, &service{}, func(n *Notifier, m *manager, _ func()) {
 		n.Stopping()
@@ -148,17 +148,17 @@ func TestWatchdog(t *testing.T) {
 		if n := count(m.since(), "WATCHDOG=1"); n != 10 {
 			t.Errorf("%d signs of life in 9.5 s", n)
 		}
-		s.set("", func(context.Context) error { return errors.New("it does not move") })
+		s.set("", func(context.Context) error { return errors.New("it is stuck") })
 		time.Sleep(10 * time.Second)
 		if n := count(m.since(), "WATCHDOG=1"); n != 0 {
-			t.Errorf("%d signs of life of a service that does not move", n)
+			t.Errorf("%d signs of life of a service that is stuck", n)
 		}
-		s.set("", nil) // it moves again
+		s.set("", nil) // it is alive again
 		time.Sleep(2 * time.Second)
 		if n := count(m.since(), "WATCHDOG=1"); n == 0 {
 			t.Error("no sign of life")
 		}
-		// A probe that hangs is none; and it does not keep Run from ending.
+		// A probe that hangs is no sign of life, and does not keep Run from ending.
 		s.set("", func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() })
 		time.Sleep(5 * time.Second)
 		m.since()
@@ -169,7 +169,7 @@ func TestWatchdog(t *testing.T) {
 	})
 }
 
-// The socket of a manager, and the environment that names it.
+// The environment names the socket of the manager.
 func TestSocket(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "notify")
 	l, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
@@ -211,6 +211,6 @@ func TestNoManager(t *testing.T) {
 	t.Setenv("NOTIFY_SOCKET", "")
 	n := New(zerolog.Nop())
 	n.Ready()
-	n.Run(t.Context(), nil) // returns at once, and asks nobody
+	n.Run(t.Context(), nil) // returns at once, without a look at the service
 	n.Stopping()
 }

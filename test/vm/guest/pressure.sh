@@ -11,7 +11,7 @@ mkdir /store
 mount /dev/vda /store
 mkswap /dev/vdb > /dev/null
 swapon /dev/vdb
-export BS3_DIR_PATH=/store/objects BS3_WRITE_MEMORY=16 BS3_WRITE_CHUNKSIZE=2 BS3_READ_CACHESIZE=8 BS3_S3_UPLOADERS=4
+export BS3_DIR_PATH=/store/objects BS3_WRITE_MEMORY=16 BS3_WRITE_CHUNKSIZE=2 BS3_READ_CACHESIZE=8 BS3_DIR_UPLOADERS=4
 memory() { sed -n "s/^$1: *//p" /proc/meminfo; }
 swapped() { awk '$1 == "pswpout" { print $2 }' /proc/vmstat; }
 start

@@ -1,11 +1,14 @@
-package cli
+package daemon
 
 import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
+	"io"
 	"net"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -31,7 +34,7 @@ func TestChooseTransport(t *testing.T) {
 		says              string // in the log, or in the error
 	}{
 		"auto, everything":           {transport: "auto", buse: true, ublk: true, nbd: true, want: "buse", says: "BUSE is loaded"},
-		"auto, ublk":                 {transport: "auto", ublk: true, nbd: true, want: "ublk", says: "no BUSE"},
+		"auto, ublk":                 {transport: "auto", ublk: true, nbd: true, want: "ublk", says: "no buse; the ublk driver"},
 		"auto, ublk before nbd":      {transport: "auto", device: "/dev/nbd0", ublk: true, nbd: true, want: "ublk", says: `"unused":"nbd.device"`},
 		"auto, kernel NBD":           {transport: "auto", device: "/dev/nbd0", nbd: true, want: "nbd", says: "nbd.device is set"},
 		"auto, no module for it":     {transport: "auto", device: "/dev/nbd0", err: kernel.ErrNoDriver, says: "modprobe nbd"},
@@ -51,31 +54,34 @@ func TestChooseTransport(t *testing.T) {
 			if test.depth > 0 {
 				c.QueueDepth = test.depth
 			}
-			lack := func(has bool, err error) func() error {
-				return func() error {
-					if has {
+			has := map[string]bool{"buse": test.buse, "ublk": test.ublk, "nbd": test.nbd || test.device == ""}
+			lacks := map[string]error{"buse": buse.ErrNoModule, "ublk": ublk.ErrNoDriver, "nbd": kernel.ErrNoDriver}
+			known := transports()
+			for _, x := range known {
+				x.available = func(context.Context, config.Config) error {
+					if has[x.name] {
 						return nil
 					}
-					return err
+					return lacks[x.name]
 				}
-			}
-			m := machine{
-				buse: lack(test.buse, buse.ErrNoModule),
-				ublk: lack(test.ublk, ublk.ErrNoDriver), kernelNBD: lack(test.nbd, kernel.ErrNoDriver),
 			}
 			var said bytes.Buffer
-			got, err := chooseTransport(c, m, zerolog.New(&said))
+			got, err := known.choose(t.Context(), c, zerolog.New(&said))
 			if test.want == "" {
 				if err == nil || test.err != nil && !errors.Is(err, test.err) || !strings.Contains(err.Error(), test.says) {
-					t.Fatalf("%s, %v", got, err)
+					t.Fatalf("%v, %v", got, err)
 				}
-				if test.err == nil && exitCode(err) != exitRefused {
-					t.Errorf("exit code %d: %v", exitCode(err), err)
+				var refused *config.Error
+				if test.err == nil && !errors.As(err, &refused) {
+					t.Errorf("it is no refusal: %v", err)
 				}
 				return
 			}
-			if err != nil || got != test.want {
-				t.Fatalf("%s, %v, want %s", got, err, test.want)
+			if err != nil || got.name != test.want {
+				t.Fatalf("%v, %v, want %s", got, err, test.want)
+			}
+			if device := got.fits != nil && got.fits(config.Config{NBD: config.NBD{Device: "/dev/nbd0"}}); device != (test.want == "nbd" && test.device != "") {
+				t.Errorf("the NBD server with a device: %v", device)
 			}
 			if log := said.String(); !strings.Contains(log, `"transport":"`+test.want+`"`) || !strings.Contains(log, test.says) {
 				t.Errorf("the log says %s", log)
@@ -84,8 +90,59 @@ func TestChooseTransport(t *testing.T) {
 	}
 }
 
-// What the configuration lets through for BUSE, BUSE takes, and the other way
-// round: its rules are in package config too, which knows the keys.
+// Package config lists the same names as the table of transports.
+func TestEveryTransportIsKnown(t *testing.T) {
+	names := config.Transports()
+	found := map[string]bool{}
+	for _, x := range transports() {
+		found[x.name] = true
+		if !slices.Contains(names, x.name) {
+			t.Errorf("the configuration does not know the transport %s", x.name)
+		}
+	}
+	for _, name := range names {
+		if !found[name] {
+			t.Errorf("there is no transport %s", name)
+		}
+	}
+}
+
+// Before one transport serves, the devices of all others go; while a volume
+// that is not whole is opened, all go.
+func TestRemoveLeft(t *testing.T) {
+	broken := errors.New("it stays")
+	var removed []string
+	known := transports()
+	for i, x := range known {
+		if x.removeLeft != nil {
+			x.removeLeft = func(context.Context, *volume, zerolog.Logger) error {
+				removed = append(removed, fmt.Sprint(i, x.name))
+				return broken
+			}
+		}
+	}
+	for _, test := range []struct {
+		keep *transport
+		want []string
+	}{
+		{nil, []string{"1ublk", "2nbd"}},
+		{known[0], []string{"1ublk", "2nbd"}},
+		{known[1], []string{"2nbd"}},
+		{known[2], []string{"1ublk"}},
+		{known[3], []string{"1ublk", "2nbd"}}, // the server alone
+	} {
+		removed = nil
+		if err := known.removeLeft(t.Context(), &volume{}, test.keep, zerolog.Nop()); !errors.Is(err, broken) {
+			t.Errorf("it ends with %v", err)
+		}
+		if !slices.Equal(removed, test.want) {
+			t.Errorf("beside %v: %v, want %v", test.keep, removed, test.want)
+		}
+	}
+}
+
+// The configuration and BUSE accept the same: BUSE's rules are in package config
+// too, which knows the keys.
 func TestConfigurationOfBUSE(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		c := config.Default()
@@ -125,17 +182,25 @@ func nullServer(t *testing.T, address string) (*nbd.Server, chan net.Addr) {
 	}), listening
 }
 
-// The kernel's device goes before the server that it is connected to.
+// The kernel's device ends before the server that it is connected to.
 func TestServerOutlivesItsDevice(t *testing.T) {
 	address := filepath.Join(t.TempDir(), "s")
 	server, listening := nullServer(t, address)
 	ctx, cancel := context.WithCancel(t.Context())
 	attached, ended := make(chan struct{}), make(chan error, 1)
 	go func() {
-		ended <- serveNBD(ctx, server, listening, func(ctx context.Context, _ net.Addr) error {
+		ended <- runNBD(ctx, server, listening, func(ctx context.Context, _ net.Addr) error {
 			close(attached)
 			<-ctx.Done()
-			greeting(t, "unix", address) // it still takes connections
+			conn, err := net.Dial("unix", address) // it still takes connections
+			if err != nil {
+				return err
+			}
+			defer func() { _ = conn.Close() }()
+			hello := make([]byte, 16)
+			if _, err := io.ReadFull(conn, hello); err != nil || string(hello) != "NBDMAGICIHAVEOPT" {
+				return fmt.Errorf("the greeting is %q, %w", hello, err)
+			}
 			return nil
 		})
 	}()
@@ -149,12 +214,12 @@ func TestServerOutlivesItsDevice(t *testing.T) {
 func TestServerAndDeviceFailTogether(t *testing.T) {
 	broken := errors.New("no device")
 	server, listening := nullServer(t, filepath.Join(t.TempDir(), "s"))
-	err := serveNBD(t.Context(), server, listening, func(context.Context, net.Addr) error { return broken })
+	err := runNBD(t.Context(), server, listening, func(context.Context, net.Addr) error { return broken })
 	if !errors.Is(err, broken) {
 		t.Error(err)
 	}
 	server, listening = nullServer(t, filepath.Join(t.TempDir(), "no", "such"))
-	err = serveNBD(t.Context(), server, listening, func(context.Context, net.Addr) error {
+	err = runNBD(t.Context(), server, listening, func(context.Context, net.Addr) error {
 		t.Error("attached to a server that does not listen")
 		return nil
 	})
@@ -163,23 +228,18 @@ func TestServerAndDeviceFailTogether(t *testing.T) {
 	}
 }
 
-// Without the driver that is asked for nothing is touched.
-func TestMissingDriver(t *testing.T) {
-	if buse.Available() == nil || ublk.Available() == nil || kernel.Available() == nil {
-		t.Skip("this machine has the drivers")
-	}
-	for transport, remedy := range map[string]string{"buse": "modprobe buse", "ublk": "modprobe ublk_drv", "nbd": "modprobe nbd"} {
-		dir := t.TempDir()
-		env := []string{"BS3_STORE=dir", "BS3_DIR_PATH=store", "BS3_STATE_PATH=state", "BS3_TRANSPORT=" + transport}
-		if transport == "nbd" {
-			env = append(env, "BS3_NBD_DEVICE=/dev/nbd0")
-		}
-		code, _, errs := bs3Main(t, dir, env)
-		if code != exitOther || !strings.Contains(errs, remedy) {
-			t.Errorf("%s: exit %d, %s", transport, code, errs)
-		}
-		if names, _ := filepath.Glob(dir + "/*"); len(names) != 0 {
-			t.Errorf("%s: there is %v", transport, names)
+// What a path may have and a URI may not is escaped; the rest stays readable.
+func TestURI(t *testing.T) {
+	for _, test := range []struct {
+		addr net.Addr
+		want string
+	}{
+		{&net.UnixAddr{Name: "/run/bs3/config/nbd.sock", Net: "unix"}, "nbd+unix:///?socket=/run/bs3/config/nbd.sock"},
+		{&net.UnixAddr{Name: "/a b+c&d#e%41'/é", Net: "unix"}, "nbd+unix:///?socket=/a%20b%2Bc%26d%23e%2541%27/%C3%A9"},
+		{&net.TCPAddr{IP: net.IPv6loopback, Port: 10809}, "nbd://[::1]:10809"},
+	} {
+		if got := uri(test.addr); got != test.want {
+			t.Errorf("%v is %s, want %s", test.addr, got, test.want)
 		}
 	}
 }

@@ -1,4 +1,4 @@
-package cli
+package daemon
 
 import (
 	"context"
@@ -14,15 +14,15 @@ import (
 	"github.com/rs/zerolog"
 )
 
-// startProfiler serves net/http/pprof on 127.0.0.1, where only this machine
-// sees it: a profile shows memory. stop ends it and waits.
+// startProfiler serves net/http/pprof on 127.0.0.1, for this machine only: a
+// profile shows memory. stop ends it and waits.
 func startProfiler(ctx context.Context, port int, log zerolog.Logger) (stop func(), err error) {
 	var lc net.ListenConfig
 	l, err := lc.Listen(ctx, "tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
 	if err != nil {
 		return nil, fmt.Errorf("profiler: %w", err)
 	}
-	mux := http.NewServeMux() // and not the default one, which anybody may add to
+	mux := http.NewServeMux() // not the default one, to which any package may add
 	mux.HandleFunc("/debug/pprof/", pprof.Index)
 	mux.HandleFunc("/debug/pprof/cmdline", pprof.Cmdline)
 	mux.HandleFunc("/debug/pprof/profile", pprof.Profile)
@@ -37,7 +37,7 @@ func startProfiler(ctx context.Context, port int, log zerolog.Logger) (stop func
 	})
 	log.Info().Str("url", "http://"+l.Addr().String()+"/debug/pprof/").Msg("profiler")
 	return func() {
-		// A profile under way is cut short: nobody waits for one to stop.
+		// This cuts a profile under way short, so that stopping does not wait for it.
 		if err := server.Close(); err != nil {
 			log.Warn().Err(err).Msg("close the profiler")
 		}

@@ -1,4 +1,4 @@
-package cli
+package daemon
 
 import (
 	"context"
@@ -9,23 +9,24 @@ import (
 	"github.com/rs/zerolog"
 
 	"bs3/internal/bs3"
+	"bs3/internal/stores"
 	"bs3/internal/systemd"
 )
 
 // health is how the daemon is doing, as the service manager is told. It
-// implements systemd.Service.
+// implements systemd.Service and is safe for concurrent use.
 type health struct {
 	notifier *systemd.Notifier
 
 	mu     sync.Mutex
-	doing  string      // for people
-	store  *store      // nil: there is none, or not yet
-	engine *bs3.Engine // nil: there is none, or not yet
+	doing  string        // for people
+	store  *stores.Store // nil: there is none, or not yet
+	engine *bs3.Engine   // nil: there is none, or not yet
 }
 
-// newHealth tells the service manager, if there is one, how the daemon is
-// doing, until end is called, with how it has ended; and that it stops, when
-// ctx ends.
+// newHealth keeps the service manager, if there is one, informed of how the
+// daemon is doing and, when ctx ends, that it is stopping. end must be called
+// with the error that the daemon ended with; nothing is said after that.
 func newHealth(ctx context.Context, log zerolog.Logger) (h *health, end func(error)) {
 	h = &health{notifier: systemd.New(log), doing: "starting"}
 	always := context.WithoutCancel(ctx)
@@ -49,7 +50,7 @@ func newHealth(ctx context.Context, log zerolog.Logger) (h *health, end func(err
 				h.doing = "failed: " + err.Error()
 			}
 		})
-		silence() // when that is said
+		silence() // once that is said
 		teller.Wait()
 	}
 }
@@ -61,12 +62,12 @@ func (h *health) set(change func()) {
 	change()
 }
 
-// opening says that a volume is about to be opened in s.
-func (h *health) opening(s *store) {
-	h.set(func() { h.store, h.doing = s, "opening the volume in "+s.where })
+// opening notes that a volume is about to be opened in s.
+func (h *health) opening(s *stores.Store) {
+	h.set(func() { h.store, h.doing = s, "opening the volume in "+s.Where })
 }
 
-// progress says how far that is.
+// progress notes how far the opening is.
 func (h *health) progress(p bs3.OpenProgress) {
 	text := p.Stage
 	switch {
@@ -75,21 +76,20 @@ func (h *health) progress(p bs3.OpenProgress) {
 	case p.Done > 0:
 		text += fmt.Sprintf(", %d objects", p.Done)
 	}
-	h.set(func() { h.doing = "opening the volume in " + h.store.where + ": " + text })
+	h.set(func() { h.doing = "opening the volume in " + h.store.Where + ": " + text })
 }
 
-// opened says that it is open.
+// opened notes that the volume is open.
 func (h *health) opened(e *bs3.Engine) { h.set(func() { h.engine = e }) }
 
-// serving says that users find the volume at s.
-func (h *health) serving(v *volume, s shown) {
-	where := s.device
-	if where == "" && s.nbd != nil {
-		where = uri(s.nbd)
+// serving notes that users reach the volume, of gb GB, by t.
+func (h *health) serving(t Transport, gb int64) {
+	where := t.Device
+	if where == "" {
+		where = t.NBD
 	}
-	g := v.Geometry()
 	h.set(func() {
-		h.doing = fmt.Sprintf("serving %s, %s", where, size(g.Size))
+		h.doing = fmt.Sprintf("serving %s, %d GB", where, gb)
 		if h.engine != nil {
 			h.doing += ", " + h.engine.Mode()
 		}
@@ -97,7 +97,8 @@ func (h *health) serving(v *volume, s shown) {
 	h.notifier.Ready()
 }
 
-// stopping says that no more is served, and what is left goes to the store.
+// stopping notes that nothing is served any more, and what is left goes to the
+// store.
 func (h *health) stopping() {
 	h.set(func() { h.doing = "stopping" })
 	h.notifier.Stopping()
@@ -119,14 +120,14 @@ func (h *health) Status() string {
 	if store == nil {
 		return text
 	}
-	if since, err, waiting := store.waiting(); waiting {
+	if since, err, waiting := store.Waiting(); waiting {
 		text += fmt.Sprintf("; the store does not answer as it should since %s: %v", since.Format(time.DateTime), err)
 	}
 	return text
 }
 
 // Probe implements systemd.Service. It fails, or does not return, if the
-// volume does not move; what waits for the store, moves.
+// volume is stuck. Waiting for the store is not being stuck.
 func (h *health) Probe(ctx context.Context) error {
 	h.mu.Lock()
 	engine := h.engine

@@ -1,4 +1,4 @@
-package cli
+package daemon
 
 import (
 	"context"
@@ -13,28 +13,29 @@ import (
 	"bs3/internal/control"
 	"bs3/internal/device"
 	"bs3/internal/null"
+	"bs3/internal/stores"
 )
 
 // volume is an open volume of either kind.
 type volume struct {
 	device.Volume
 	id       string                                    // which volume it is
-	whole    bool                                      // it has all that its last daemon had acknowledged
+	whole    bool                                      // it has all that its last daemon acknowledged
 	state    string                                    // directory that outlives the daemon; empty = none
-	failed   <-chan struct{}                           // closed when it serves no more; nil if it always does
+	failed   <-chan struct{}                           // closed when it no longer serves; nil if it always does
 	calls    control.Calls                             // what it answers on the control socket; nil = it has none
 	collect  func(context.Context)                     // collects garbage, and logs how it went
-	close    func(context.Context) error               // also tells why it failed
-	shown    func(transportStatus)                     // is told when users can come; nil = nobody asks
-	announce func(event *zerolog.Event) *zerolog.Event // adds what is served to the log line that says so
+	close    func(context.Context) error               // also returns why the volume failed
+	shown    func(Transport)                           // is told when users can reach it; nil = nobody asks
+	announce func(event *zerolog.Event) *zerolog.Event // adds what is served to the line of the log that says so
 }
 
-// openVolume opens what c describes. It is here that concrete types meet.
-func openVolume(ctx context.Context, c config.Config, h *health, log zerolog.Logger) (*volume, error) {
+// openVolume opens what c describes.
+func openVolume(ctx context.Context, c config.Config, h *health, known table, log zerolog.Logger) (*volume, error) {
 	if c.Null {
 		return openNull(c, log), nil
 	}
-	// The record of the volume names the state directory: by its whole name.
+	// The volume record names the state directory, in full.
 	state, err := filepath.Abs(c.State.Path)
 	if err != nil {
 		return nil, fmt.Errorf("state.path %s: %w", c.State.Path, err)
@@ -49,7 +50,7 @@ func openVolume(ctx context.Context, c config.Config, h *health, log zerolog.Log
 	if err != nil {
 		return nil, err
 	}
-	store, err := openStore(ctx, c, toServe, log)
+	store, err := stores.OpenToServe(ctx, c, log)
 	if err != nil {
 		return nil, err
 	}
@@ -68,7 +69,7 @@ func openVolume(ctx context.Context, c config.Config, h *health, log zerolog.Log
 		Durable:   c.Write.Durable,
 		Linger:    c.Write.LingerTime(),
 		Memory:    int64(c.Write.Memory) * config.MB,
-		Uploaders: c.S3.Uploaders, Downloaders: c.S3.Downloaders,
+		Uploaders: store.Uploaders, Downloaders: store.Downloaders,
 		ReadCache: int64(c.Read.CacheSize) * config.MB,
 		Readahead: int64(c.Read.Readahead) * config.MB,
 		StatePath: state,
@@ -83,14 +84,14 @@ func openVolume(ctx context.Context, c config.Config, h *health, log zerolog.Log
 		GC:                 gcOptions(c),
 
 		Takeover:        c.Takeover == config.TakeoverAuto,
-		UnsafeNoFencing: c.S3.UnsafeNoFencing,
+		UnsafeNoFencing: store.UnsafeNoFencing,
 		Progress:        h.progress,
 		NotWhole: func(ctx context.Context, id string) error {
-			return (&volume{id: id, state: state}).removeLeft(ctx, "", log)
+			return known.removeLeft(ctx, &volume{id: id, state: state}, nil, log)
 		},
 	})
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("open the volume in %s: %w", store.where, err), store.close())
+		return nil, errors.Join(fmt.Errorf("open the volume in %s: %w", store.Where, err), store.Close())
 	}
 	h.opened(engine)
 	d := &controls{engine: engine, store: store, noCheckpoints: c.SkipCheckpoint, log: log}
@@ -101,22 +102,22 @@ func openVolume(ctx context.Context, c config.Config, h *health, log zerolog.Log
 		state:   state,
 		failed:  engine.Done(),
 		calls:   d.calls(),
-		shown:   func(s transportStatus) { d.shown.Store(&s) },
+		shown:   func(t Transport) { d.shown.Store(&t) },
 		collect: d.collect,
 		close: func(ctx context.Context) error {
 			err := engine.Close(ctx)
-			return errors.Join(err, store.close())
+			return errors.Join(err, store.Close())
 		},
 		announce: func(event *zerolog.Event) *zerolog.Event {
-			return event.Str("store", store.where).Stringer("volume", engine.UUID()).Uint64("epoch", engine.Epoch()).
+			return event.Str("store", store.Where).Stringer("volume", engine.UUID()).Uint64("epoch", engine.Epoch()).
 				Str("mode", engine.Mode()).Int64("gb", c.Size)
 		},
 	}, nil
 }
 
-// logSize is the size of the local log in bytes. What chunk memory holds fits,
-// also where each block of 4 KiB was flushed alone; smaller blocks that are
-// flushed one by one may find it full, and wait for the store.
+// logSize is the size of the local log in bytes. What chunk memory holds fits
+// even if each block of 4 KiB was flushed alone; smaller blocks that are flushed
+// one by one may find the log full, and wait for the store.
 func logSize(c config.Config) int64 {
 	if c.Write.Durable || c.Cache.Path == "" {
 		return 0

@@ -1,4 +1,4 @@
-package cli
+package daemon
 
 import (
 	"errors"
@@ -16,24 +16,28 @@ func TestRefuseOwnDevice(t *testing.T) {
 		"/run/bs3/x": nil, "/disk": {"vda"}, "/ublk": {"vda", "ublkb0"}, "/part": {"vda", "ublkb0p1", "ublkb0"}, "/waits": {"vda", "ublkb7"},
 		"/nbd": {"nbd0"}, "/buse": {"buse0"}, "/odd": {"odd"},
 	}
-	g := ground{
-		below: func(path string, f func(string) error) error {
-			for _, device := range lies[path] {
-				if err := f(device); err != nil {
-					return err
-				}
+	below := func(path string, f func(string) error) error {
+		for _, device := range lies[path] {
+			if err := f(device); err != nil {
+				return err
 			}
-			if path == "/ublk" {
-				return dead // it was looked at although its device was not liked
-			}
-			return nil
-		},
-		waits: func(device string) (bool, error) {
-			if device == "odd" {
-				return false, errors.New("odd")
-			}
-			return device == "ublkb7", nil
-		},
+		}
+		if path == "/ublk" {
+			return dead // its device was refused, and it was still looked at
+		}
+		return nil
+	}
+	waits := func(device string) (bool, error) {
+		if device == "odd" {
+			return false, errors.New("odd")
+		}
+		return device == "ublkb7", nil
+	}
+	known := transports()
+	for _, x := range known {
+		if x.name == config.TransportUblk {
+			x.own = ublkOwn(func(device string) (bool, error) { return waits(device) })
+		}
 	}
 	for name, test := range map[string]struct {
 		change  func(c *config.Config)
@@ -58,7 +62,7 @@ func TestRefuseOwnDevice(t *testing.T) {
 			c := config.Default()
 			c.State.Path = "/run/bs3/x"
 			test.change(&c)
-			err := g.refuseOwnDevice(c)
+			err := refuseOwnDevice(c, below, known.own)
 			if len(test.refused) == 0 {
 				if err != nil {
 					t.Error(err)
@@ -66,7 +70,7 @@ func TestRefuseOwnDevice(t *testing.T) {
 				return
 			}
 			var refused *config.Error
-			if !errors.As(err, &refused) || len(refused.Problems) != len(test.refused) || exitCode(err) != exitRefused {
+			if !errors.As(err, &refused) || len(refused.Problems) != len(test.refused) {
 				t.Fatalf("%v", err)
 			}
 			for i, key := range test.refused {
@@ -79,12 +83,12 @@ func TestRefuseOwnDevice(t *testing.T) {
 
 	c := config.Default()
 	c.State.Path = "/odd"
-	if err := g.refuseOwnDevice(c); err == nil || !strings.Contains(err.Error(), "state.path") {
-		t.Errorf("what can not be found out: %v", err)
+	if err := refuseOwnDevice(c, below, known.own); err == nil || !strings.Contains(err.Error(), "state.path") {
+		t.Errorf("a device that cannot be found out: %v", err)
 	}
 	for _, no := range []error{ublk.ErrNoDriver, fs.ErrPermission} {
-		g.waits = func(string) (bool, error) { return false, no }
-		if err := g.refuseOwnDevice(c); err != nil {
+		waits = func(string) (bool, error) { return false, no }
+		if err := refuseOwnDevice(c, below, known.own); err != nil {
 			t.Errorf("%v: %v", no, err)
 		}
 	}

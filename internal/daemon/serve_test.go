@@ -1,8 +1,7 @@
-package cli
+package daemon
 
 import (
 	"context"
-	"errors"
 	"net"
 	"path/filepath"
 	"strings"
@@ -11,7 +10,6 @@ import (
 
 	"github.com/rs/zerolog"
 
-	"bs3/internal/bs3"
 	"bs3/internal/config"
 	"bs3/internal/control"
 	"bs3/internal/device"
@@ -19,8 +17,8 @@ import (
 	"bs3/internal/null"
 )
 
-// serveNull serves a volume that does nothing with calls on the control socket
-// c names, until stop is called, which gives how serving ended.
+// serveNull serves a volume that does nothing, with calls on the control socket
+// that c names, until stop is called, which returns how serving ended.
 func serveNull(t *testing.T, c config.Config, v *volume, collect <-chan struct{}) (stop func() error) {
 	t.Helper()
 	v.Volume = null.New(device.Geometry{Size: 1 << 20, BlockSize: 4096})
@@ -28,7 +26,7 @@ func serveNull(t *testing.T, c config.Config, v *volume, collect <-chan struct{}
 	t.Cleanup(cancel)
 	listening, ended := make(chan struct{}), make(chan error, 1)
 	go func() {
-		ended <- serveVolume(ctx, v, c, zerolog.Nop(), collect, nbd.New(v.Volume, nbd.Options{
+		ended <- serveVolume(ctx, v, c, Options{Log: zerolog.Nop(), Collect: collect}, nbd.New(v.Volume, nbd.Options{
 			Network: "unix", Address: filepath.Join(t.TempDir(), "nbd.sock"), Log: zerolog.Nop(),
 			Listening: func(net.Addr) { close(listening) },
 		}).Run)
@@ -51,21 +49,21 @@ func controlled(t *testing.T) config.Config {
 	return c
 }
 
-// Who waits for the daemon when it stops is told so; a volume that fails ends
-// the service.
+// A call that waits when the daemon stops is told so, and a volume that fails
+// ends the service.
 func TestStoppingEndsCalls(t *testing.T) {
 	for _, fails := range []bool{false, true} {
 		c := controlled(t)
 		waiting, failed := make(chan struct{}), make(chan struct{})
 		stop := serveNull(t, c, &volume{failed: failed, calls: control.Calls{
-			callGC: func(ctx context.Context) (any, error) {
+			CallGC: func(ctx context.Context) (any, error) {
 				close(waiting)
 				<-ctx.Done()
 				return nil, context.Cause(ctx)
 			},
 		}}, nil)
 		answer := make(chan error, 1)
-		go func() { answer <- control.Call(t.Context(), c.Control.Socket, callGC, nil) }()
+		go func() { answer <- control.Call(t.Context(), c.Control.Socket, CallGC, nil) }()
 		<-waiting
 		var err error
 		if fails {
@@ -85,8 +83,7 @@ func TestStoppingEndsCalls(t *testing.T) {
 	}
 }
 
-// Collections that signals ask for run one at a time, and one more is
-// remembered.
+// Requested collections run one at a time, and one more is remembered.
 func TestOneCollectionAtATime(t *testing.T) {
 	wishes, began, goOn := make(chan struct{}, 1), make(chan struct{}), make(chan struct{})
 	stop := serveNull(t, controlled(t), &volume{collect: func(ctx context.Context) {
@@ -109,32 +106,6 @@ func TestOneCollectionAtATime(t *testing.T) {
 	goOn <- struct{}{}
 	<-began
 	if err := stop(); err != nil { // ends the second one
-		t.Error(err)
-	}
-}
-
-// A collection that met damage is no success.
-func TestGCReportsDamage(t *testing.T) {
-	socket := filepath.Join(t.TempDir(), "control.sock")
-	server, err := control.Listen(t.Context(), socket, control.Calls{
-		callGC: func(context.Context) (any, error) {
-			return bs3.GCReport{Compacted: 1, MovedBytes: 4096, FailedReads: 2}, nil
-		},
-	}, zerolog.Nop())
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(t.Context())
-	ended := make(chan error, 1)
-	go func() { ended <- server.Run(ctx) }()
-	for _, format := range [][]string{nil, {"--json"}} {
-		code, out, errs := bs3Main(t, t.TempDir(), []string{"BS3_CONTROL_SOCKET=" + socket}, append([]string{"gc", "--local"}, format...)...)
-		if code != exitOther || !strings.Contains(out, "4096") || !strings.Contains(errs, "2 objects can not be read or are damaged") {
-			t.Errorf("exit %d, %s%s", code, out, errs)
-		}
-	}
-	cancel()
-	if err := <-ended; err != nil && !errors.Is(err, context.Canceled) {
 		t.Error(err)
 	}
 }

@@ -1,0 +1,85 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"sync/atomic"
+	"time"
+
+	"github.com/rs/zerolog"
+
+	"bs3/internal/bs3"
+	"bs3/internal/control"
+	"bs3/internal/stores"
+)
+
+// The calls on the control socket, and their results.
+const (
+	CallStatus     = "status"     // Status
+	CallGC         = "gc"         // bs3.GCReport
+	CallPlanGC     = "gc-plan"    // bs3.GCReport
+	CallCheckpoint = "checkpoint" // none
+)
+
+// Status is how a daemon is doing. Its JSON form is a contract.
+type Status struct {
+	bs3.Status
+	Store     StoreStatus `json:"store"`
+	Transport Transport   `json:"transport"`
+}
+
+// StoreStatus is how the store of a daemon is doing.
+type StoreStatus struct {
+	Where        string     `json:"where"`
+	WaitingSince *time.Time `json:"waiting_since"` // null while it answers
+	LastError    string     `json:"last_error,omitempty"`
+}
+
+// controls answer the calls.
+type controls struct {
+	engine        *bs3.Engine
+	store         *stores.Store
+	noCheckpoints bool
+	log           zerolog.Logger
+	shown         atomic.Pointer[Transport] // nil until it is
+}
+
+// errNoCheckpoints refuses what needs checkpoints. Without them nothing is ever
+// deleted; and with one the volume could not be opened as it is configured.
+var errNoCheckpoints = errors.New("skip_checkpoint = true: no checkpoint is written, and so no garbage is collected")
+
+func (d *controls) calls() control.Calls {
+	withCheckpoints := func(call func(ctx context.Context) (any, error)) func(ctx context.Context) (any, error) {
+		if d.noCheckpoints {
+			return func(context.Context) (any, error) { return nil, errNoCheckpoints }
+		}
+		return call
+	}
+	return control.Calls{
+		CallStatus:     func(context.Context) (any, error) { return d.status(), nil },
+		CallGC:         withCheckpoints(func(ctx context.Context) (any, error) { return d.engine.GC(ctx) }),
+		CallPlanGC:     withCheckpoints(func(ctx context.Context) (any, error) { return d.engine.PlanGC(ctx) }),
+		CallCheckpoint: withCheckpoints(func(ctx context.Context) (any, error) { return nil, d.engine.Checkpoint(ctx) }),
+	}
+}
+
+// collect runs a garbage collection that nobody waits for.
+func (d *controls) collect(ctx context.Context) {
+	if d.noCheckpoints {
+		d.log.Warn().Err(errNoCheckpoints).Msg("no garbage collection")
+		return
+	}
+	_, _ = d.engine.GC(ctx) // the engine logs how it went
+}
+
+func (d *controls) status() Status {
+	s := Status{Status: d.engine.Status(), Store: StoreStatus{Where: d.store.Where}}
+	if shown := d.shown.Load(); shown != nil {
+		s.Transport = *shown
+	}
+	if since, err, waiting := d.store.Waiting(); waiting {
+		s.Store.WaitingSince = &since
+		s.Store.LastError = err.Error()
+	}
+	return s
+}

@@ -1,0 +1,151 @@
+// Package daemon is what runs: it opens a volume, shows it to Linux by one of
+// the transports, answers calls on the control socket, and tells the service
+// manager how that goes. Here engine, store and transport meet. It knows
+// neither the command line nor signals: whoever calls Run ends it by its ctx.
+//
+// Users of the device, callers on the control socket, the service manager and
+// the engine's own work run beside each other. Run returns when all have ended.
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+
+	"github.com/rs/zerolog"
+
+	"bs3/internal/config"
+	"bs3/internal/control"
+	"bs3/internal/device/blockdev"
+)
+
+// Options are what Run needs besides the configuration.
+type Options struct {
+	Log zerolog.Logger
+	// Collect asks for a garbage collection with each value; nil = nobody asks.
+	Collect <-chan struct{}
+	// Serving, if set, is called once, when users can reach the volume.
+	Serving func(Transport)
+}
+
+// Run opens the volume that c describes and serves it until ctx ends or the
+// volume fails, and closes it. How long the closing takes depends on the store
+// and has no limit. Run may be called once in a process, whose threads it makes
+// I/O flushers. An end of ctx before there was anything to serve is no error.
+//
+// Errors: *config.Error and those of bs3.Open and Engine.Close, among others.
+func Run(ctx context.Context, c config.Config, o Options) error {
+	if c.Profiler {
+		stop, err := startProfiler(ctx, c.ProfilerPort, o.Log)
+		if err != nil {
+			return err
+		}
+		defer stop()
+	}
+	becomeIOFlusher(o.Log)
+	h, end := newHealth(ctx, o.Log)
+	err := serve(ctx, c, h, o)
+	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
+		o.Log.Info().Msg("stopped while opening the volume")
+		err = nil
+	}
+	end(err)
+	return err
+}
+
+// errStopping is the cause by which calls under way end when the daemon stops.
+var errStopping = errors.New("the daemon is stopping")
+
+// serve is Run without what the whole process needs.
+func serve(ctx context.Context, c config.Config, h *health, o Options) error {
+	known := transports()
+	if err := refuseOwnDevice(c, blockdev.Below, known.own); err != nil {
+		return err
+	}
+	t, err := known.choose(ctx, c, o.Log)
+	if err != nil {
+		return err
+	}
+	v, err := openVolume(ctx, c, h, known, o.Log)
+	if err != nil {
+		return err
+	}
+	s := service{volume: v, config: c, log: o.Log, ready: func(shown Transport) {
+		shown.Name = t.name
+		event := v.announce(o.Log.Info()).Str("transport", shown.Name)
+		if shown.Device != "" {
+			event = event.Str("device", shown.Device)
+		}
+		if shown.NBD != "" {
+			event = event.Str("nbd", shown.NBD)
+		}
+		if v.shown != nil {
+			v.shown(shown)
+		}
+		event.Msg("serving")
+		h.serving(shown, c.Size)
+		if o.Serving != nil {
+			o.Serving(shown)
+		}
+	}}
+	err = serveVolume(ctx, v, c, o, func(ctx context.Context) error {
+		if err := known.removeLeft(ctx, v, t, o.Log); err != nil {
+			return err
+		}
+		return t.serve(ctx, s)
+	})
+	o.Log.Info().Msg("closing the volume")
+	h.stopping()
+	// A clean stop has no time limit: a user in a hurry signals again.
+	err = errors.Join(err, v.close(context.WithoutCancel(ctx)))
+	if err == nil {
+		o.Log.Info().Msg("stopped")
+	}
+	return err
+}
+
+// serveVolume runs show, which shows v to Linux, until ctx ends or v fails, and
+// beside it what else a daemon does. When it returns, everything that uses v
+// has ended, and what clients have sent is finished.
+func serveVolume(ctx context.Context, v *volume, c config.Config, o Options, show func(context.Context) error) error {
+	serving, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
+	defer context.AfterFunc(ctx, func() { cancel(errStopping) })()
+	var beside sync.WaitGroup
+	defer beside.Wait()
+	defer cancel(errStopping)
+	if v.calls != nil {
+		if err := os.MkdirAll(filepath.Dir(c.Control.Socket), 0o700); err != nil {
+			return fmt.Errorf("directory of the control socket: %w", err)
+		}
+		server, err := control.Listen(ctx, c.Control.Socket, v.calls, o.Log)
+		if err != nil {
+			return err
+		}
+		beside.Go(func() {
+			if err := server.Run(serving); err != nil {
+				o.Log.Error().Err(err).Msg("the control socket is lost; the device is still served")
+			}
+		})
+	}
+	beside.Go(func() {
+		select {
+		case <-v.failed:
+			cancel(errStopping)
+		case <-serving.Done():
+		}
+	})
+	beside.Go(func() {
+		for {
+			select {
+			case <-o.Collect:
+				v.collect(serving)
+			case <-serving.Done():
+				return
+			}
+		}
+	})
+	return show(serving)
+}

@@ -1,0 +1,66 @@
+package stores
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"bs3/internal/bs3"
+	"bs3/internal/bs3/objproxy"
+)
+
+// Patient is a Store that tries a Get or List again, for some time, while the
+// answer is objproxy.ErrTransient. Any other answer is final. It is for commands
+// that a person waits for; what serves a device has objproxy.Retry.
+type Patient struct {
+	objproxy.Store
+	limit time.Duration
+	retry *objproxy.Retry
+}
+
+// NewPatient wraps inner. A request that was not answered properly within limit
+// fails with bs3.ErrStore.
+func NewPatient(inner objproxy.Store, limit time.Duration) *Patient {
+	return &Patient{inner, limit, objproxy.NewRetry(inner, objproxy.RetryOptions{})}
+}
+
+// Get implements objproxy.Store.
+func (p *Patient) Get(ctx context.Context, name string, b []byte, off int64) (n int, info objproxy.Info, err error) {
+	err = p.try(ctx, "get", name, func() (err error) {
+		n, info, err = p.Store.Get(ctx, name, b, off)
+		return err
+	})
+	return n, info, err
+}
+
+// List implements objproxy.Store.
+func (p *Patient) List(ctx context.Context, prefix, after string, limit int) (infos []objproxy.Info, err error) {
+	err = p.try(ctx, "list", prefix, func() (err error) {
+		infos, err = p.Store.List(ctx, prefix, after, limit)
+		return err
+	})
+	return infos, err
+}
+
+// try calls ask until its answer is final or time is up. How long an answer
+// takes is not limited: a large object may take longer than all tries.
+func (p *Patient) try(ctx context.Context, kind, name string, ask func() error) error {
+	trying, cancel := context.WithTimeoutCause(ctx, p.limit, fmt.Errorf("%w: no proper answer for %v", bs3.ErrStore, p.limit))
+	defer cancel()
+	var answer error
+	err := p.retry.Do(trying, kind, name, func() error {
+		answer = ask()
+		if errors.Is(answer, objproxy.ErrTransient) {
+			return answer
+		}
+		return nil
+	})
+	if err == nil {
+		return answer
+	}
+	if ctx.Err() != nil {
+		return err
+	}
+	return fmt.Errorf("%w: %w", context.Cause(trying), err)
+}

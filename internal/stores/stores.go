@@ -1,0 +1,168 @@
+// Package stores opens the store that the configuration names. A new kind of
+// store is one entry in kinds, beside its own package and its section of the
+// configuration.
+package stores
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/rs/zerolog"
+
+	"bs3/internal/bs3"
+	"bs3/internal/bs3/objproxy"
+	"bs3/internal/bs3/objproxy/dir"
+	"bs3/internal/bs3/objproxy/s3"
+	"bs3/internal/config"
+)
+
+// Store is the configured store. It is safe for concurrent use but for Close.
+type Store struct {
+	objproxy.Store
+	Where string // for people
+
+	Uploaders, Downloaders int  // requests at a time, each way
+	UnsafeNoFencing        bool // see bs3.Options
+
+	close   func() error
+	waiting func() (since time.Time, lastErr error, waiting bool)
+}
+
+// Close closes the store; closing it again changes nothing. No request may be
+// under way, or follow.
+func (s *Store) Close() error { return s.close() }
+
+// Waiting is Waiting of objproxy.Retry. It is for stores of OpenToServe.
+func (s *Store) Waiting() (since time.Time, lastErr error, waiting bool) { return s.waiting() }
+
+// kind is a kind of store as c configures it.
+type kind struct {
+	where                  string // for people
+	uploaders, downloaders int
+	unsafeNoFencing        bool
+	// toServe opens the store, and makes its directory or bucket if that is
+	// missing.
+	toServe func(context.Context) (objproxy.Store, error)
+	// toAsk opens the store as it is, and changes nothing. bs3.ErrNoVolume says
+	// that there is no store that could hold a volume.
+	toAsk func(context.Context) (objproxy.Store, error)
+}
+
+// kinds is the table of stores, by their names in the configuration. Its
+// functions send no request.
+func kinds() map[string]func(context.Context, config.Config) (kind, error) {
+	return map[string]func(context.Context, config.Config) (kind, error){
+		config.StoreDir: directory,
+		config.StoreS3:  bucket,
+	}
+}
+
+func directory(_ context.Context, c config.Config) (kind, error) {
+	return kind{
+		where:       "directory " + c.Dir.Path,
+		uploaders:   c.Dir.Uploaders,
+		downloaders: c.Dir.Downloaders,
+		toServe: func(ctx context.Context) (objproxy.Store, error) {
+			return dir.Open(ctx, c.Dir.Path)
+		},
+		toAsk: func(context.Context) (objproxy.Store, error) {
+			if _, err := os.Stat(c.Dir.Path); err != nil {
+				return nil, fmt.Errorf("%w: %w", bs3.ErrNoVolume, err)
+			}
+			return dir.OpenReadOnly(c.Dir.Path)
+		},
+	}, nil
+}
+
+func bucket(ctx context.Context, c config.Config) (kind, error) {
+	b, err := s3.New(ctx, s3.Options{
+		Bucket:       c.S3.Bucket,
+		Endpoint:     c.S3.Remote,
+		Region:       c.S3.Region,
+		AccessKey:    string(c.S3.AccessKey),
+		SecretKey:    string(c.S3.SecretKey),
+		Prefix:       c.S3.Prefix,
+		Workers:      c.S3.Uploaders + c.S3.Downloaders,
+		HTTP2:        c.S3.HTTP2,
+		StorageClass: c.S3.StorageClass,
+		Checksums:    s3.Checksums(c.S3.Checksums),
+		SignPayload:  s3.SignPayload(c.S3.SignPayload),
+	})
+	if err != nil {
+		return kind{}, err
+	}
+	where := "bucket " + c.S3.Bucket
+	if c.S3.Prefix != "" {
+		where += ", prefix " + c.S3.Prefix
+	}
+	if c.S3.Remote != "" {
+		where += " at " + c.S3.Remote
+	}
+	return kind{
+		where:           where,
+		uploaders:       c.S3.Uploaders,
+		downloaders:     c.S3.Downloaders,
+		unsafeNoFencing: c.S3.UnsafeNoFencing,
+		toServe: func(ctx context.Context) (objproxy.Store, error) {
+			return b, b.EnsureBucket(ctx)
+		},
+		toAsk: func(context.Context) (objproxy.Store, error) { return b, nil },
+	}, nil
+}
+
+// OpenToServe returns the store that c describes, with two priorities for
+// requests, which are tried again for as long as their ctx allows. It sends no
+// request: the first one opens the store, and makes a directory or bucket that
+// is missing. Errors: bs3.ErrStore.
+func OpenToServe(ctx context.Context, c config.Config, log zerolog.Logger) (*Store, error) {
+	k, err := find(ctx, c)
+	if err != nil {
+		return nil, err
+	}
+	late := objproxy.NewLate(k.toServe)
+	retry := objproxy.NewRetry(late, objproxy.RetryOptions{Log: log})
+	return k.store(objproxy.NewPriority(retry, k.uploaders, k.downloaders), late.Close, retry.Waiting), nil
+}
+
+// OpenToAsk opens the store that c describes as it is. Its Gets and Lists are
+// tried again as those of a Patient, and nothing else is. Errors:
+// bs3.ErrNoVolume (there is nothing that could hold one), bs3.ErrStore.
+func OpenToAsk(ctx context.Context, c config.Config, patience time.Duration) (*Store, error) {
+	k, err := find(ctx, c)
+	if err != nil {
+		return nil, err
+	}
+	s, err := k.toAsk(ctx)
+	switch {
+	case errors.Is(err, bs3.ErrNoVolume):
+		return nil, err
+	case err != nil:
+		return nil, fmt.Errorf("%w: %w", bs3.ErrStore, err)
+	}
+	return k.store(NewPatient(s, patience), func() error { return objproxy.Close(s) }, nil), nil
+}
+
+// find looks up the kind of store that c names. Errors: bs3.ErrStore.
+func find(ctx context.Context, c config.Config) (kind, error) {
+	configured, ok := kinds()[c.Store]
+	if !ok {
+		return kind{}, fmt.Errorf("store = %q: there is no such store", c.Store) // config.Validate refuses it
+	}
+	k, err := configured(ctx, c)
+	if err != nil {
+		return kind{}, fmt.Errorf("%w: %w", bs3.ErrStore, err)
+	}
+	return k, nil
+}
+
+func (k kind) store(s objproxy.Store, closing func() error, waiting func() (time.Time, error, bool)) *Store {
+	return &Store{
+		Store: s, Where: k.where,
+		Uploaders: k.uploaders, Downloaders: k.downloaders, UnsafeNoFencing: k.unsafeNoFencing,
+		close: sync.OnceValue(closing), waiting: waiting,
+	}
+}

@@ -1,0 +1,84 @@
+package stores
+
+import (
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+
+	"github.com/rs/zerolog"
+
+	"bs3/internal/bs3"
+	"bs3/internal/bs3/objproxy"
+	"bs3/internal/config"
+)
+
+// Package config lists the same names as the table of stores.
+func TestEveryStoreCanBeOpened(t *testing.T) {
+	names := config.Stores()
+	for name := range kinds() {
+		if !slices.Contains(names, name) {
+			t.Errorf("the configuration does not know the store %s", name)
+		}
+	}
+	for _, name := range names {
+		c := config.Default()
+		c.Store, c.Dir.Path = name, t.TempDir()
+		s, err := OpenToServe(t.Context(), c, zerolog.Nop())
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		if s.Where == "" || s.Uploaders < 2 || s.Downloaders < 2 {
+			t.Errorf("%s: %+v", name, s)
+		}
+		if _, _, waiting := s.Waiting(); waiting {
+			t.Errorf("%s: somebody waits for it", name)
+		}
+		for range 2 {
+			if err := s.Close(); err != nil {
+				t.Errorf("%s: close: %v", name, err)
+			}
+		}
+	}
+}
+
+// Serving makes a directory, with the first request; asking does not.
+func TestOpenDirectory(t *testing.T) {
+	c := config.Default()
+	c.Store, c.Dir.Path = config.StoreDir, filepath.Join(t.TempDir(), "store")
+	if _, err := OpenToAsk(t.Context(), c, 0); !errors.Is(err, bs3.ErrNoVolume) || errors.Is(err, bs3.ErrStore) {
+		t.Errorf("a missing directory: %v", err)
+	}
+	s, err := OpenToServe(t.Context(), c, zerolog.Nop())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(c.Dir.Path); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("without a request: %v", err)
+	}
+	if _, err := s.Put(t.Context(), "x", objproxy.Body{}, objproxy.Condition{}); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	s, err = OpenToAsk(t.Context(), c, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	if err := os.WriteFile(c.Dir.Path+"2", nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c.Dir.Path += "2"
+	if _, err := OpenToAsk(t.Context(), c, 0); !errors.Is(err, bs3.ErrStore) {
+		t.Errorf("a file: %v", err)
+	}
+}
