@@ -9,7 +9,7 @@ import (
 	"github.com/rs/zerolog"
 	"github.com/spf13/cobra"
 
-	"bs3/internal/bs3"
+	"bs3/internal/bs3/volume"
 	"bs3/internal/control"
 	"bs3/internal/stores"
 )
@@ -54,16 +54,16 @@ func (a *app) askStore(cmd *cobra.Command, patience time.Duration, ask func(cont
 	return explain(s.Where, ask(ctx, s))
 }
 
-// explain adds to an error which store it is about, and bs3.ErrStore unless it
+// explain adds to an error which store it is about, and volume.ErrStore unless it
 // is an answer about the volume.
 func explain(where string, err error) error {
 	if err == nil {
 		return nil
 	}
-	for _, known := range []error{context.Canceled, bs3.ErrStore, bs3.ErrNoVolume, bs3.ErrRefused, bs3.ErrMoving} {
+	for _, known := range []error{context.Canceled, volume.ErrStore, volume.ErrNoVolume, volume.ErrRefused, volume.ErrMoving} {
 		if errors.Is(err, known) {
 			return fmt.Errorf("%s: %w", where, err)
 		}
 	}
-	return fmt.Errorf("%w: %s: %w", bs3.ErrStore, where, err)
+	return fmt.Errorf("%w: %s: %w", volume.ErrStore, where, err)
 }

@@ -10,8 +10,8 @@ import (
 	"testing/synctest"
 	"time"
 
-	"bs3/internal/bs3"
 	"bs3/internal/bs3/objproxy"
+	"bs3/internal/bs3/volume"
 	"bs3/internal/stores"
 )
 
@@ -47,7 +47,7 @@ func TestInfoTriesAgainWhereItMayHelp(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				start := time.Now()
-				_, err := bs3.Info(t.Context(), stores.NewPatient(&answers{errs: test.answers}, infoFor))
+				_, err := volume.ReadInfo(t.Context(), stores.NewPatient(&answers{errs: test.answers}, infoFor))
 				err = explain("here", err)
 				if got := exitCode(err); got != test.code || !strings.Contains(err.Error(), "here") {
 					t.Errorf("exit code %d: %v", got, err)

@@ -18,7 +18,8 @@ import (
 	"testing"
 	"time"
 
-	"bs3/internal/bs3"
+	"bs3/internal/bs3/fsck"
+	"bs3/internal/bs3/volume"
 	"bs3/internal/config"
 	"bs3/internal/device/buse"
 	"bs3/internal/device/nbd/kernel"
@@ -220,13 +221,13 @@ func TestLocalDaemon(t *testing.T) {
 	}
 }
 
-func volumeInfo(t *testing.T, dir string) bs3.VolumeInfo {
+func volumeInfo(t *testing.T, dir string) volume.Info {
 	t.Helper()
 	code, out, errs := bs3Main(t, dir, nil, "info", "--local", "--json")
 	if code != exitOK {
 		t.Fatalf("info: exit %d, %s", code, errs)
 	}
-	var info bs3.VolumeInfo
+	var info volume.Info
 	if err := json.Unmarshal([]byte(out), &info); err != nil {
 		t.Fatalf("%v in %s", err, out)
 	}
@@ -480,15 +481,15 @@ func TestExitCodes(t *testing.T) {
 	}{
 		{nil, 0},
 		{errors.New("x"), 1},
-		{fmt.Errorf("y: %w", bs3.ErrStore), 69},
-		{errors.Join(errors.New("x"), fmt.Errorf("y: %w", bs3.ErrStore)), 69},
-		{fmt.Errorf("y: %w", bs3.ErrFenced), 76},
-		{errors.Join(bs3.ErrStore, bs3.ErrFenced), 76},
-		{fmt.Errorf("y: %w", bs3.ErrRefused), 78},
+		{fmt.Errorf("y: %w", volume.ErrStore), 69},
+		{errors.Join(errors.New("x"), fmt.Errorf("y: %w", volume.ErrStore)), 69},
+		{fmt.Errorf("y: %w", volume.ErrFenced), 76},
+		{errors.Join(volume.ErrStore, volume.ErrFenced), 76},
+		{fmt.Errorf("y: %w", volume.ErrRefused), 78},
 		{fmt.Errorf("y: %w", &config.Error{}), 78},
-		{bs3.ErrNoVolume, 1},
-		{(&bs3.FsckReport{Errors: 1}).Err(), 65},
-		{bs3.ErrMoving, 1},
+		{volume.ErrNoVolume, 1},
+		{(&fsck.Report{Errors: 1}).Err(), 65},
+		{volume.ErrMoving, 1},
 	} {
 		if got := exitCode(test.err); got != test.want {
 			t.Errorf("%v: exit code %d, want %d", test.err, got, test.want)

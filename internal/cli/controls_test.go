@@ -14,6 +14,7 @@ import (
 	"github.com/rs/zerolog"
 
 	"bs3/internal/bs3"
+	"bs3/internal/bs3/gc"
 	"bs3/internal/control"
 	"bs3/internal/daemon"
 )
@@ -55,7 +56,7 @@ func TestControlVerbs(t *testing.T) {
 		t.Errorf("gc: exit %d, %s%s", code, out, errs)
 	}
 	code, out, errs = bs3Main(t, dir, nil, "gc", "--local", "--dry-run", "--json")
-	var r bs3.GCReport
+	var r gc.Report
 	if err := json.Unmarshal([]byte(out), &r); code != exitOK || err != nil || errs != "" {
 		t.Errorf("gc --dry-run: exit %d, %v in %s%s", code, err, out, errs)
 	}
@@ -133,7 +134,7 @@ func TestGCReportsDamage(t *testing.T) {
 	socket := filepath.Join(t.TempDir(), "control.sock")
 	server, err := control.Listen(t.Context(), socket, control.Calls{
 		daemon.CallGC: func(context.Context) (any, error) {
-			return bs3.GCReport{Compacted: 1, MovedBytes: 4096, FailedReads: 2}, nil
+			return gc.Report{Compacted: 1, MovedBytes: 4096, FailedReads: 2}, nil
 		},
 	}, zerolog.Nop())
 	if err != nil {
@@ -186,7 +187,7 @@ func TestPrintStatus(t *testing.T) {
 			UUID: "u-u-i-d", Epoch: 7, Mode: "barrier", Size: 8 << 30, BlockSize: 4096, Failed: "fenced by b",
 			NextKey: 12, DurableKey: 9, ChunksInMemory: 2, FreeSlots: 38, Slots: 40, WritersWaiting: 3,
 			Objects: 10, StoredBytes: 40 << 20, LiveBytes: 30 << 20, LogObjects: 5, LogBytes: 20 << 20,
-			WrittenBytes: 64 << 20, Collected: bs3.GCReport{MovedBytes: 16 << 20, Deleted: 9, FreedBytes: 36 << 20},
+			WrittenBytes: 64 << 20, Collected: gc.Report{MovedBytes: 16 << 20, Deleted: 9, FreedBytes: 36 << 20},
 		},
 		Store: daemon.StoreStatus{Where: "bucket b", WaitingSince: &since, LastError: "503 SlowDown"},
 	}, now)
@@ -220,7 +221,7 @@ func TestPrintDevice(t *testing.T) {
 }
 
 func TestGCText(t *testing.T) {
-	r := bs3.GCReport{Compacted: 3, MovedBytes: 2 << 20, Deleted: 5, FreedBytes: 16 << 20}
+	r := gc.Report{Compacted: 3, MovedBytes: 2 << 20, Deleted: 5, FreedBytes: 16 << 20}
 	if got, want := gcText(r, false), "moved 2 MB of live data out of 3 objects\ndeleted 5 objects, 16 MB of data"; got != want {
 		t.Errorf("done: %s", got)
 	}

@@ -4,7 +4,8 @@ import (
 	"errors"
 	"os"
 
-	"bs3/internal/bs3"
+	"bs3/internal/bs3/fsck"
+	"bs3/internal/bs3/volume"
 	"bs3/internal/config"
 	"bs3/internal/control"
 )
@@ -26,10 +27,10 @@ const (
 func exits() []exit {
 	return []exit{
 		{exitOK, "all is well", func(err error) bool { return err == nil }},
-		{exitDamaged, "fsck has found damage", func(err error) bool { return errors.Is(err, bs3.ErrDamage) }},
-		{exitFenced, "another writer has taken the volume over", func(err error) bool { return errors.Is(err, bs3.ErrFenced) }},
+		{exitDamaged, "fsck has found damage", func(err error) bool { return errors.Is(err, fsck.ErrDamage) }},
+		{exitFenced, "another writer has taken the volume over", func(err error) bool { return errors.Is(err, volume.ErrFenced) }},
 		{exitRefused, "the configuration, or the volume as it is configured, is refused; nothing was changed", isRefused},
-		{exitStore, bs3.ErrStore.Error(), func(err error) bool { return errors.Is(err, bs3.ErrStore) }},
+		{exitStore, volume.ErrStore.Error(), func(err error) bool { return errors.Is(err, volume.ErrStore) }},
 		{exitNoDaemon, "no daemon answers on the control socket", func(err error) bool { return errors.Is(err, control.ErrNotRunning) }},
 		{exitOther, "any other error", func(error) bool { return true }},
 	}
@@ -43,7 +44,7 @@ type exit struct {
 
 func isRefused(err error) bool {
 	var c *config.Error
-	return errors.As(err, &c) || errors.Is(err, bs3.ErrRefused)
+	return errors.As(err, &c) || errors.Is(err, volume.ErrRefused)
 }
 
 // exitCode returns the exit code for err.

@@ -12,7 +12,7 @@ import (
 	"github.com/schollz/progressbar/v3"
 	"github.com/spf13/cobra"
 
-	"bs3/internal/bs3"
+	"bs3/internal/bs3/fsck"
 	"bs3/internal/stores"
 )
 
@@ -31,11 +31,11 @@ func newFsck(a *app) *cobra.Command {
 			"note (info). If there is any error, the exit code is 65.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			var report *bs3.FsckReport
+			var report *fsck.Report
 			err := a.askStore(cmd, fsckFor, func(ctx context.Context, s *stores.Store) (err error) {
 				progress, done := showProgress(quiet || asJSON)
 				defer done()
-				report, err = bs3.Fsck(ctx, s, bs3.FsckOptions{Data: data, Progress: progress})
+				report, err = fsck.Check(ctx, s, fsck.Options{Data: data, Progress: progress})
 				return err
 			})
 			if err != nil {
@@ -57,7 +57,7 @@ func newFsck(a *app) *cobra.Command {
 
 // showProgress returns a function that draws a bar on the terminal, or nil if
 // there is none or quiet is set. done takes the bar away.
-func showProgress(quiet bool) (show func(bs3.FsckProgress), done func()) {
+func showProgress(quiet bool) (show func(fsck.Progress), done func()) {
 	if quiet || !isTerminal(os.Stderr) {
 		return nil, func() {}
 	}
@@ -68,7 +68,7 @@ func showProgress(quiet bool) (show func(bs3.FsckProgress), done func()) {
 			_ = bar.Exit() // what a terminal does not take is lost
 		}
 	}
-	return func(p bs3.FsckProgress) {
+	return func(p fsck.Progress) {
 		if bar == nil || p.Stage != stage {
 			done()
 			stage = p.Stage
@@ -88,9 +88,9 @@ func showProgress(quiet bool) (show func(bs3.FsckProgress), done func()) {
 	}, done
 }
 
-func printFsck(out io.Writer, r *bs3.FsckReport, quiet bool) error {
+func printFsck(out io.Writer, r *fsck.Report, quiet bool) error {
 	for _, f := range r.Findings {
-		if !quiet || f.Severity != bs3.FsckInfo {
+		if !quiet || f.Severity != fsck.SeverityInfo {
 			fmt.Fprintln(out, f)
 		}
 	}
@@ -114,7 +114,7 @@ func printFsck(out io.Writer, r *bs3.FsckReport, quiet bool) error {
 	return w.Flush()
 }
 
-func mapSource(r *bs3.FsckReport) string {
+func mapSource(r *fsck.Report) string {
 	switch n := len(r.Checkpoints); {
 	case n == 0:
 		return "made from the whole log; there is no checkpoint"

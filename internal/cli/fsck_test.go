@@ -11,6 +11,7 @@ import (
 	"github.com/rs/zerolog"
 
 	"bs3/internal/bs3"
+	"bs3/internal/bs3/fsck"
 	"bs3/internal/bs3/objproxy/dir"
 )
 
@@ -85,7 +86,7 @@ func TestFsck(t *testing.T) {
 			return err
 		}
 		out, stderr := check(exitDamaged, "--data", "--json")
-		var report bs3.FsckReport
+		var report fsck.Report
 		if err := json.Unmarshal([]byte(out), &report); err != nil {
 			t.Errorf("%s: %v: %s", path, err, out)
 		} else if report.Errors == 0 || len(report.Findings) == 0 || report.Findings[0].Name == "" {

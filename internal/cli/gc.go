@@ -5,7 +5,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"bs3/internal/bs3"
+	"bs3/internal/bs3/gc"
 	"bs3/internal/daemon"
 )
 
@@ -26,7 +26,7 @@ func newGC(a *app) *cobra.Command {
 			} else if !asJSON {
 				fmt.Fprintln(cmd.ErrOrStderr(), "the daemon collects garbage; Ctrl-C here does not stop it, and bs3 status shows how it is doing")
 			}
-			var r bs3.GCReport
+			var r gc.Report
 			if err := a.call(cmd, name, &r); err != nil {
 				return err
 			}
@@ -49,7 +49,7 @@ func newGC(a *app) *cobra.Command {
 }
 
 // gcText formats the report, or the plan, of a collection for people.
-func gcText(r bs3.GCReport, plan bool) string {
+func gcText(r gc.Report, plan bool) string {
 	moved, deleted := "moved", "deleted"
 	if plan {
 		moved, deleted = "would move", "would delete"

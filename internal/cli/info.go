@@ -8,7 +8,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"bs3/internal/bs3"
+	"bs3/internal/bs3/volume"
 	"bs3/internal/stores"
 )
 
@@ -23,9 +23,9 @@ func newInfo(a *app) *cobra.Command {
 		Short: "Print which volume the store holds; changes nothing and disturbs no daemon",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			var info *bs3.VolumeInfo
+			var info *volume.Info
 			err := a.askStore(cmd, infoFor, func(ctx context.Context, s *stores.Store) (err error) {
-				info, err = bs3.Info(ctx, s)
+				info, err = volume.ReadInfo(ctx, s)
 				return err
 			})
 			if err != nil {
@@ -41,7 +41,7 @@ func newInfo(a *app) *cobra.Command {
 	return cmd
 }
 
-func printInfo(out io.Writer, v *bs3.VolumeInfo) error {
+func printInfo(out io.Writer, v *volume.Info) error {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	row := rows(w)
 	row("volume", "%v", v.UUID)

@@ -16,8 +16,8 @@ import (
 // The calls on the control socket, and their results.
 const (
 	CallStatus     = "status"     // Status
-	CallGC         = "gc"         // bs3.GCReport
-	CallPlanGC     = "gc-plan"    // bs3.GCReport
+	CallGC         = "gc"         // gc.Report
+	CallPlanGC     = "gc-plan"    // gc.Report
 	CallCheckpoint = "checkpoint" // none
 )
 

@@ -110,7 +110,7 @@ func serve(ctx context.Context, c config.Config, h *health, o Options) error {
 // serveVolume runs show, which shows v to Linux, until ctx ends or v fails, and
 // beside it what else a daemon does. When it returns, everything that uses v
 // has ended, and what clients have sent is finished.
-func serveVolume(ctx context.Context, v *volume, c config.Config, o Options, show func(context.Context) error) error {
+func serveVolume(ctx context.Context, v *served, c config.Config, o Options, show func(context.Context) error) error {
 	serving, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
 	defer context.AfterFunc(ctx, func() { cancel(errStopping) })()
 	var beside sync.WaitGroup

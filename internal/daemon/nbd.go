@@ -49,7 +49,7 @@ func kernelNBDTransport() *transport {
 		own: func(c config.Config, device string) (bool, error) {
 			return device == filepath.Base(c.NBD.Device), nil
 		},
-		removeLeft: func(_ context.Context, v *volume, log zerolog.Logger) error {
+		removeLeft: func(_ context.Context, v *served, log zerolog.Logger) error {
 			return kernel.DisconnectLeft(v.id, nbdRun(v), log)
 		},
 		serve: func(ctx context.Context, s service) error {
@@ -71,7 +71,7 @@ func kernelNBDTransport() *transport {
 }
 
 // nbdRun is where a kernel NBD device is remembered, or "".
-func nbdRun(v *volume) string {
+func nbdRun(v *served) string {
 	if v.state == "" {
 		return ""
 	}

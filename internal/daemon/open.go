@@ -9,6 +9,7 @@ import (
 	"github.com/rs/zerolog"
 
 	"bs3/internal/bs3"
+	"bs3/internal/bs3/gc"
 	"bs3/internal/config"
 	"bs3/internal/control"
 	"bs3/internal/device"
@@ -16,8 +17,8 @@ import (
 	"bs3/internal/stores"
 )
 
-// volume is an open volume of either kind.
-type volume struct {
+// served is an open volume of either kind.
+type served struct {
 	device.Volume
 	id       string                                    // which volume it is
 	whole    bool                                      // it has all that its last daemon acknowledged
@@ -31,7 +32,7 @@ type volume struct {
 }
 
 // openVolume opens what c describes.
-func openVolume(ctx context.Context, c config.Config, h *health, known table, log zerolog.Logger) (*volume, error) {
+func openVolume(ctx context.Context, c config.Config, h *health, known table, log zerolog.Logger) (*served, error) {
 	if c.Null {
 		return openNull(c, log), nil
 	}
@@ -87,7 +88,7 @@ func openVolume(ctx context.Context, c config.Config, h *health, known table, lo
 		UnsafeNoFencing: store.UnsafeNoFencing,
 		Progress:        h.progress,
 		NotWhole: func(ctx context.Context, id string) error {
-			return known.removeLeft(ctx, &volume{id: id, state: state}, nil, log)
+			return known.removeLeft(ctx, &served{id: id, state: state}, nil, log)
 		},
 	})
 	if err != nil {
@@ -95,7 +96,7 @@ func openVolume(ctx context.Context, c config.Config, h *health, known table, lo
 	}
 	h.opened(engine)
 	d := &controls{engine: engine, store: store, noCheckpoints: c.SkipCheckpoint, log: log}
-	return &volume{
+	return &served{
 		Volume:  engine,
 		id:      engine.UUID().String(),
 		whole:   engine.Whole(),
@@ -125,8 +126,8 @@ func logSize(c config.Config) int64 {
 	return min(4*int64(c.Write.Memory)*config.MB, int64(c.Cache.Size)*config.GB/2)
 }
 
-func gcOptions(c config.Config) bs3.GCOptions {
-	o := bs3.GCOptions{
+func gcOptions(c config.Config) gc.Options {
+	o := gc.Options{
 		Wait: c.GC.WaitTime(), Step: c.GC.Step, IdleTimeout: c.GC.IdleTime(),
 		LiveData: c.GC.LiveData, MaxGarbage: c.GC.MaxGarbage,
 	}
@@ -137,8 +138,8 @@ func gcOptions(c config.Config) bs3.GCOptions {
 	return o
 }
 
-func openNull(c config.Config, log zerolog.Logger) *volume {
-	return &volume{
+func openNull(c config.Config, log zerolog.Logger) *served {
+	return &served{
 		Volume: null.New(device.Geometry{
 			Size: c.Size * config.GB, BlockSize: c.BlockSize, IOMin: c.IOMin, IOOpt: c.IOOpt,
 		}),

@@ -11,7 +11,7 @@ import (
 
 	"github.com/rs/zerolog"
 
-	"bs3/internal/bs3"
+	"bs3/internal/bs3/volume"
 	"bs3/internal/config"
 )
 
@@ -54,7 +54,7 @@ func TestWaitingForAStoreAtTheStart(t *testing.T) {
 				switch {
 				case holds && (took != patience || !errors.Is(err, context.DeadlineExceeded)):
 					t.Errorf("it gave up after %v: %v", took, err)
-				case !holds && (took < 5*time.Minute || took > 6*time.Minute || !errors.Is(err, bs3.ErrStore)):
+				case !holds && (took < 5*time.Minute || took > 6*time.Minute || !errors.Is(err, volume.ErrStore)):
 					t.Errorf("it gave up after %v: %v", took, err)
 				}
 			})

@@ -19,7 +19,7 @@ import (
 
 // serveNull serves a volume that does nothing, with calls on the control socket
 // that c names, until stop is called, which returns how serving ended.
-func serveNull(t *testing.T, c config.Config, v *volume, collect <-chan struct{}) (stop func() error) {
+func serveNull(t *testing.T, c config.Config, v *served, collect <-chan struct{}) (stop func() error) {
 	t.Helper()
 	v.Volume = null.New(device.Geometry{Size: 1 << 20, BlockSize: 4096})
 	ctx, cancel := context.WithCancel(t.Context())
@@ -55,7 +55,7 @@ func TestStoppingEndsCalls(t *testing.T) {
 	for _, fails := range []bool{false, true} {
 		c := controlled(t)
 		waiting, failed := make(chan struct{}), make(chan struct{})
-		stop := serveNull(t, c, &volume{failed: failed, calls: control.Calls{
+		stop := serveNull(t, c, &served{failed: failed, calls: control.Calls{
 			CallGC: func(ctx context.Context) (any, error) {
 				close(waiting)
 				<-ctx.Done()
@@ -86,7 +86,7 @@ func TestStoppingEndsCalls(t *testing.T) {
 // Requested collections run one at a time, and one more is remembered.
 func TestOneCollectionAtATime(t *testing.T) {
 	wishes, began, goOn := make(chan struct{}, 1), make(chan struct{}), make(chan struct{})
-	stop := serveNull(t, controlled(t), &volume{collect: func(ctx context.Context) {
+	stop := serveNull(t, controlled(t), &served{collect: func(ctx context.Context) {
 		began <- struct{}{}
 		select {
 		case <-goOn:

@@ -36,7 +36,7 @@ type transport struct {
 	own func(c config.Config, device string) (bool, error)
 	// removeLeft removes the devices of v that outlived the daemons which showed
 	// them; nil = none do.
-	removeLeft func(ctx context.Context, v *volume, log zerolog.Logger) error
+	removeLeft func(ctx context.Context, v *served, log zerolog.Logger) error
 	// serve shows the volume of s until ctx ends, and takes it away then. What
 	// clients have sent is finished when it returns.
 	serve func(ctx context.Context, s service) error
@@ -44,7 +44,7 @@ type transport struct {
 
 // service is what a transport is given to serve.
 type service struct {
-	volume *volume
+	volume *served
 	config config.Config
 	log    zerolog.Logger
 	ready  func(Transport) // must be called when users can reach the volume; fills in Name
@@ -122,7 +122,7 @@ func (ts table) own(c config.Config, device string) (bool, error) {
 // for those of the transport keep, which looks after its own. They must not go
 // on after anything else has served the volume, nor if the volume is not whole:
 // then all are removed while it is opened, and keep is nil.
-func (ts table) removeLeft(ctx context.Context, v *volume, keep *transport, log zerolog.Logger) error {
+func (ts table) removeLeft(ctx context.Context, v *served, keep *transport, log zerolog.Logger) error {
 	var errs []error
 	for _, t := range ts {
 		if t != keep && t.removeLeft != nil {

@@ -115,7 +115,7 @@ func TestRemoveLeft(t *testing.T) {
 	known := transports()
 	for i, x := range known {
 		if x.removeLeft != nil {
-			x.removeLeft = func(context.Context, *volume, zerolog.Logger) error {
+			x.removeLeft = func(context.Context, *served, zerolog.Logger) error {
 				removed = append(removed, fmt.Sprint(i, x.name))
 				return broken
 			}
@@ -132,7 +132,7 @@ func TestRemoveLeft(t *testing.T) {
 		{known[3], []string{"1ublk", "2nbd"}}, // the server alone
 	} {
 		removed = nil
-		if err := known.removeLeft(t.Context(), &volume{}, test.keep, zerolog.Nop()); !errors.Is(err, broken) {
+		if err := known.removeLeft(t.Context(), &served{}, test.keep, zerolog.Nop()); !errors.Is(err, broken) {
 			t.Errorf("it ends with %v", err)
 		}
 		if !slices.Equal(removed, test.want) {

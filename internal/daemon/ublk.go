@@ -20,7 +20,7 @@ func ublkTransport() *transport {
 		why:       "the ublk driver can be used",
 		available: func(context.Context, config.Config) error { return ublk.Available() },
 		own:       ublkOwn(ublk.Waits),
-		removeLeft: func(ctx context.Context, v *volume, log zerolog.Logger) error {
+		removeLeft: func(ctx context.Context, v *served, log zerolog.Logger) error {
 			return ublk.RemoveLeft(ctx, ublkIdentity(v), log)
 		},
 		serve: func(ctx context.Context, s service) error {
@@ -58,7 +58,7 @@ func ublkOwn(waits func(device string) (bool, error)) func(config.Config, string
 }
 
 // ublkIdentity is the volume's id as a number that is not 0.
-func ublkIdentity(v *volume) uint64 {
+func ublkIdentity(v *served) uint64 {
 	h := fnv.New64a()
 	_, _ = h.Write([]byte(v.id)) // never fails (hash.Hash)
 	return h.Sum64() | 1

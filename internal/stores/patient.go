@@ -6,8 +6,8 @@ import (
 	"fmt"
 	"time"
 
-	"bs3/internal/bs3"
 	"bs3/internal/bs3/objproxy"
+	"bs3/internal/bs3/volume"
 )
 
 // Patient is a Store that tries a Get or List again, for some time, while the
@@ -20,7 +20,7 @@ type Patient struct {
 }
 
 // NewPatient wraps inner. A request that was not answered properly within limit
-// fails with bs3.ErrStore.
+// fails with volume.ErrStore.
 func NewPatient(inner objproxy.Store, limit time.Duration) *Patient {
 	return &Patient{inner, limit, objproxy.NewRetry(inner, objproxy.RetryOptions{})}
 }
@@ -46,7 +46,7 @@ func (p *Patient) List(ctx context.Context, prefix, after string, limit int) (in
 // try calls ask until its answer is final or time is up. How long an answer
 // takes is not limited: a large object may take longer than all tries.
 func (p *Patient) try(ctx context.Context, kind, name string, ask func() error) error {
-	trying, cancel := context.WithTimeoutCause(ctx, p.limit, fmt.Errorf("%w: no proper answer for %v", bs3.ErrStore, p.limit))
+	trying, cancel := context.WithTimeoutCause(ctx, p.limit, fmt.Errorf("%w: no proper answer for %v", volume.ErrStore, p.limit))
 	defer cancel()
 	var answer error
 	err := p.retry.Do(trying, kind, name, func() error {

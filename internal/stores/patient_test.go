@@ -9,8 +9,8 @@ import (
 	"testing/synctest"
 	"time"
 
-	"bs3/internal/bs3"
 	"bs3/internal/bs3/objproxy"
+	"bs3/internal/bs3/volume"
 )
 
 // answers is a store that gives its answers to Get and List in turn, and then
@@ -52,7 +52,7 @@ func TestPatient(t *testing.T) {
 		"busy twice":      {[]error{busy, busy}, []error{objproxy.ErrNotFound}, 10 * time.Millisecond, time.Second, 3, 3},
 		"forbidden":       {[]error{forbidden}, []error{forbidden}, 0, 0, 1, 1},
 		"forbidden later": {[]error{busy, forbidden}, []error{forbidden}, 10 * time.Millisecond, time.Second, 2, 2},
-		"does not answer": {slices.Repeat([]error{busy}, 1000), []error{bs3.ErrStore, busy}, limit, limit, 24, 60},
+		"does not answer": {slices.Repeat([]error{busy}, 1000), []error{volume.ErrStore, busy}, limit, limit, 24, 60},
 	} {
 		t.Run(name, func(t *testing.T) {
 			for kind, request := range map[string]func(context.Context, objproxy.Store) error{
@@ -86,7 +86,7 @@ func TestPatientIsInterrupted(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		time.AfterFunc(time.Second, cancel)
 		s := NewPatient(&answers{errs: slices.Repeat([]error{objproxy.ErrTransient}, 1000)}, time.Minute)
-		if _, _, err := s.Get(ctx, "x", nil, 0); !errors.Is(err, context.Canceled) || errors.Is(err, bs3.ErrStore) {
+		if _, _, err := s.Get(ctx, "x", nil, 0); !errors.Is(err, context.Canceled) || errors.Is(err, volume.ErrStore) {
 			t.Error(err)
 		}
 	})

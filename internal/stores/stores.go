@@ -13,10 +13,10 @@ import (
 
 	"github.com/rs/zerolog"
 
-	"bs3/internal/bs3"
 	"bs3/internal/bs3/objproxy"
 	"bs3/internal/bs3/objproxy/dir"
 	"bs3/internal/bs3/objproxy/s3"
+	"bs3/internal/bs3/volume"
 	"bs3/internal/config"
 )
 
@@ -47,7 +47,7 @@ type kind struct {
 	// toServe opens the store, and makes its directory or bucket if that is
 	// missing.
 	toServe func(context.Context) (objproxy.Store, error)
-	// toAsk opens the store as it is, and changes nothing. bs3.ErrNoVolume says
+	// toAsk opens the store as it is, and changes nothing. volume.ErrNoVolume says
 	// that there is no store that could hold a volume.
 	toAsk func(context.Context) (objproxy.Store, error)
 }
@@ -71,7 +71,7 @@ func directory(_ context.Context, c config.Config) (kind, error) {
 		},
 		toAsk: func(context.Context) (objproxy.Store, error) {
 			if _, err := os.Stat(c.Dir.Path); err != nil {
-				return nil, fmt.Errorf("%w: %w", bs3.ErrNoVolume, err)
+				return nil, fmt.Errorf("%w: %w", volume.ErrNoVolume, err)
 			}
 			return dir.OpenReadOnly(c.Dir.Path)
 		},
@@ -117,7 +117,7 @@ func bucket(ctx context.Context, c config.Config) (kind, error) {
 // OpenToServe returns the store that c describes, with two priorities for
 // requests, which are tried again for as long as their ctx allows. It sends no
 // request: the first one opens the store, and makes a directory or bucket that
-// is missing. Errors: bs3.ErrStore.
+// is missing. Errors: volume.ErrStore.
 func OpenToServe(ctx context.Context, c config.Config, log zerolog.Logger) (*Store, error) {
 	k, err := find(ctx, c)
 	if err != nil {
@@ -130,7 +130,7 @@ func OpenToServe(ctx context.Context, c config.Config, log zerolog.Logger) (*Sto
 
 // OpenToAsk opens the store that c describes as it is. Its Gets and Lists are
 // tried again as those of a Patient, and nothing else is. Errors:
-// bs3.ErrNoVolume (there is nothing that could hold one), bs3.ErrStore.
+// volume.ErrNoVolume (there is nothing that could hold one), volume.ErrStore.
 func OpenToAsk(ctx context.Context, c config.Config, patience time.Duration) (*Store, error) {
 	k, err := find(ctx, c)
 	if err != nil {
@@ -138,15 +138,15 @@ func OpenToAsk(ctx context.Context, c config.Config, patience time.Duration) (*S
 	}
 	s, err := k.toAsk(ctx)
 	switch {
-	case errors.Is(err, bs3.ErrNoVolume):
+	case errors.Is(err, volume.ErrNoVolume):
 		return nil, err
 	case err != nil:
-		return nil, fmt.Errorf("%w: %w", bs3.ErrStore, err)
+		return nil, fmt.Errorf("%w: %w", volume.ErrStore, err)
 	}
 	return k.store(NewPatient(s, patience), func() error { return objproxy.Close(s) }, nil), nil
 }
 
-// find looks up the kind of store that c names. Errors: bs3.ErrStore.
+// find looks up the kind of store that c names. Errors: volume.ErrStore.
 func find(ctx context.Context, c config.Config) (kind, error) {
 	configured, ok := kinds()[c.Store]
 	if !ok {
@@ -154,7 +154,7 @@ func find(ctx context.Context, c config.Config) (kind, error) {
 	}
 	k, err := configured(ctx, c)
 	if err != nil {
-		return kind{}, fmt.Errorf("%w: %w", bs3.ErrStore, err)
+		return kind{}, fmt.Errorf("%w: %w", volume.ErrStore, err)
 	}
 	return k, nil
 }

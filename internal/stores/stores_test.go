@@ -10,8 +10,8 @@ import (
 
 	"github.com/rs/zerolog"
 
-	"bs3/internal/bs3"
 	"bs3/internal/bs3/objproxy"
+	"bs3/internal/bs3/volume"
 	"bs3/internal/config"
 )
 
@@ -49,7 +49,7 @@ func TestEveryStoreCanBeOpened(t *testing.T) {
 func TestOpenDirectory(t *testing.T) {
 	c := config.Default()
 	c.Store, c.Dir.Path = config.StoreDir, filepath.Join(t.TempDir(), "store")
-	if _, err := OpenToAsk(t.Context(), c, 0); !errors.Is(err, bs3.ErrNoVolume) || errors.Is(err, bs3.ErrStore) {
+	if _, err := OpenToAsk(t.Context(), c, 0); !errors.Is(err, volume.ErrNoVolume) || errors.Is(err, volume.ErrStore) {
 		t.Errorf("a missing directory: %v", err)
 	}
 	s, err := OpenToServe(t.Context(), c, zerolog.Nop())
@@ -78,7 +78,7 @@ func TestOpenDirectory(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.Dir.Path += "2"
-	if _, err := OpenToAsk(t.Context(), c, 0); !errors.Is(err, bs3.ErrStore) {
+	if _, err := OpenToAsk(t.Context(), c, 0); !errors.Is(err, volume.ErrStore) {
 		t.Errorf("a file: %v", err)
 	}
 }
