@@ -139,6 +139,7 @@ vet:
 
 lint: .tools/golangci-lint-$(GOLANGCI)
 	$(TOOLS)/golangci-lint run --allow-parallel-runners ./...
+	test/lintguard.sh $(TOOLS)/golangci-lint
 
 deps: apt-deps .tools/versitygw-$(VERSITYGW)
 

@@ -291,7 +291,7 @@ func (d *damaged) remap(t *testing.T, i int, c *layout.Checkpoint, change func(e
 	d.putCheckpoint(t, i, c)
 }
 
-// choose gives the first object, of those with keys in [from, to], that suits.
+// choose returns the first object, of those with keys in [from, to], that suits.
 func (d *damaged) choose(t *testing.T, from, to key.Key, suits func(*layout.Object) bool) key.Key {
 	t.Helper()
 	for k := from; k <= to; k++ {

@@ -11,7 +11,7 @@ import (
 type Host struct {
 	ID   string   // of the machine (machine-id(5)), or its name where it has none
 	Name string   // for people
-	Boot [16]byte // of the running kernel: chunk memory of this boot can not be torn
+	Boot [16]byte // of the running kernel: chunk memory of this boot cannot be torn
 }
 
 // LocalHost describes the machine the process runs on.

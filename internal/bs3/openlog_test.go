@@ -260,7 +260,7 @@ func TestLogWithoutDisk(t *testing.T) {
 	}
 }
 
-// TestLogUnreadable: a log that can not be read is somebody's, and kept.
+// TestLogUnreadable: a log that cannot be read is somebody's, and kept.
 func TestLogUnreadable(t *testing.T) {
 	inRuleWorld(t, func(t *testing.T, w *ruleWorld) {
 		w.flushedBehind()

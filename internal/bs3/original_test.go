@@ -73,7 +73,7 @@ func TestOriginalCrashAfterGC(t *testing.T) {
 // next start took the hole for the end of the log.
 func TestOriginalUploadOfGCFails(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var hole atomic.Int64 // the key that can not be stored; below 0 = every key can
+		var hole atomic.Int64 // the key that cannot be stored; below 0 = every key can
 		hole.Store(-1)
 		hooks := &objtest.Hooks{Inner: objtest.NewMemory(), Before: func(_ context.Context, op objtest.Op) error {
 			if k, err := key.Parse(op.Name); err == nil && op.Kind == objtest.Put && int64(k) == hole.Load() {

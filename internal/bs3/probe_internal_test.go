@@ -13,7 +13,7 @@ import (
 	"bs3/internal/bs3/objproxy/objtest"
 )
 
-// probe gives the outcome of a Probe, or late if it takes too long.
+// probe returns the outcome of a Probe, or late if it takes too long.
 func probe(t *testing.T, e *Engine, late error) error {
 	t.Helper()
 	ctx, cancel := context.WithTimeoutCause(t.Context(), time.Second, late)

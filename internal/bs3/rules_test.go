@@ -94,8 +94,8 @@ func (r ruleOut) build(t *testing.T) string {
 	return bin
 }
 
-// run runs tests of the binary and gives their output; it is over when it
-// takes longer than limit, for a mutilated engine may wait for ever.
+// run runs tests of the binary and returns their output. It ends them when they
+// take longer than limit, because a mutilated engine may wait for ever.
 func (r ruleOut) run(t *testing.T, limit time.Duration, bin string, args ...string) (out string, failed bool) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), limit)

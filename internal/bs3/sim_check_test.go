@@ -41,7 +41,7 @@ func simStamp(p []byte, block, stamp uint64) {
 	}
 }
 
-// simRead gives the stamp that the data of a block carries, 0 for zeros.
+// simRead returns the stamp that the data of a block carries, 0 for zeros.
 func simRead(p []byte, block uint64) (uint64, error) {
 	stamp := binary.LittleEndian.Uint64(p)
 	want := make([]byte, len(p))
@@ -56,7 +56,7 @@ func simRead(p []byte, block uint64) (uint64, error) {
 
 func (r simRec) covers(block uint64) bool { return r.block <= block && block < r.block+uint64(r.n) }
 
-// simFold gives what each block holds after a history; zeros are left out.
+// simFold returns what each block holds after a history; zeros are left out.
 func simFold(history []simRec) map[uint64]uint64 {
 	m := make(map[uint64]uint64)
 	for _, r := range history {
@@ -147,7 +147,7 @@ func (s *simSession) lastAcked() int {
 	return 0
 }
 
-// may gives the stamps that a read of block may find: of the newest write
+// may returns the stamps that a read of block may find: of the newest write
 // among the first n, or of any that came later.
 func (s *simSession) may(block uint64, n int) []uint64 {
 	var found []uint64
@@ -328,7 +328,7 @@ func (w *simWorld) opened(d *simDaemon, e *Engine) *simSession {
 	return s
 }
 
-// onlyOn says whether all claims from one epoch to another were made on h.
+// onlyOn reports whether all claims from one epoch to another were made on h.
 func (w *simWorld) onlyOn(h *simHost, from, to uint64) bool {
 	return !slices.ContainsFunc(w.claims, func(c simClaim) bool { return from <= c.epoch && c.epoch <= to && c.host != h })
 }
@@ -344,7 +344,7 @@ func (w *simWorld) flushAcked(s *simSession, history []simRec) {
 	w.count["flushes"]++
 }
 
-// owner says whether no epoch after that of s was claimed. Under the world's mutex.
+// owner reports whether no epoch after that of s was claimed. Under the world's mutex.
 func (w *simWorld) owner(s *simSession) bool { return w.claims[len(w.claims)-1].epoch == s.epoch }
 
 // readDone judges a read that began when the first n writes were acknowledged

@@ -72,16 +72,16 @@ func (w *simWorld) daemon(name string) *simDaemon {
 	panic("sim: no daemon " + name)
 }
 
-// gone says whether the daemon is dead, or about to end. Under the world's mutex.
+// gone reports whether the daemon is dead, or about to end. Under the world's mutex.
 func (d *simDaemon) gone() bool { return d.died }
 
-// stopping says whether a request may have failed with err because it was
+// stopping reports whether a request may have failed with err because it was
 // given up or the engine stops. Under the world's mutex.
 func (d *simDaemon) stopping(err error) bool {
 	return errors.Is(err, context.DeadlineExceeded) || d.closing || d.e.Err() != nil
 }
 
-// serves says whether clients may be served. Under the world's mutex.
+// serves reports whether clients may be served. Under the world's mutex.
 func (d *simDaemon) serves() bool { return d.session != nil && !d.died && !d.closing && !d.draining }
 
 // startDaemon starts a process on h; nil if another one there has the lock.
@@ -137,7 +137,7 @@ func (d *simDaemon) openReturned(e *Engine, err error) {
 		if died {
 			return
 		}
-		w.logLocked("%s can not open", d.name)
+		w.logLocked("%s cannot open", d.name)
 		w.events = append(w.events, simEvent{at: time.Since(w.start), text: d.name + ": " + err.Error(), noise: true})
 		switch {
 		case errors.Is(err, volume.ErrFenced) && d.epoch > 0 && w.claims[len(w.claims)-1].epoch > d.epoch:

@@ -201,7 +201,7 @@ func (run *simRun) drive(w *simWorld) {
 	}
 }
 
-// alive gives the daemons that have not ended.
+// alive returns the daemons that have not ended.
 func (run *simRun) alive(w *simWorld) []*simDaemon {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -214,7 +214,7 @@ func (run *simRun) alive(w *simWorld) []*simDaemon {
 	return list
 }
 
-// pick gives one of the daemons alive, mostly the newest; nil if there is none.
+// pick returns one of the daemons alive, mostly the newest; nil if there is none.
 func (run *simRun) pick(w *simWorld, op simOp) *simDaemon {
 	list := run.alive(w)
 	if len(list) == 0 {
@@ -226,7 +226,7 @@ func (run *simRun) pick(w *simWorld, op simOp) *simDaemon {
 	return list[op.bits[3]/4%uint64(len(list))]
 }
 
-// client gives a daemon for a client's request: mostly the newest that serves.
+// client returns a daemon for a client's request: mostly the newest that serves.
 // If none does, it mostly waits for the newest to serve, for a while.
 func (run *simRun) client(w *simWorld, op simOp) *simDaemon {
 	var serving []*simDaemon
@@ -267,7 +267,7 @@ func (op simOp) limit() time.Duration {
 	return time.Duration(1 + op.bits[2]/10%uint64(40*time.Millisecond))
 }
 
-// place gives blocks of a region.
+// place returns blocks of a region.
 func (op simOp) place() (block uint64, n uint32) {
 	r := simRegions[op.bits[0]%uint64(len(simRegions))]
 	from := uint32(op.bits[0] >> 8 % uint64(r.n))
@@ -486,7 +486,7 @@ func (run *simRun) finish(w *simWorld) {
 		h := run.where(w, simOp{bits: [4]uint64{r.Uint64()}})
 		d := w.startDaemon(h, run.cfg, 4, 2, true)
 		if !d.await(d.opened, "open") || d.e == nil {
-			w.fail("FINAL: %s can not open: %v", d.name, d.openErr)
+			w.fail("FINAL: %s cannot open: %v", d.name, d.openErr)
 			return
 		}
 		run.settle(w, d)

@@ -105,7 +105,7 @@ func (c *simWire) draw(op objtest.Op) simFate {
 	return f
 }
 
-// fights says whether the process has found somebody else at a name.
+// fights reports whether the process has found somebody else at a name.
 func (c *simWire) fights(name string, exists bool) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -147,7 +147,7 @@ func (c *simWire) resume(ctx context.Context, spread time.Duration) error {
 }
 
 // call lets apply happen to the store, or not, or later. later prepares a late
-// request at once and gives what is to happen when it arrives, or is dropped.
+// request at once and returns what is to happen when it arrives, or is dropped.
 func (c *simWire) call(ctx context.Context, op objtest.Op, apply func(f simFate) error, later func(open bool) func(arrives bool)) error {
 	if err := ctx.Err(); err != nil {
 		return fmt.Errorf("%s: %w", op, err)
@@ -228,7 +228,7 @@ type simTurn struct {
 	start chan *time.Timer
 }
 
-// inTurn gives each of the requests made in one instant a later one of its
+// inTurn returns each of the requests made in one instant a later one of its
 // own, in an order that does not depend on which goroutine ran first: when the
 // clock moves on, all of them are there. What the same instant ends is not
 // sent.

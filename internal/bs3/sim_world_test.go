@@ -83,14 +83,14 @@ func newSimWorld(seed uint64, root string, net simNetwork) *simWorld {
 	}
 }
 
-// random gives numbers that depend on the seed and on what they are for.
+// random returns numbers that depend on the seed and on what they are for.
 func (w *simWorld) random(what string, nth uint64) *rand.Rand {
 	h := fnv.New64a()
 	_, _ = io.WriteString(h, what)
 	return rand.New(rand.NewPCG(w.seed, h.Sum64()+nth*0x9e3779b97f4a7c15))
 }
 
-// due gives a timer for about d from now, at a nanosecond of its own.
+// due returns a timer for about d from now, at a nanosecond of its own.
 func (w *simWorld) due(d time.Duration) *time.Timer {
 	at := time.Now().Add(max(d, time.Microsecond)).UnixNano() // later than inTurn, which is soonest
 	w.mu.Lock()
@@ -162,7 +162,7 @@ func (w *simWorld) add(what string, n int) {
 	w.count[what] += n
 }
 
-// trace gives the events of the run, in order. Of what happened in the same
+// trace returns the events of the run, in order. Of what happened in the same
 // instant the order says nothing, so it is by text.
 func (w *simWorld) trace() []simEvent {
 	w.mu.Lock()

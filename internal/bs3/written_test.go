@@ -55,7 +55,7 @@ func TestWrittenBlocksStayCached(t *testing.T) {
 		}
 		p := make([]byte, large)
 		if err := e.ReadAt(t.Context(), p, 16<<20); err != nil || !bytes.Equal(p, bytes.Repeat([]byte{3}, large)) {
-			t.Errorf("the large write can not be read: %v", err)
+			t.Errorf("the large write cannot be read: %v", err)
 		}
 		shut(t, e)
 	})

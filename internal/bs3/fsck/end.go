@@ -93,7 +93,7 @@ func (f *check) readBeyond(ctx context.Context, k key.Key) ([]beyond, error) {
 	return slices.DeleteFunc(found, func(b beyond) bool { return b.obj == nil }), nil
 }
 
-// judgeEnd says whether the log can end at r.next, where it is as at says. Of
+// judgeEnd judges whether the log can end at r.next, where it is as at says. Of
 // an epoch that has begun later all that came before its fence was stored; and
 // a writer that released the volume had stored everything. But what a writer
 // that did not release it had stored out of order may lie behind a gap.

@@ -84,7 +84,7 @@ func (f Finding) String() string {
 
 // Report is what Fsck found. Its JSON form is a contract.
 type Report struct {
-	UUID        layout.UUID `json:"uuid"`        // zero if the volume record can not be read
+	UUID        layout.UUID `json:"uuid"`        // zero if the volume record cannot be read
 	Epoch       uint64      `json:"epoch"`       // of the last writer
 	Released    bool        `json:"released"`    // by it
 	Checkpoints []string    `json:"checkpoints"` // that the record names, oldest first
@@ -218,7 +218,7 @@ func (f *check) noRecord(ctx context.Context, err error) error {
 	return nil
 }
 
-// moved says whether the volume record names other checkpoints than those that
+// moved reports whether the volume record names other checkpoints than those that
 // this try reads.
 func (f *check) moved(ctx context.Context) (bool, error) {
 	v, _, err := volume.ReadRecord(ctx, f.store)

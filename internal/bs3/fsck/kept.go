@@ -123,7 +123,7 @@ type leafCheck struct {
 	damaged atomic.Bool
 }
 
-// places gives for each key one more than its place in the object table of c:
+// places returns for each key one more than its place in the object table of c:
 // a scattered map asks for one with every block. It is nil for a log so long
 // that it would be large.
 func places(c volume.Checkpoint) []uint32 {
@@ -300,7 +300,7 @@ type laterKept struct {
 	older *volume.Checkpoint // nil with fewer than two
 }
 
-// givenBack says whether an object that is not there could be deleted: the
+// givenBack reports whether an object that is not there could be deleted: the
 // older of the two checkpoints that are kept by now does not need it.
 func (f *check) givenBack(ctx context.Context, k key.Key) (bool, error) {
 	for range volume.MostRestarts {

@@ -94,7 +94,7 @@ func (f *check) checkLog(ctx context.Context) error {
 	return nil
 }
 
-// checkAgainst checks c, against the map of r if that is sound, and gives the
+// checkAgainst checks c, against the map of r if that is sound, and returns the
 // check that goes on from there: one that starts at c where r is of no use, as
 // an open would, or r.
 func (f *check) checkAgainst(ctx context.Context, c volume.Checkpoint, r *logCheck, older *volume.Checkpoint) (*logCheck, error) {
@@ -143,7 +143,7 @@ func (f *check) newestNamed() key.Key {
 	return k
 }
 
-// complete says whether all objects from key 0 on are there.
+// complete reports whether all objects from key 0 on are there.
 func (f *check) complete() bool {
 	switch {
 	case len(f.v.Checkpoints) == 0:
@@ -207,13 +207,13 @@ func (r *logCheck) through(ctx context.Context, k key.Key) error {
 	return nil
 }
 
-// dead says whether the oldest checkpoint lets object k be deleted.
+// dead reports whether the oldest checkpoint lets object k be deleted.
 func (f *check) dead(k key.Key) bool {
 	o, here := f.kept[0].Object(k)
 	return !here || o.Live == 0 && !o.Fence
 }
 
-// anothers says whether the object of o's key was deleted and its name taken by
+// anothers reports whether the object of o's key was deleted and its name taken by
 // o: the fence of a writer that put it there before it found itself fenced.
 func (f *check) anothers(o *layout.Object) bool {
 	if len(f.kept) == 0 || o.UUID != f.v.UUID || o.Key > f.kept[0].Key || !f.dead(o.Key) {
@@ -223,7 +223,7 @@ func (f *check) anothers(o *layout.Object) bool {
 	return !here || before.Epoch != o.Epoch
 }
 
-// notNext says why o can not be the next object of the log; empty if it can.
+// notNext says why o cannot be the next object of the log; empty if it can.
 func (r *logCheck) notNext(o *layout.Object) string {
 	switch {
 	case o.UUID != r.f.v.UUID:
@@ -234,7 +234,7 @@ func (r *logCheck) notNext(o *layout.Object) string {
 	return ""
 }
 
-// skip goes on behind an object that can not be used.
+// skip goes on behind an object that cannot be used.
 func (r *logCheck) skip() {
 	r.next++
 	r.seq, r.sound = 0, false

@@ -47,7 +47,7 @@ func (f *check) list(ctx context.Context) (l listing, err error) {
 	return l, err
 }
 
-// through says whether all objects up to k are listed.
+// through reports whether all objects up to k are listed.
 func (l listing) through(k key.Key) bool {
 	return uint64(k) < uint64(len(l.objects)) && l.objects[k].key == k
 }
@@ -65,7 +65,7 @@ type wanted struct {
 	told bool // by a checkpoint
 }
 
-// wanted gives the objects that are still to be read: those that a kept
+// wanted returns the objects that are still to be read: those that a kept
 // checkpoint needs and that were not read with the log, and all that the map
 // needs if their data is to be checked. Without any map it is all there are.
 func (f *check) wanted() []wanted {
@@ -135,7 +135,7 @@ func (f *check) checkObjects(ctx context.Context) error {
 	return group.Wait()
 }
 
-// checkObject checks footer and records of one object. It gives nil if its
+// checkObject checks footer and records of one object. It returns nil if its
 // data need not be looked at.
 func (f *check) checkObject(ctx context.Context, w wanted) (*layout.Object, error) {
 	if f.isBad(w.key) {

@@ -9,8 +9,8 @@ import (
 	"bs3/internal/bs3/objproxy"
 )
 
-// MaxRead bounds what ReadAll takes, and so a checkpoint: S3 takes no more in
-// one put.
+// MaxRead bounds what ReadAll takes, in bytes, and so a checkpoint: a store may
+// take no more in one put.
 const MaxRead = 5 << 30
 
 // ReadAll reads a whole object whose size is not known, and its version.
