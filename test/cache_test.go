@@ -10,15 +10,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// What was written or read is on the disk of this machine for the daemons to
-// come, whatever becomes of their state; and what a damaged cache says is not
-// believed.
+// The disk cache keeps what was written or read for later daemons, whatever
+// becomes of their state; and nothing is believed that a damaged cache says.
 func TestDiskCache(t *testing.T) {
 	v := newVolume(t, onDir).with("cache.path", filepath.Join(t.TempDir(), "cache")).with("cache.size", 1).with("read.cache_size", 0)
 	data := randomBytes(16 * mib)
 	d := v.start()
 	c := dial(t, v.socket)
-	const piece = 64 << 10 // larger ones are taken for streams
+	const piece = 64 << 10 // larger writes count as streams
 	for at := 0; at < len(data); at += piece {
 		c.write(int64(at), data[at:at+piece])
 	}
@@ -26,14 +25,14 @@ func TestDiskCache(t *testing.T) {
 	look := func(what string, least int64) {
 		t.Helper()
 		if !bytes.Equal(dial(t, v.socket).read(0, len(data)), data) {
-			t.Errorf("%s: other data than written", what)
+			t.Errorf("%s: other data than was written", what)
 		}
 		cache := v.status().DiskCache
 		if cache == nil || cache.Failed != "" || cache.Hits < uint64(least) || least == 0 && cache.Hits > 0 {
 			t.Errorf("%s: %+v", what, cache)
 		}
 	}
-	d.stop() // what waits for the disk is written
+	d.stop() // writes what waits for the disk
 	v.wipeState()
 	d = v.start()
 	look("the next daemon", 16*mib/blockSize/2)
@@ -45,7 +44,7 @@ func TestDiskCache(t *testing.T) {
 	d.stop()
 }
 
-// damageCache spoils a byte of every block in a disk cache, and every other of
+// damageCache changes bytes in every block of a disk cache and in every other of
 // its tables (docs/FORMAT.md).
 func damageCache(t *testing.T, path string) {
 	t.Helper()
@@ -79,8 +78,8 @@ func damageCache(t *testing.T, path string) {
 	}
 }
 
-// A disk that has no room for log and cache is done without, loudly: flushes
-// wait for the store then.
+// If the disk has no room for log and cache, the daemon says so and does without:
+// flushes then wait for the store.
 func TestFullDisk(t *testing.T) {
 	needRoot(t)
 	disk := t.TempDir()
@@ -104,7 +103,7 @@ func TestFullDisk(t *testing.T) {
 	}
 	for _, text := range []string{"local log has failed", "going on without the disk cache"} {
 		if len(d.logged(text)) != 1 {
-			t.Errorf("the daemon does not say once that %q", text)
+			t.Errorf("the daemon does not log once that %q", text)
 		}
 	}
 	d.kill()
@@ -112,12 +111,12 @@ func TestFullDisk(t *testing.T) {
 	v.with("cache.path", "")
 	d = v.start()
 	if !bytes.Equal(dial(t, v.socket).read(0, len(data)), data) {
-		t.Error("other data than written")
+		t.Error("other data than was written")
 	}
 	d.stop()
 }
 
-// The local log is its volume's alone, and of the daemon that has it.
+// A local log belongs to its volume, and to the daemon that has it open.
 func TestLocalLogRefusals(t *testing.T) {
 	v := newVolume(t, onDir).inMode(localLog)
 	d := v.start()
@@ -137,13 +136,13 @@ func TestLocalLogRefusals(t *testing.T) {
 		for key, value := range set {
 			second.config[key] = value
 		}
-		code, _, errs := run(t, startLimit, second.command(args...))
+		code, _, errs := run(t, second.command(args...))
 		if code != want || !strings.Contains(errs, says) {
-			t.Errorf("%s: exit code %d, and it says: %s", what, code, errs)
+			t.Errorf("%s: exit code %d, stderr %s", what, code, errs)
 		}
 	}
 	otherState := filepath.Join(second.dir, "state")
-	try("the log of a living daemon", exitOther, "in use", map[string]any{"state.path": otherState}, "--takeover")
+	try("the log of a live daemon", exitOther, "in use", map[string]any{"state.path": otherState}, "--takeover")
 	d.kill()
 	try("without the log", exitRefused, "--forget-local-log", map[string]any{"cache.path": filepath.Join(second.dir, "cache")}, "--takeover")
 	try("without any", exitRefused, "no cache.path", map[string]any{"cache.path": ""}, "--takeover")

@@ -11,11 +11,10 @@ import (
 	"strconv"
 	"strings"
 	"testing"
-	"time"
 )
 
-// fio writes blocks of all sizes over two connections, with more requests on
-// each, and verifies them; a third one trims and writes again.
+// fio writes blocks of all sizes over two connections, many requests at a time,
+// and verifies them; over a third it trims and writes again.
 func TestFioVerify(t *testing.T) {
 	needTools(t, "fio")
 	for _, store := range []string{onDir, onVersitygw} {
@@ -31,13 +30,13 @@ func TestFioVerify(t *testing.T) {
 			args = append(args, job("one", "256m", "256m", "randwrite", "16")...)
 			args = append(args, job("two", "512m", "256m", "randrw", "16")...)
 			// One at a time: otherwise fio sends the trim and the write of a block
-			// together, which any server may do in any order. And from offset 0: fio
-			// 3.33 forgets to write elsewhere.
+			// together, and a server may do them in either order. And from offset 0:
+			// elsewhere fio 3.33 forgets to write.
 			args = append(args, job("trims", "0", "64m", "randtrimwrite", "1")...)
 			fio := exec.Command("fio", args...)
 			fio.Dir = v.dir // it leaves files behind
-			if code, out, errs := run(t, 5*time.Minute, fio); code != 0 {
-				t.Fatalf("fio: exit %d\n%s%s", code, out, errs)
+			if code, out, errs := run(t, fio); code != 0 {
+				t.Fatalf("fio: exit code %d\n%s%s", code, out, errs)
 			}
 			d.stop()
 
@@ -59,12 +58,12 @@ func TestFioVerify(t *testing.T) {
 				t.Fatal(err)
 			}
 			if len(result.Jobs) != 3 {
-				t.Fatalf("fio reports %d jobs", len(result.Jobs))
+				t.Fatalf("fio reports %d jobs, want 3", len(result.Jobs))
 			}
 			for _, j := range result.Jobs {
 				t.Logf("%s: %d reads, %d writes, %d trims", j.Name, j.Read.IOs, j.Write.IOs, j.Trim.IOs)
 				if j.Error != 0 || j.Read.IOs == 0 || j.Write.IOs == 0 || (j.Trim.IOs > 0) != (j.Name == "trims") {
-					t.Errorf("fio's job did not do its work: %+v", j)
+					t.Errorf("a job of fio did not do its work: %+v", j)
 				}
 			}
 		})
@@ -73,7 +72,7 @@ func TestFioVerify(t *testing.T) {
 
 // Unaligned requests beside aligned ones lose nothing; see the script.
 func TestUnalignedRequests(t *testing.T) {
-	const python = "/usr/bin/python3" // Debian's, which has its libnbd
+	const python = "/usr/bin/python3" // Debian's python3-libnbd is for this one
 	needTools(t, python)
 	if exec.Command(python, "-c", "import nbd").Run() != nil {
 		lack(t, "no libnbd for "+python+"; make test installs it")
@@ -85,13 +84,13 @@ func TestUnalignedRequests(t *testing.T) {
 				t.Logf("seed %s", seed)
 				v := newVolume(t, store).with("block_size", size)
 				d := v.start()
-				want := strings.TrimSpace(command(t, 5*time.Minute, python, "testdata/unaligned.py", v.uri(), seed, "200"))
+				want := strings.TrimSpace(command(t, python, "testdata/unaligned.py", v.uri(), seed, "200"))
 				d.kill()
 				v.wipeState()
 				d = v.start()
 				got := sha256.Sum256(dial(t, v.socket).read(0, 64*blockSize))
 				if hex.EncodeToString(got[:]) != want {
-					t.Error("after a restart the area is not as it was flushed")
+					t.Error("after a restart the area differs from what was flushed")
 				}
 				d.stop()
 			})

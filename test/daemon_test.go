@@ -9,15 +9,8 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"bs3/internal/bs3/objproxy/objtest"
-)
-
-// Generous limits: they are there to end a hang, not to measure.
-const (
-	startLimit = 30 * time.Second
-	stopLimit  = time.Minute
 )
 
 // The kinds of store that tests run on.
@@ -26,8 +19,8 @@ const (
 	onVersitygw = "versitygw" // a real S3 server
 )
 
-// volume is a volume's configuration and the directory for everything of it.
-// With go test -artifacts that directory stays.
+// volume is a volume's configuration and the directory that holds all of it.
+// go test -artifacts keeps that directory.
 type volume struct {
 	t      testing.TB
 	dir    string
@@ -35,7 +28,7 @@ type volume struct {
 	config map[string]any // keys of the configuration and their values
 }
 
-// newVolume configures a volume of 1 GB in a store that ends with the test.
+// newVolume configures a volume of 1 GB in a store that lives as long as the test.
 func newVolume(t testing.TB, store string) *volume {
 	t.Helper()
 	if store == onDir {
@@ -69,7 +62,7 @@ func emptyVolume(t testing.TB) *volume {
 	}}
 }
 
-// with sets a key for the following starts.
+// with sets a key for the starts that follow.
 func (v *volume) with(key string, value any) *volume {
 	v.config[key] = value
 	return v
@@ -110,7 +103,7 @@ func (v *volume) loseDisk() {
 	}
 }
 
-// command is bs3 with the volume's configuration.
+// command returns bs3 with the volume's configuration.
 func (v *volume) command(args ...string) *exec.Cmd {
 	v.t.Helper()
 	var text strings.Builder
@@ -124,7 +117,7 @@ func (v *volume) command(args ...string) *exec.Cmd {
 	return bs3(v.dir, append([]string{"-c", file}, args...)...)
 }
 
-// bs3 is the program under test, in dir, with none of our variables set.
+// bs3 returns the program under test, in dir, with none of our variables set.
 func bs3(dir string, args ...string) *exec.Cmd {
 	cmd := exec.Command(os.Getenv(binaryEnv), args...)
 	cmd.Dir = dir
@@ -139,7 +132,7 @@ func bs3(dir string, args ...string) *exec.Cmd {
 // daemon is a running bs3.
 type daemon struct{ *process }
 
-// launch starts a daemon that may not get as far as serving.
+// launch starts a daemon that may never get as far as serving.
 func (v *volume) launch(args ...string) *daemon {
 	v.t.Helper()
 	return &daemon{start(v.t, "bs3", v.command(args...))}
@@ -149,7 +142,7 @@ func (v *volume) launch(args ...string) *daemon {
 func (v *volume) start(args ...string) *daemon {
 	v.t.Helper()
 	d := v.launch(args...)
-	d.expect(`"serving"`, startLimit)
+	d.expect(`"serving"`)
 	return d
 }
 
@@ -157,12 +150,12 @@ func (v *volume) start(args ...string) *daemon {
 func (d *daemon) stop() {
 	d.t.Helper()
 	d.signal(syscall.SIGINT)
-	if code := d.wait(stopLimit); code != 0 {
+	if code := d.wait(); code != 0 {
 		d.t.Fatalf("a clean stop: exit code %d", code)
 	}
 }
 
-// info is a part of what `bs3 info --json` says.
+// info is part of what `bs3 info --json` prints.
 type info struct {
 	Size   int64
 	Epoch  uint64
@@ -171,9 +164,9 @@ type info struct {
 
 func (v *volume) info() info {
 	v.t.Helper()
-	code, out, errs := run(v.t, startLimit, v.command("info", "--json"))
+	code, out, errs := run(v.t, v.command("info", "--json"))
 	if code != 0 {
-		v.t.Fatalf("bs3 info: exit %d\n%s", code, errs)
+		v.t.Fatalf("bs3 info: exit code %d\n%s", code, errs)
 	}
 	var i info
 	if err := json.Unmarshal([]byte(out), &i); err != nil {

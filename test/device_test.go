@@ -11,7 +11,7 @@ import (
 )
 
 // blockDevice is a volume as a block device of this machine: nbdfuse shows the
-// NBD export as a file, a loop device makes a block device of that file.
+// NBD export as a file, and a loop device turns that file into a block device.
 type blockDevice struct {
 	t     testing.TB
 	fuse  *process
@@ -36,56 +36,58 @@ func attach(t testing.TB, uri string) *blockDevice {
 	b := &blockDevice{t: t, point: point, file: filepath.Join(point, "nbd")}
 	b.fuse = start(t, "nbdfuse", exec.Command("nbdfuse", point, uri))
 	t.Cleanup(b.tearDown)
-	waitFor(t, startLimit, "nbdfuse to show the export", func() bool {
+	b.fuse.waitFor("nbdfuse to show the export", func() bool {
 		_, err := os.Stat(b.file)
 		return err == nil
 	})
-	b.path = strings.TrimSpace(command(t, startLimit, "losetup", "--find", "--show", b.file))
+	b.path = strings.TrimSpace(command(t, "losetup", "--find", "--show", b.file))
 	return b
 }
 
 // mountAt mounts the device's file system.
 func (b *blockDevice) mountAt(dir, fs string) {
 	b.t.Helper()
-	command(b.t, time.Minute, "mount", "-t", fs, b.path, dir)
+	command(b.t, "mount", "-t", fs, b.path, dir)
 	b.mount = dir
 }
 
 func (b *blockDevice) unmount() {
 	b.t.Helper()
-	command(b.t, 5*time.Minute, "umount", b.mount)
+	command(b.t, "umount", b.mount)
 	b.mount = ""
 }
 
-// trim discards what the mounted file system does not use. It is mounted anew
-// first: xfs frees what was deleted in the background, and sync does not wait
-// for that.
+// trim discards what the mounted file system does not use. It mounts it anew
+// first: xfs frees deleted blocks in the background, and sync does not wait for
+// that.
 func (b *blockDevice) trim(fs string) {
 	b.t.Helper()
 	dir := b.mount
 	b.unmount()
 	b.mountAt(dir, fs)
-	command(b.t, 5*time.Minute, "fstrim", dir)
+	command(b.t, "fstrim", dir)
 }
 
-// detach gives the device back; its file system must not be mounted.
+// detach removes the device; its file system must not be mounted.
 func (b *blockDevice) detach() {
 	b.t.Helper()
-	command(b.t, time.Minute, "losetup", "--detach", b.path)
+	command(b.t, "losetup", "--detach", b.path)
 	b.path = ""
 	// The kernel lets go of the file a moment later.
-	waitFor(b.t, time.Minute, "nbdfuse to unmount", func() bool {
+	b.fuse.waitFor("nbdfuse to unmount", func() bool {
 		return exec.Command("fusermount3", "-u", b.point).Run() == nil
 	})
-	if code := b.fuse.wait(time.Minute); code != 0 {
+	if code := b.fuse.wait(); code != 0 {
 		b.t.Fatalf("nbdfuse: exit code %d", code)
 	}
 }
 
-// tearDown leaves nothing behind of a test that failed half-way. When the
-// export hangs, so does everything above it: then nbdfuse is killed first.
+// tearDown removes what a test that failed half-way has left. When the export
+// hangs, so does everything above it; the limit says when to take it for hanging
+// and kill nbdfuse. No test fails by that limit.
 func (b *blockDevice) tearDown() {
-	try := func(limit time.Duration, name string, args ...string) error {
+	const limit = 20 * time.Second
+	try := func(name string, args ...string) error {
 		cmd := exec.Command(name, args...)
 		if err := cmd.Start(); err != nil {
 			return err
@@ -101,28 +103,12 @@ func (b *blockDevice) tearDown() {
 		}
 	}
 	if b.mount != "" {
-		b.t.Logf("umount %s: %v", b.mount, try(20*time.Second, "umount", b.mount))
+		b.t.Logf("umount %s: %v", b.mount, try("umount", b.mount))
 	}
 	if b.path != "" {
-		b.t.Logf("losetup --detach %s: %v", b.path, try(20*time.Second, "losetup", "--detach", b.path))
+		b.t.Logf("losetup --detach %s: %v", b.path, try("losetup", "--detach", b.path))
 	}
 	if b.mount != "" || b.path != "" {
-		_ = try(20*time.Second, "fusermount3", "-u", "-z", b.point)
-	}
-}
-
-// waitFor asks until cond holds.
-func waitFor(t testing.TB, limit time.Duration, what string, cond func() bool) {
-	t.Helper()
-	tick := time.NewTicker(5 * time.Millisecond)
-	defer tick.Stop()
-	late := time.NewTimer(limit)
-	defer late.Stop()
-	for !cond() {
-		select {
-		case <-tick.C:
-		case <-late.C:
-			t.Fatalf("waited %v for %s", limit, what)
-		}
+		_ = try("fusermount3", "-u", "-z", b.point)
 	}
 }

@@ -8,10 +8,9 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 )
 
-// fileSystem is how one of Linux's is made and checked.
+// fileSystem says how to make and check one of Linux's file systems.
 type fileSystem struct {
 	name string
 	mkfs []string // the device is appended
@@ -28,16 +27,16 @@ func fileSystems() []fileSystem {
 
 func (f fileSystem) make(b *blockDevice) {
 	b.t.Helper()
-	command(b.t, 5*time.Minute, f.mkfs[0], append(f.mkfs[1:], b.path)...)
+	command(b.t, f.mkfs[0], append(f.mkfs[1:], b.path)...)
 }
 
 func (f fileSystem) check(b *blockDevice) {
 	b.t.Helper()
-	command(b.t, 5*time.Minute, f.fsck[0], append(f.fsck[1:], b.path)...)
+	command(b.t, f.fsck[0], append(f.fsck[1:], b.path)...)
 }
 
-// The Go source tree survives in a file system when only the store does, and
-// what is deleted from it gives its space back.
+// The Go source tree in a file system survives if nothing but the store does, and
+// deleting part of it frees space in the store.
 func TestFileSystems(t *testing.T) {
 	source := filepath.Join(goRoot(t), "src")
 	for _, store := range []string{onDir, onVersitygw} {
@@ -53,7 +52,7 @@ func TestFileSystems(t *testing.T) {
 				f.make(b)
 				b.mountAt(point, f.name)
 				want := copyTree(t, source, tree)
-				command(t, 5*time.Minute, "sync", "-f", point)
+				command(t, "sync", "-f", point)
 				b.unmount()
 				b.detach()
 				d.stop()
@@ -80,7 +79,7 @@ func TestFileSystems(t *testing.T) {
 					t.Errorf("%d bytes of data before deleting 50 MB and fstrim, %d after", before, after)
 				}
 				b.detach()
-				b = v.attach() // without what the kernel has cached
+				b = v.attach() // without the kernel's cache
 				f.check(b)
 				b.mountAt(point, f.name)
 				sameTree(t, want, tree)
@@ -94,8 +93,8 @@ func TestFileSystems(t *testing.T) {
 
 type sum [sha256.Size]byte
 
-// copyTree copies the regular files below from, and gives the checksums of
-// what it wrote by name.
+// copyTree copies the regular files below from, and returns the checksums of what
+// it wrote by name.
 func copyTree(t *testing.T, from, to string) map[string]sum {
 	t.Helper()
 	want := map[string]sum{}
@@ -124,7 +123,7 @@ func copyTree(t *testing.T, from, to string) map[string]sum {
 		t.Fatal(err)
 	}
 	if len(want) < 100 {
-		t.Fatalf("only %d files below %s: not much of a test", len(want), from)
+		t.Fatalf("%d files below %s are too few for a test", len(want), from)
 	}
 	return want
 }
@@ -152,7 +151,7 @@ func sameTree(t *testing.T, want map[string]sum, dir string) {
 		t.Error(err)
 	}
 	if found != len(want) {
-		t.Errorf("found %d files of %d", found, len(want))
+		t.Errorf("found %d of %d files", found, len(want))
 	}
 }
 

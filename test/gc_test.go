@@ -16,11 +16,11 @@ import (
 
 const exitNoDaemon = 75
 
-// call runs a command on the running daemon, which has to succeed, and decodes
-// what it prints.
+// call runs a command that asks the running daemon and has to succeed, and
+// decodes what it prints.
 func (v *volume) call(result any, args ...string) {
 	v.t.Helper()
-	code, out, errs := run(v.t, 2*time.Minute, v.command(args...))
+	code, out, errs := run(v.t, v.command(args...))
 	if code != 0 {
 		v.t.Fatalf("bs3 %s: exit code %d\n%s", strings.Join(args, " "), code, errs)
 	}
@@ -32,7 +32,7 @@ func (v *volume) call(result any, args ...string) {
 	}
 }
 
-// status is a part of what `bs3 status --json` says.
+// status is part of what `bs3 status --json` prints.
 type status struct {
 	Epoch        uint64
 	Mode         string
@@ -60,7 +60,7 @@ func (v *volume) status() (s status) {
 	return s
 }
 
-// gcReport is what `bs3 gc --json` says.
+// gcReport is what `bs3 gc --json` prints.
 type gcReport struct {
 	Compacted   int
 	MovedBytes  int64 `json:"moved_bytes"`
@@ -69,7 +69,7 @@ type gcReport struct {
 	FailedReads int   `json:"failed_reads"`
 }
 
-// stored counts the files of a directory store, and their bytes.
+// stored counts the files of a directory store and their bytes.
 func (v *volume) stored() (files int, size int64) {
 	v.t.Helper()
 	err := filepath.WalkDir(v.config["dir.path"].(string), func(_ string, d fs.DirEntry, err error) error {
@@ -86,8 +86,8 @@ func (v *volume) stored() (files int, size int64) {
 	return files, size
 }
 
-// litter fills the first n bytes of the volume and overwrites them in small
-// pieces here and there, four times over. It gives what is there then.
+// litter fills the first n bytes of the volume, overwrites them in small pieces
+// in random order, four times over, and returns what they hold then.
 func litter(t testing.TB, c *client, n int64) []byte {
 	t.Helper()
 	const piece = 64 << 10
@@ -95,7 +95,7 @@ func litter(t testing.TB, c *client, n int64) []byte {
 	for round := range 5 {
 		for _, i := range rand.Perm(int(n / piece)) {
 			if round > 0 && i%5 == 0 {
-				continue // so that the first objects stay alive, a little
+				continue // so that a little of the first objects stays alive
 			}
 			p := randomBytes(piece)
 			copy(want[int64(i)*piece:], p)
@@ -106,8 +106,8 @@ func litter(t testing.TB, c *client, n int64) []byte {
 	return want
 }
 
-// However a collection is started, it shrinks the store to little more than
-// the live data, and loses nothing.
+// However a collection is started, it shrinks the store to little more than the
+// live data and loses nothing.
 func TestGarbageCollection(t *testing.T) {
 	const live = 16 * mib
 	for name, test := range map[string]struct {
@@ -119,22 +119,22 @@ func TestGarbageCollection(t *testing.T) {
 			var plan, done, again gcReport
 			v.call(&plan, "gc", "--dry-run", "--json")
 			if now := v.status().Objects; now != objects || plan.Compacted == 0 || plan.FreedBytes == 0 {
-				v.t.Errorf("a dry run made %d objects of %d, and says %+v", now, objects, plan)
+				v.t.Errorf("%d objects after a dry run, %d before; it reports %+v", now, objects, plan)
 			}
 			v.call(&done, "gc", "--json")
 			if done != plan {
-				v.t.Errorf("the plan was %+v, done was %+v", plan, done)
+				v.t.Errorf("planned %+v, done %+v", plan, done)
 			}
 			if v.call(&again, "gc", "--json"); again != (gcReport{}) {
-				v.t.Errorf("a second collection finds %+v", again)
+				v.t.Errorf("a second collection found %+v", again)
 			}
 		}},
 		"SIGUSR1": {nil, func(v *volume, d *daemon) {
 			d.signal(syscall.SIGUSR1)
-			d.expect(`"garbage collection"`, time.Minute)
+			d.expect(`"garbage collection"`)
 		}},
-		"by itself": {map[string]any{"gc.wait": 1, "gc.idle_timeout": 0, "checkpoint.interval": 1}, func(v *volume, _ *daemon) {
-			waitFor(v.t, time.Minute, "the store to shrink", func() bool {
+		"by itself": {map[string]any{"gc.wait": 1, "gc.idle_timeout": 0, "checkpoint.interval": 1}, func(v *volume, d *daemon) {
+			d.waitFor("the store to shrink", func() bool {
 				_, size := v.stored()
 				return size < 5*live/2
 			})
@@ -151,25 +151,25 @@ func TestGarbageCollection(t *testing.T) {
 			test.collect(v, d)
 			left, after := v.stored()
 			t.Logf("%d files with %d MB became %d with %d MB", files, before/mib, left, after/mib)
-			// By itself it may have begun before.
+			// By itself it may have begun earlier.
 			if after > 5*live/2 || name != "by itself" && left >= files {
 				t.Errorf("%d files with %d MB are left for %d MB of live data", left, after/mib, live/mib)
 			}
 			if !bytes.Equal(dial(t, v.socket).read(0, int(live)), want) {
-				t.Error("other data than written")
+				t.Error("other data than was written")
 			}
 			d.kill()
 			v.wipeState()
 			d = v.start()
 			if !bytes.Equal(dial(t, v.socket).read(0, int(live)), want) {
-				t.Error("after a restart on nothing but the store: other data than written")
+				t.Error("after a restart on nothing but the store: other data than was written")
 			}
 			d.stop()
 		})
 	}
 }
 
-// What a daemon says about itself, and what is said where none runs.
+// What status reports of a running daemon, and what the verbs say if none runs.
 func TestStatus(t *testing.T) {
 	v, p := newProxiedVolume(t)
 	d := v.start()
@@ -183,38 +183,38 @@ func TestStatus(t *testing.T) {
 	}
 	v.call(nil, "checkpoint")
 	if s := v.status(); s.LogObjects != 0 {
-		t.Errorf("after a checkpoint %d objects would have to be read", s.LogObjects)
+		t.Errorf("after a checkpoint a start would read %d objects", s.LogObjects)
 	}
 
 	before := time.Now()
 	p.spoil(always(answer(503, "SlowDown")))
 	c.write(0, randomBytes(mib))
 	flush := c.send(nbdFlush, 0, 0, nil)
-	waitFor(t, time.Minute, "the status to say that the store does not answer", func() bool { return v.status().Store.WaitingSince != nil })
+	d.waitFor("the status to show that the store does not answer", func() bool { return v.status().Store.WaitingSince != nil })
 	s = v.status()
 	if since := *s.Store.WaitingSince; since.Before(before) || since.After(time.Now()) || !strings.Contains(s.Store.LastError, "SlowDown") {
-		t.Errorf("since %v; the store: %+v", before, s.Store)
+		t.Errorf("the store failed at %v; status: %+v", before, s.Store)
 	}
-	if code, out, _ := run(t, startLimit, v.command("status")); code != 0 || !strings.Contains(out, "SlowDown") {
-		t.Errorf("for people: exit code %d, and it says: %s", code, out)
+	if code, out, _ := run(t, v.command("status")); code != 0 || !strings.Contains(out, "SlowDown") {
+		t.Errorf("in plain text: exit code %d, output %s", code, out)
 	}
 	p.heal()
 	c.must("flush", flush)
 	if s := v.status(); s.Store.WaitingSince != nil {
-		t.Errorf("the store answers, the status says: %+v", s.Store)
+		t.Errorf("the store answers; status: %+v", s.Store)
 	}
 	d.stop()
 
 	for _, verb := range []string{"status", "gc", "checkpoint"} {
-		code, _, errs := run(t, startLimit, v.command(verb))
+		code, _, errs := run(t, v.command(verb))
 		if code != exitNoDaemon || !strings.Contains(errs, v.config["control.socket"].(string)) || !strings.Contains(errs, "bs3 run -c "+filepath.Join(v.dir, "vm.toml")) {
-			t.Errorf("%s without a daemon: exit code %d, and it says: %s", verb, code, errs)
+			t.Errorf("%s without a daemon: exit code %d, stderr %s", verb, code, errs)
 		}
 	}
 }
 
-// A daemon can be started before its store is there; it waits, and can be
-// stopped.
+// A daemon can be started before its store is there: it waits, and can be
+// stopped meanwhile.
 func TestStoreComesLater(t *testing.T) {
 	v := newVolume(t, onDir).with("write.linger", 600_000)
 	d := v.start()
@@ -228,16 +228,16 @@ func TestStoreComesLater(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	all(os.Rename(path, path+"-hidden"), os.WriteFile(path, nil, 0o600)) // a file in the way of the directory
+	all(os.Rename(path, path+"-hidden"), os.WriteFile(path, nil, 0o600)) // a file in place of the directory
 	d = v.launch()
-	if line := d.expect("trying again", startLimit); !strings.Contains(line, path) {
-		t.Errorf("it does not say what it waits for: %s", line)
+	if line := d.expect("trying again"); !strings.Contains(line, path) {
+		t.Errorf("the log does not name what the daemon waits for: %s", line)
 	}
 	d.stop()
 	d = v.launch()
-	d.expect("trying again", startLimit)
+	d.expect("trying again")
 	all(os.Remove(path), os.Rename(path+"-hidden", path))
-	d.expect(`"serving"`, startLimit)
+	d.expect(`"serving"`)
 	if !bytes.Equal(dial(t, v.socket).read(0, len(want)), want) {
 		t.Error("other data than was acknowledged")
 	}

@@ -10,8 +10,8 @@ import (
 )
 
 // The writers of a crash test. Each owns an area of the volume and has one
-// request under way at a time, so that the changes of one block have an order.
-// A block is filled with its number and the change that wrote it.
+// request in flight at a time, so that the changes of a block have an order. A
+// block is filled with its number and that of the change that wrote it.
 const (
 	blockSize  = 4096
 	writers    = 8
@@ -21,20 +21,20 @@ const (
 
 // change is a write or a discard.
 type change struct {
-	id         uint64 // what a write stamps its blocks with; 0 = a discard
+	id         uint64 // what a write stamps its blocks with; 0 for a discard
 	first, n   int    // blocks
 	sent, done int64  // ticks of the history's clock; done is 0 until it is acknowledged
 }
 
-// history is what the writers did since the volume was last looked at.
+// history is what the writers have done since the last look at the volume.
 type history struct {
-	flushes int // of so many steps one is a flush
+	flushes int // one of so many steps is a flush
 	clock   atomic.Int64
 	ids     atomic.Uint64
 	flushed atomic.Int64 // everything done before this tick was flushed
 	acked   atomic.Int64 // changes acknowledged
-	// blocks has the changes of each block in order; the first is what was
-	// found there at the last look. Only the owner of a block touches it.
+	// blocks has the changes of each block in order; the first is what the last
+	// look found there. Only the owner of a block touches it.
 	blocks [writers * areaBlocks][]*change
 }
 
@@ -47,7 +47,7 @@ func newHistory() *history {
 	return h
 }
 
-// stamp is the content that the change id gives block b.
+// stamp returns what change id writes to block b.
 func stamp(id uint64, b int) []byte {
 	p := make([]byte, blockSize)
 	if id == 0 {
@@ -60,17 +60,17 @@ func stamp(id uint64, b int) []byte {
 	return p
 }
 
-// stamped is the change that gave block b its content.
+// stamped returns the change that wrote block b.
 func stamped(p []byte, b int) (id uint64, err error) {
 	id = binary.LittleEndian.Uint64(p)
 	if string(p) != string(stamp(id, b)) {
-		return 0, fmt.Errorf("block %d holds neither zeros nor one write: %x…", b, p[:32])
+		return 0, fmt.Errorf("block %d has neither zeros nor one write: %x…", b, p[:32])
 	}
 	return id, nil
 }
 
-// run lets the writers work on the connections until these break. Its error
-// tells of wrong data, or of a connection that broke although !ended().
+// run lets the writers work on the connections until these break. It fails on
+// wrong data, or if a connection breaks although !ended().
 func (h *history) run(clients []*client, seed uint64, ended func() bool) error {
 	errs := make([]error, writers)
 	var wg sync.WaitGroup
@@ -93,16 +93,16 @@ func (h *history) run(clients []*client, seed uint64, ended func() bool) error {
 	return errors.Join(errs...)
 }
 
-// wrongData is a read that a living daemon answered wrongly.
+// wrongData is the error of a read that a live daemon answered wrongly.
 type wrongData struct{ error }
 
-// step does one request in the area that begins at block area.
+// step sends one request for the area that begins at block area.
 func (h *history) step(c *client, rng *rand.Rand, area int) error {
 	n := 1 + rng.IntN(maxBlocks)
 	first := area + rng.IntN(areaBlocks-n+1)
 	if rng.IntN(h.flushes) == 0 {
 		tick := h.clock.Add(1)
-		if _, err := c.send(nbdFlush, 0, 0, nil).wait(requestLimit); err != nil {
+		if _, err := c.send(nbdFlush, 0, 0, nil).wait(); err != nil {
 			return err
 		}
 		for old := h.flushed.Load(); old < tick && !h.flushed.CompareAndSwap(old, tick); old = h.flushed.Load() {
@@ -112,7 +112,7 @@ func (h *history) step(c *client, rng *rand.Rand, area int) error {
 	}
 	switch p := rng.IntN(200); {
 	case p < 40:
-		data, err := c.send(nbdRead, int64(first)*blockSize, n*blockSize, nil).wait(requestLimit)
+		data, err := c.send(nbdRead, int64(first)*blockSize, n*blockSize, nil).wait()
 		if err != nil {
 			return err
 		}
@@ -134,7 +134,7 @@ func (h *history) change(c *client, x *change, cmd uint16, data []byte) error {
 		h.blocks[b] = append(h.blocks[b], x)
 	}
 	x.sent = h.clock.Add(1)
-	if _, err := c.send(cmd, int64(x.first)*blockSize, x.n*blockSize, data).wait(requestLimit); err != nil {
+	if _, err := c.send(cmd, int64(x.first)*blockSize, x.n*blockSize, data).wait(); err != nil {
 		return err
 	}
 	x.done = h.clock.Add(1)
@@ -142,18 +142,18 @@ func (h *history) change(c *client, x *change, cmd uint16, data []byte) error {
 	return nil
 }
 
-// check compares what the owner of blocks has read with their last changes.
+// check compares what the owner of blocks read with their last changes.
 func (h *history) check(data []byte, first int) error {
 	for b := first; len(data) > 0; b, data = b+1, data[blockSize:] {
 		list := h.blocks[b]
 		if want := list[len(list)-1].id; string(data[:blockSize]) != string(stamp(want, b)) {
-			return &wrongData{fmt.Errorf("read of a living daemon: block %d is not as change %d left it: %x…", b, want, data[:32])}
+			return &wrongData{fmt.Errorf("read from a live daemon: block %d is not as change %d left it: %x…", b, want, data[:32])}
 		}
 	}
 	return nil
 }
 
-// held counts the changes that were acknowledged and not flushed.
+// held counts the changes that were acknowledged but not flushed.
 func (h *history) held() int {
 	seen := map[*change]bool{}
 	for _, list := range h.blocks {

@@ -9,11 +9,10 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 )
 
-// exposure is the highest that systemd-analyze security may find a unit
-// exposed, times ten. Of what it finds, the daemon needs root with CAP_SYS_ADMIN
+// exposure is ten times the highest exposure level that systemd-analyze security
+// may find in a unit. Of what it finds, the daemon needs root with CAP_SYS_ADMIN
 // (ublk, attaching /dev/nbdN) and the network.
 const exposure = 30
 
@@ -50,10 +49,10 @@ func repository(t testing.TB) string {
 
 func (i *installation) make(target string) {
 	i.t.Helper()
-	command(i.t, time.Minute, "make", append([]string{"-s", "-C", i.tree, target}, i.variable...)...)
+	command(i.t, "make", append([]string{"-s", "-C", i.tree, target}, i.variable...)...)
 }
 
-// files lists what is below dir, with modes.
+// files lists the files below dir, with modes.
 func files(t testing.TB, dir string) []string {
 	t.Helper()
 	var list []string
@@ -91,10 +90,10 @@ func TestInstall(t *testing.T) {
 		t.Fatal(err)
 	}
 	if s := string(unit); !strings.Contains(s, "\nExecStart=/opt/bs3/bin/bs3 run -c /etc/bs3/%i.toml\n") || strings.Contains(s, "/usr/local") || strings.Contains(s, dest) {
-		t.Errorf("the unit has not PREFIX:\n%s", s)
+		t.Errorf("the unit does not use PREFIX:\n%s", s)
 	}
 
-	// A configuration that is there stays, over an upgrade and over the end.
+	// An existing configuration survives an upgrade and make uninstall.
 	config := filepath.Join(dest, "etc/bs3/config.toml")
 	if err := os.WriteFile(config, []byte("size = 7\n"), 0o600); err != nil {
 		t.Fatal(err)
@@ -102,14 +101,14 @@ func TestInstall(t *testing.T) {
 	i.make("install")
 	i.make("uninstall")
 	if list := files(t, dest); !slices.Equal(list, []string{"/etc/bs3/config.toml 0600"}) {
-		t.Errorf("uninstall leaves %q", list)
+		t.Errorf("make uninstall leaves %q", list)
 	}
 	if text, err := os.ReadFile(config); err != nil || string(text) != "size = 7\n" {
 		t.Errorf("the configuration is %q, %v", text, err)
 	}
 }
 
-// What systemd has to say of the units, as they are installed.
+// systemd has no complaints about the installed units.
 func TestUnits(t *testing.T) {
 	needTools(t, "systemd-analyze")
 	dir := t.TempDir()
@@ -133,7 +132,7 @@ func TestUnits(t *testing.T) {
 		}
 	}
 
-	// These would have noticed.
+	// It would have noticed these.
 	text, err := os.ReadFile(filepath.Join(units, "bs3.service"))
 	if err != nil {
 		t.Fatal(err)
@@ -159,7 +158,7 @@ func TestUnits(t *testing.T) {
 	}
 }
 
-// bs3-gc.service asks all units that run, also after one that just ended.
+// bs3-gc.service asks all running units, also after one that has just ended.
 func TestCollectionAsksAll(t *testing.T) {
 	text, err := os.ReadFile(filepath.Join(repository(t), "contrib/systemd/bs3-gc.service"))
 	if err != nil {
@@ -182,19 +181,19 @@ esac
 	}
 	cmd := exec.Command("/bin/sh", "-euc", strings.ReplaceAll(command, "$$", "$"))
 	cmd.Env = []string{"PATH=" + dir + ":/usr/bin:/bin"}
-	code, out, errs := run(t, time.Minute, cmd)
+	code, out, errs := run(t, cmd)
 	if code != 1 || out != "asked bs3.service\nasked bs3@last.service\n" {
-		t.Errorf("exit %d, %q, %s", code, out, errs)
+		t.Errorf("exit code %d, %q, %s", code, out, errs)
 	}
 }
 
-// verify gives what systemd-analyze verify says of a unit of ours.
+// verify returns the complaints of systemd-analyze verify about a unit of ours.
 func verify(t testing.TB, path string) string {
 	t.Helper()
-	code, out, errs := run(t, time.Minute, exec.Command("systemd-analyze", "verify", path))
+	code, out, errs := run(t, exec.Command("systemd-analyze", "verify", path))
 	var ours []string
 	for line := range strings.Lines(out + errs) {
-		if strings.Contains(line, "bs3") { // and not of units of this machine
+		if strings.Contains(line, "bs3") { // and not about units of this machine
 			ours = append(ours, line)
 		}
 	}
@@ -206,12 +205,12 @@ func verify(t testing.TB, path string) string {
 
 func security(t testing.TB, path string) (code int, out string) {
 	t.Helper()
-	code, out, errs := run(t, time.Minute, exec.Command("systemd-analyze", "security", "--no-pager", "--offline=yes",
+	code, out, errs := run(t, exec.Command("systemd-analyze", "security", "--no-pager", "--offline=yes",
 		fmt.Sprintf("--threshold=%d", exposure), path))
 	return code, out + errs
 }
 
-// The unit of one volume and that of several are the same but for names.
+// The unit for one volume and that for several differ only in names.
 func TestUnitsAreAlike(t *testing.T) {
 	read := func(name string) []string {
 		text, err := os.ReadFile(filepath.Join(repository(t), "contrib/systemd", name))

@@ -8,18 +8,18 @@ import (
 	"time"
 )
 
-// kill -9 of the daemon under a live client that holds acknowledged writes
-// that were not flushed. With its state the daemon brings all of them back;
-// without, the volume is a prefix of what was acknowledged, and what was
-// flushed is in it: from the store, or from the local log, unless that is lost
-// too. Then the volume is opened only by who gives it up.
+// kill -9 of the daemon under a live client that has acknowledged writes which
+// were not flushed. With its state the next daemon brings all of them back.
+// Without, the volume is a prefix of what was acknowledged and has all that was
+// flushed: from the store, or from the local log, unless that is lost too. Then
+// only --forget-local-log opens the volume.
 func TestKillUnderLiveClient(t *testing.T) {
 	for _, test := range []struct {
 		name, store string
 		mode        string
 		wiped       bool // the state is gone as well, as after a reboot
-		lost        bool // and the local log, as with the machine
-		reopened    bool // the next daemons are killed too, while they open the volume
+		lost        bool // so is the local log, as with the machine
+		reopened    bool // the next daemon is killed too, while it opens the volume
 		rounds      int
 	}{
 		{name: "kept/dir", store: onDir, mode: durable, rounds: 20},
@@ -42,11 +42,11 @@ func TestKillUnderLiveClient(t *testing.T) {
 			seed := rand.Uint64()
 			t.Logf("seed %d", seed)
 			rng := rand.New(rand.NewPCG(seed, 0))
-			// Small objects: many are on their way to the store at any time.
+			// Small objects, so that many are on their way to the store at any time.
 			v := newVolume(t, test.store).inMode(test.mode).with("write.chunk_size", 1).with("write.memory", 64)
 			d := v.start()
 			h := newHistory()
-			if test.mode == localLog { // where they cost little
+			if test.mode == localLog { // flushes cost little
 				h.flushes = 20
 			}
 			replayed, held := 0, 0
@@ -55,7 +55,7 @@ func TestKillUnderLiveClient(t *testing.T) {
 				h.untilKilled(t, v, d, rng)
 				n := h.held()
 				if n == 0 {
-					t.Fatalf("round %d: the client held no acknowledged writes that were not flushed", round)
+					t.Fatalf("round %d: all acknowledged writes were flushed", round)
 				}
 				held += n
 				opens := uint64(1)
@@ -65,19 +65,19 @@ func TestKillUnderLiveClient(t *testing.T) {
 				var args []string
 				if test.lost {
 					v.loseDisk()
-					if code := v.launch().wait(startLimit); code != 78 {
-						t.Fatalf("round %d: without its local log: exit %d", round, code)
+					if code := v.launch().wait(); code != 78 {
+						t.Fatalf("round %d: without its local log: exit code %d", round, code)
 					}
 					args = append(args, "--forget-local-log")
 				}
 				if test.reopened {
 					again := v.launch()
-					again.signalAfter(time.Duration(rng.IntN(60)) * time.Millisecond)
+					again.killAfter(time.Duration(rng.IntN(60)) * time.Millisecond)
 					opens += v.info().Epoch - before
 				}
 				d = v.start(args...)
 				if now := v.info().Epoch; now != before+opens {
-					t.Fatalf("round %d: epoch %d after epoch %d and %d opens", round, now, before, opens)
+					t.Fatalf("round %d: epoch is %d, was %d before %d opens", round, now, before, opens)
 				}
 				for _, line := range d.logged("replayed chunk memory") {
 					replayed += field[int](t, line, "writes")
@@ -103,8 +103,8 @@ func TestKillUnderLiveClient(t *testing.T) {
 	}
 }
 
-// signalAfter kills a daemon after a moment of its life.
-func (d *daemon) signalAfter(moment time.Duration) {
+// killAfter kills the daemon after a moment.
+func (d *daemon) killAfter(moment time.Duration) {
 	select {
 	case <-d.ended:
 	case <-time.After(moment):
@@ -122,7 +122,7 @@ func (h *history) untilKilled(t *testing.T, v *volume, d *daemon, rng *rand.Rand
 	go func() {
 		result <- h.run(clients, rng.Uint64(), func() bool { return h.acked.Load() >= enough })
 	}()
-	waitFor(t, time.Minute, "enough writes to be acknowledged", func() bool { return h.acked.Load() >= enough || len(result) > 0 })
+	d.waitFor("enough writes to be acknowledged", func() bool { return h.acked.Load() >= enough || len(result) > 0 })
 	select {
 	case err := <-result:
 		t.Fatalf("the writers ended before the daemon did: %v", err)
@@ -137,7 +137,7 @@ func (h *history) untilKilled(t *testing.T, v *volume, d *daemon, rng *rand.Rand
 	}
 }
 
-// look reads all blocks and gives for each the change that wrote it.
+// look reads all blocks and returns for each the change that wrote it.
 func (h *history) look(t *testing.T, v *volume) []uint64 {
 	t.Helper()
 	c := dial(t, v.socket)
@@ -157,8 +157,8 @@ func (h *history) look(t *testing.T, v *volume) []uint64 {
 	return found
 }
 
-// isComplete checks that every acknowledged change is there. Those that were
-// under way may be, as a whole.
+// isComplete checks that every acknowledged change is there. One that was in
+// flight may be, as a whole.
 func (h *history) isComplete(found []uint64) error {
 	there, missing := map[*change]int{}, map[*change]int{}
 	for b, list := range h.blocks {
@@ -169,20 +169,20 @@ func (h *history) isComplete(found []uint64) error {
 		}
 		missing[last] = b
 		if last.done > 0 || found[b] != list[len(list)-2].id {
-			return fmt.Errorf("block %d is of change %d; changes were %v", b, found[b], show(list))
+			return fmt.Errorf("block %d has change %d; its changes were %v", b, found[b], show(list))
 		}
 	}
 	for x, b := range missing {
-		// Where the change before was a discard too, nobody can tell.
+		// After a discard another discard cannot be seen.
 		if other, ok := there[x]; ok && x.id != 0 {
-			return fmt.Errorf("a write was torn: block %d has it, block %d has not: %+v", other, b, *x)
+			return fmt.Errorf("a torn write: block %d has it, block %d has not: %+v", other, b, *x)
 		}
 	}
 	return nil
 }
 
-// isPrefix checks that no change is there that was sent after one that is
-// missing had been acknowledged, and that what was flushed is there.
+// isPrefix checks that no change is there that was sent after a missing one was
+// acknowledged, and that what was flushed is there.
 func (h *history) isPrefix(found []uint64, durable bool) error {
 	var present *change // that was sent last
 	var lost *change    // that was acknowledged first
@@ -190,9 +190,9 @@ func (h *history) isPrefix(found []uint64, durable bool) error {
 		is := func(x *change) bool { return x.id == found[b] }
 		oldest := slices.IndexFunc(list, is)
 		if oldest < 0 {
-			return fmt.Errorf("block %d is of change %d, which is older than the last look, or another block's; changes were %v", b, found[b], show(list))
+			return fmt.Errorf("block %d has change %d, which is older than the last look or another block's; its changes were %v", b, found[b], show(list))
 		}
-		// Discards look alike: each doubt is for the volume.
+		// Discards look alike: doubts are decided in favour of the volume.
 		if x := list[oldest]; present == nil || x.sent > present.sent {
 			present = x
 		}
@@ -205,7 +205,7 @@ func (h *history) isPrefix(found []uint64, durable bool) error {
 				continue
 			}
 			if durable && x.done < h.flushed.Load() {
-				return fmt.Errorf("block %d is of change %d, but a later one was flushed (at %d); changes were %v", b, found[b], h.flushed.Load(), show(list))
+				return fmt.Errorf("block %d has change %d, but a later one was flushed (at %d); its changes were %v", b, found[b], h.flushed.Load(), show(list))
 			}
 			if lost == nil || x.done < lost.done {
 				lost = x
@@ -218,7 +218,7 @@ func (h *history) isPrefix(found []uint64, durable bool) error {
 	return nil
 }
 
-// startFrom begins a new history with what was found.
+// startFrom begins a new history with what look found.
 func (h *history) startFrom(found []uint64) {
 	for b := range h.blocks {
 		h.blocks[b] = []*change{{id: found[b], first: b, n: 1, done: 1}}

@@ -5,21 +5,20 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 )
 
-// What `make run` starts, and the commands it prints, as somebody would try
-// them: a file system, Ctrl-C, and the same again.
+// `make run` and the commands that it prints, as a user would try them: a file
+// system, Ctrl-C, and the same again.
 func TestLocal(t *testing.T) {
 	ext4 := fileSystems()[0]
 	needRoot(t)
 	needTools(t, ext4.mkfs[0], ext4.fsck[0], "nbdfuse", "fusermount3", "losetup")
 	dir, point := t.TempDir(), t.TempDir()
-	// The socket lies at a fixed place below dir.
+	// The socket has a fixed place below dir.
 	uri := "nbd+unix:///?socket=" + filepath.Join(dir, ".bs3/nbd.sock")
 	launch := func() *daemon {
 		d := &daemon{start(t, "bs3", bs3(dir, "--local"))}
-		d.expect("serving", startLimit)
+		d.expect("serving")
 		return d
 	}
 
@@ -28,7 +27,7 @@ func TestLocal(t *testing.T) {
 	ext4.make(b)
 	b.mountAt(point, ext4.name)
 	want := copyTree(t, filepath.Join(goRoot(t), "src"), filepath.Join(point, "src"))
-	command(t, 5*time.Minute, "sync")
+	command(t, "sync")
 	b.unmount()
 	b.detach()
 	d.stop()
@@ -44,12 +43,12 @@ func TestLocal(t *testing.T) {
 
 	entries, err := os.ReadDir(dir)
 	if err != nil || len(entries) != 1 || entries[0].Name() != ".bs3" {
-		t.Errorf("besides .bs3 it has left %v (%v)", entries, err)
+		t.Errorf("besides .bs3 it left %v (%v)", entries, err)
 	}
 }
 
-// goRoot is where Go and its source are.
+// goRoot is where Go and its sources are.
 func goRoot(t *testing.T) string {
 	t.Helper()
-	return strings.TrimSpace(command(t, time.Minute, "go", "env", "GOROOT"))
+	return strings.TrimSpace(command(t, "go", "env", "GOROOT"))
 }

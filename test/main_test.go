@@ -16,7 +16,7 @@ const binaryEnv = "BS3_BINARY"
 // requireEnv, if 1, makes a missing program a failure.
 const requireEnv = "BS3_REQUIRE_TOOLS"
 
-// long makes some tests as thorough as the issues ask for, see docs/TESTING.md.
+// long makes some tests more thorough, see docs/TESTING.md.
 var long = flag.Bool("long", false, "more rounds, longer outages, more data")
 
 func TestMain(m *testing.M) {
@@ -29,11 +29,12 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// runTests runs the tests with a freshly built bs3, which they find by the
+// runTests runs the tests with a freshly built bs3, which they find through the
 // environment.
 func runTests(m *testing.M) (code int, err error) {
+	defer setPatience()()
 	if path := os.Getenv(binaryEnv); path != "" {
-		// Tests run it in other directories.
+		// Tests run it from other directories.
 		if path, err = filepath.Abs(path); err != nil {
 			return 0, err
 		}

@@ -2,19 +2,18 @@ package test
 
 import (
 	"encoding/json"
-	"time"
 )
 
-// extent is a line of what nbdinfo --map says.
+// extent is an element of what nbdinfo --map prints.
 type extent struct {
 	Offset, Length int64  // bytes
 	Description    string // "data" or "hole,zero"
 }
 
-// extents asks the served volume where it has data.
+// extents returns the map of the served volume.
 func (v *volume) extents() []extent {
 	v.t.Helper()
-	out := command(v.t, time.Minute, "nbdinfo", "--map", "--json", v.uri())
+	out := command(v.t, "nbdinfo", "--map", "--json", v.uri())
 	var list []extent
 	if err := json.Unmarshal([]byte(out), &list); err != nil {
 		v.t.Fatalf("nbdinfo --map: %v in %s", err, out)
@@ -22,7 +21,7 @@ func (v *volume) extents() []extent {
 	return list
 }
 
-// dataBytes is how much of the served volume is data.
+// dataBytes returns how many bytes of the served volume are data.
 func (v *volume) dataBytes() (n int64) {
 	v.t.Helper()
 	for _, e := range v.extents() {

@@ -3,13 +3,11 @@ package test
 import (
 	"bufio"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"io"
 	"net"
 	"sync"
 	"testing"
-	"time"
 )
 
 // Commands and numbers of the NBD protocol
@@ -28,11 +26,8 @@ const (
 	magicReply   = 0x67446698
 )
 
-// requestLimit ends a request that hangs.
-const requestLimit = 3 * time.Minute
-
-// client is a small NBD client: it has many requests under way on one
-// connection and knows when each was acknowledged. Safe for concurrent use.
+// client is a small NBD client that has many requests in flight on one
+// connection and knows when each was acknowledged. It is safe for concurrent use.
 type client struct {
 	t    testing.TB
 	conn net.Conn
@@ -47,10 +42,10 @@ type client struct {
 	err     error // why there will be no more replies
 }
 
-// request is one that was sent; data and err are set when done is closed.
+// request is a request that was sent; data and err are set when done is closed.
 type request struct {
 	done chan struct{}
-	data []byte // what a read gets
+	data []byte // what a read returns
 	err  error
 }
 
@@ -60,6 +55,11 @@ func dial(t testing.TB, socket string) *client {
 	conn, err := net.Dial("unix", socket)
 	if err != nil {
 		t.Fatal(err)
+	}
+	if end, ok := patience.Deadline(); ok { // what hangs fails then
+		if err := conn.SetDeadline(end); err != nil {
+			t.Fatal(err)
+		}
 	}
 	c := &client{t: t, conn: conn, gone: make(chan struct{}), waiting: map[uint64]*request{}}
 	r := bufio.NewReaderSize(conn, 64<<10)
@@ -110,7 +110,7 @@ func (c *client) handshake(r io.Reader) error {
 	return nil
 }
 
-// replies hands out replies until the connection ends.
+// replies delivers replies until the connection ends.
 func (c *client) replies(r io.Reader) error {
 	for {
 		var head [16]byte
@@ -137,7 +137,7 @@ func (c *client) replies(r io.Reader) error {
 	}
 }
 
-// send sends a request for n bytes at off; payload is what a write carries.
+// send sends a request for n bytes at off; payload is the data of a write.
 func (c *client) send(cmd uint16, off int64, n int, payload []byte) *request {
 	q := &request{done: make(chan struct{})}
 	if cmd == nbdRead {
@@ -157,17 +157,13 @@ func (c *client) send(cmd uint16, off int64, n int, payload []byte) *request {
 	b = binary.BigEndian.AppendUint64(b, cookie)
 	b = binary.BigEndian.AppendUint64(b, uint64(off))
 	b = binary.BigEndian.AppendUint32(b, uint32(n))
-	err = c.conn.SetWriteDeadline(time.Now().Add(requestLimit))
-	if err == nil {
-		_, err = c.conn.Write(append(b, payload...))
-	}
-	if err != nil {
-		c.conn.Close() // the reader tells everyone
+	if _, err := c.conn.Write(append(b, payload...)); err != nil {
+		c.conn.Close() // the reader then fails all requests
 	}
 	return q
 }
 
-// enter lists q among those that wait for a reply.
+// enter adds q to those that wait for a reply.
 func (c *client) enter(q *request) (cookie uint64, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -179,21 +175,14 @@ func (c *client) enter(q *request) (cookie uint64, err error) {
 	return c.last, nil
 }
 
-var errHangs = errors.New("not answered in time")
-
-// wait waits for the reply.
-func (q *request) wait(limit time.Duration) ([]byte, error) {
-	late := time.NewTimer(limit)
-	defer late.Stop()
-	select {
-	case <-q.done:
-		return q.data, q.err
-	case <-late.C:
-		return nil, errHangs
-	}
+// wait waits for the reply. The error is os.ErrDeadlineExceeded if there was
+// none before the end of patience.
+func (q *request) wait() ([]byte, error) {
+	<-q.done
+	return q.data, q.err
 }
 
-// answered says whether the reply has come.
+// answered reports whether the reply has come.
 func (q *request) answered() bool {
 	select {
 	case <-q.done:
@@ -203,10 +192,10 @@ func (q *request) answered() bool {
 	}
 }
 
-// must waits for a reply that is no error. Only for the test's goroutine.
+// must waits for a reply that must not be an error. Only for the test's goroutine.
 func (c *client) must(what string, q *request) []byte {
 	c.t.Helper()
-	data, err := q.wait(requestLimit)
+	data, err := q.wait()
 	if err != nil {
 		c.t.Fatalf("%s: %v", what, err)
 	}

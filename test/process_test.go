@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"os/exec"
@@ -14,30 +15,34 @@ import (
 	"time"
 )
 
-// command runs a program that has to succeed within limit, and gives its
-// standard output.
-func command(t testing.TB, limit time.Duration, name string, args ...string) string {
+// command runs a program that has to succeed, and returns its standard output.
+func command(t testing.TB, name string, args ...string) string {
 	t.Helper()
-	code, out, errs := run(t, limit, exec.Command(name, args...))
+	code, out, errs := run(t, exec.Command(name, args...))
 	if code != 0 {
-		t.Fatalf("%s %s: exit %d\n%s%s", name, strings.Join(args, " "), code, out, errs)
+		t.Fatalf("%s %s: exit code %d\n%s%s", name, strings.Join(args, " "), code, out, errs)
 	}
 	return out
 }
 
-// run runs cmd to its end, which has to come within limit.
-func run(t testing.TB, limit time.Duration, cmd *exec.Cmd) (code int, stdout, stderr string) {
+// run runs cmd to its end.
+func run(t testing.TB, cmd *exec.Cmd) (code int, stdout, stderr string) {
 	t.Helper()
 	var out, errs bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errs
-	cmd.WaitDelay = 5 * time.Second // a child of it may hold the pipes
+	cmd.WaitDelay = time.Minute // a child of it that stays may hold the pipes
 	if err := cmd.Start(); err != nil {
 		t.Fatalf("%s: %v", cmd, err)
 	}
-	late := time.AfterFunc(limit, func() { _ = cmd.Process.Kill() })
-	err := cmd.Wait()
-	if !late.Stop() {
-		t.Fatalf("%s: not done after %v\n%s%s", cmd, limit, out.String(), errs.String())
+	var err error
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		err = cmd.Wait()
+	}()
+	if !happens(ended) {
+		_ = cmd.Process.Kill() // and not waited for: it may be stuck in the kernel
+		t.Fatalf("%s: still running at the end of -timeout", cmd)
 	}
 	var exit *exec.ExitError
 	if err != nil && !errors.As(err, &exit) {
@@ -46,7 +51,7 @@ func run(t testing.TB, limit time.Duration, cmd *exec.Cmd) (code int, stdout, st
 	return cmd.ProcessState.ExitCode(), out.String(), errs.String()
 }
 
-// process is a program that runs beside the test. Its standard error is kept,
+// process is a program that runs beside the test. Its standard error is kept
 // line by line.
 type process struct {
 	t     testing.TB
@@ -56,14 +61,13 @@ type process struct {
 
 	mu    sync.Mutex
 	lines []string
-	more  chan struct{} // closed when there is another line, and replaced
 }
 
-// start starts cmd. It is killed when the test ends, unless it has ended
-// before; if the test failed, what it said is shown.
+// start starts cmd. It is killed at the end of the test if it still runs; if
+// the test failed, what it wrote is shown.
 func start(t testing.TB, name string, cmd *exec.Cmd) *process {
 	t.Helper()
-	p := &process{t: t, name: name, cmd: cmd, ended: make(chan struct{}), more: make(chan struct{})}
+	p := &process{t: t, name: name, cmd: cmd, ended: make(chan struct{})}
 	r, w, err := os.Pipe()
 	if err != nil {
 		t.Fatal(err)
@@ -79,7 +83,7 @@ func start(t testing.TB, name string, cmd *exec.Cmd) *process {
 		defer close(p.ended)
 		p.read(r)
 		r.Close()
-		_ = cmd.Wait() // how it ended is asked of its state
+		_ = cmd.Wait() // its state says how it ended
 	}()
 	t.Cleanup(func() {
 		p.kill()
@@ -94,20 +98,18 @@ func (p *process) read(r io.Reader) {
 	for s := bufio.NewScanner(r); s.Scan(); {
 		p.mu.Lock()
 		p.lines = append(p.lines, s.Text())
-		close(p.more)
-		p.more = make(chan struct{})
 		p.mu.Unlock()
 	}
 }
 
-// said is the end of what it said.
+// said returns the last lines of what it wrote.
 func (p *process) said() string {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return strings.Join(p.lines[max(0, len(p.lines)-200):], "\n")
 }
 
-// logged gives the lines so far that contain text.
+// logged returns the lines so far that contain text.
 func (p *process) logged(text string) []string {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -120,29 +122,15 @@ func (p *process) logged(text string) []string {
 	return found
 }
 
-// expect waits for a line that contains text, and gives the first one.
-func (p *process) expect(text string, limit time.Duration) string {
+// expect waits for a line that contains text, and returns the first one.
+func (p *process) expect(text string) string {
 	p.t.Helper()
-	late := time.NewTimer(limit)
-	defer late.Stop()
-	for {
-		p.mu.Lock()
-		more := p.more
-		p.mu.Unlock()
-		if found := p.logged(text); len(found) > 0 {
-			return found[0]
-		}
-		select {
-		case <-more:
-		case <-p.ended:
-			if found := p.logged(text); len(found) > 0 {
-				return found[0]
-			}
-			p.t.Fatalf("%s ended (%v) without saying %q", p.name, p.cmd.ProcessState, text)
-		case <-late.C:
-			p.t.Fatalf("%s does not say %q within %v", p.name, text, limit)
-		}
-	}
+	var found []string
+	p.waitFor(fmt.Sprintf("%s to log %q", p.name, text), func() bool {
+		found = p.logged(text)
+		return len(found) > 0
+	})
+	return found[0]
 }
 
 func (p *process) signal(s os.Signal) {
@@ -152,34 +140,31 @@ func (p *process) signal(s os.Signal) {
 	}
 }
 
-// wait gives the exit code (-1 after a signal); it has to end within limit.
-func (p *process) wait(limit time.Duration) int {
+// wait waits until it has ended, and returns the exit code (-1 after a signal).
+func (p *process) wait() int {
 	p.t.Helper()
-	select {
-	case <-p.ended:
-		return p.cmd.ProcessState.ExitCode()
-	case <-time.After(limit):
-		p.t.Fatalf("%s has not ended after %v", p.name, limit)
-		return 0
+	if !happens(p.ended) {
+		p.t.Fatalf("%s: still running at the end of -timeout", p.name)
 	}
+	return p.cmd.ProcessState.ExitCode()
 }
 
-// kill ends it without any chance to clean up, and waits for that.
+// kill ends it without any chance to clean up, and waits until it is gone.
 func (p *process) kill() {
 	_ = p.cmd.Process.Kill() // it may have ended already
 	<-p.ended
 }
 
-// field gives a value of a line of bs3's log.
+// field returns a value from a line of bs3's log.
 func field[T any](t testing.TB, line, name string) T {
 	t.Helper()
 	var fields map[string]json.RawMessage
 	var v T
 	if err := json.Unmarshal([]byte(line), &fields); err != nil {
-		t.Fatalf("%v in the log's line %s", err, line)
+		t.Fatalf("%v in the log line %s", err, line)
 	}
 	if err := json.Unmarshal(fields[name], &v); err != nil {
-		t.Fatalf("%s in the log's line %s: %v", name, line, err)
+		t.Fatalf("%s in the log line %s: %v", name, line, err)
 	}
 	return v
 }

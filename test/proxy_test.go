@@ -17,8 +17,8 @@ import (
 	"bs3/internal/bs3/key"
 )
 
-// storeProxy stands between the daemon and its S3 server and spoils what its
-// rule says.
+// storeProxy stands between the daemon and its S3 server and spoils the requests
+// that its rule names.
 type storeProxy struct {
 	t       testing.TB
 	forward http.Handler
@@ -26,17 +26,17 @@ type storeProxy struct {
 
 	mu      sync.Mutex
 	rule    rule
-	seen    []string // method and path of all requests
+	seen    []string // methods and paths of all requests
 	spoiled int
 }
 
-// rule gives the fault for a request; nil passes it on. It may wait first.
+// rule returns the fault for a request, or nil to pass it on. It may wait first.
 type rule func(r *http.Request) fault
 
-// fault answers a request in the place of the server, which forward reaches.
+// fault answers a request in place of the server, which forward reaches.
 type fault func(w http.ResponseWriter, r *http.Request, forward http.Handler)
 
-// newProxiedVolume is a volume on a real S3 server behind a proxy.
+// newProxiedVolume configures a volume on a real S3 server behind a proxy.
 func newProxiedVolume(t testing.TB) (*volume, *storeProxy) {
 	t.Helper()
 	v := newVolume(t, onVersitygw)
@@ -47,9 +47,9 @@ func newProxiedVolume(t testing.TB) (*volume, *storeProxy) {
 	p := &storeProxy{t: t, ended: make(chan struct{}), forward: &httputil.ReverseProxy{
 		Rewrite: func(r *httputil.ProxyRequest) {
 			r.SetURL(target)
-			r.Out.Host = r.In.Host // it is signed
+			r.Out.Host = r.In.Host // which is signed
 		},
-		// The daemon breaks off requests, and the server of a test ends.
+		// The daemon cancels requests, and the server ends with its test.
 		ErrorHandler: func(http.ResponseWriter, *http.Request, error) { panic(http.ErrAbortHandler) },
 	}}
 	server := httptest.NewServer(p)
@@ -78,7 +78,7 @@ func (p *storeProxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	p.forward.ServeHTTP(w, r)
 }
 
-// spoil sets the rule and forgets what was seen.
+// spoil sets the rule and forgets the requests seen.
 func (p *storeProxy) spoil(r rule) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -92,14 +92,14 @@ func (p *storeProxy) heal() {
 	p.rule = nil
 }
 
-// spoilt counts the requests that a fault answered.
+// spoilt returns how many requests were spoiled.
 func (p *storeProxy) spoilt() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.spoiled
 }
 
-// requests gives those seen whose method is one of methods.
+// requests returns the requests seen whose method is one of methods.
 func (p *storeProxy) requests(methods ...string) (found []string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -111,7 +111,7 @@ func (p *storeProxy) requests(methods ...string) (found []string) {
 	return found
 }
 
-// isLogObject says whether a request is about an object of the log.
+// isLogObject reports whether a request is for an object of the log.
 func isLogObject(r *http.Request) bool {
 	dir, file := path.Split(strings.TrimSuffix(r.URL.Path, "/"))
 	_, err := key.Parse(path.Base(dir) + "/" + file)
@@ -120,7 +120,7 @@ func isLogObject(r *http.Request) bool {
 
 func isRead(r *http.Request) bool { return r.Method == http.MethodGet || r.Method == http.MethodHead }
 
-// where spoils the requests that match.
+// where makes a rule that spoils the requests that match.
 func where(f fault, match func(*http.Request) bool) rule {
 	return func(r *http.Request) fault {
 		if match(r) {
@@ -130,11 +130,10 @@ func where(f fault, match func(*http.Request) bool) rule {
 	}
 }
 
-// always spoils every request.
+// always makes a rule that spoils every request.
 func always(f fault) rule { return func(*http.Request) fault { return f } }
 
-// hold makes a rule that keeps the requests that match waiting until release
-// is called.
+// hold makes a rule that holds the requests that match until release is called.
 func (p *storeProxy) hold(match func(*http.Request) bool) (r rule, release func()) {
 	released := make(chan struct{})
 	return func(r *http.Request) fault {
@@ -152,7 +151,7 @@ func (p *storeProxy) hold(match func(*http.Request) bool) (r rule, release func(
 	}, sync.OnceFunc(func() { close(released) })
 }
 
-// answer is an answer with S3's code, or without a body if code is empty.
+// answer answers with an S3 error code, or without a body if code is empty.
 func answer(status int, code string) fault {
 	return func(w http.ResponseWriter, r *http.Request, _ http.Handler) {
 		body := ""
@@ -161,21 +160,21 @@ func answer(status int, code string) fault {
 			body = fmt.Sprintf("<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<Error><Code>%s</Code><Message>a test</Message></Error>", code)
 		}
 		w.WriteHeader(status)
-		_, _ = io.WriteString(w, body) // who has gone needs no answer
+		_, _ = io.WriteString(w, body) // a client that is gone needs no answer
 	}
 }
 
-// reset ends the connection without an answer.
+// reset resets the connection instead of answering.
 func reset(w http.ResponseWriter, _ *http.Request, _ http.Handler) {
 	conn, _, err := w.(http.Hijacker).Hijack()
 	if err != nil {
 		return
 	}
-	_ = conn.(*net.TCPConn).SetLinger(0) // a reset, if the system lets us
+	_ = conn.(*net.TCPConn).SetLinger(0) // so that Close sends a reset
 	conn.Close()
 }
 
-// cutOff begins an answer and ends the connection.
+// cutOff ends the connection in the middle of an answer.
 func cutOff(w http.ResponseWriter, r *http.Request, forward http.Handler) {
 	w.Header().Set("Content-Length", "1000")
 	w.Header().Set("ETag", `"0123"`)
@@ -185,7 +184,7 @@ func cutOff(w http.ResponseWriter, r *http.Request, forward http.Handler) {
 	panic(http.ErrAbortHandler)
 }
 
-// afterHalf reads half of the body before then answers.
+// afterHalf reads half of the body, then lets then answer.
 func afterHalf(then fault) fault {
 	return func(w http.ResponseWriter, r *http.Request, forward http.Handler) {
 		_, _ = io.CopyN(io.Discard, r.Body, r.ContentLength/2)
@@ -193,7 +192,7 @@ func afterHalf(then fault) fault {
 	}
 }
 
-// afterAll reads all of the body before then answers.
+// afterAll reads all of the body, then lets then answer.
 func afterAll(then fault) fault {
 	return func(w http.ResponseWriter, r *http.Request, forward http.Handler) {
 		_, _ = io.Copy(io.Discard, r.Body)

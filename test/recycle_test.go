@@ -9,14 +9,14 @@ import (
 	"time"
 )
 
-// Chunk memory is used again and again while others read from it. A read gives
-// each block as one of the writes left it that it may see: none from before
-// the last that was acknowledged, none that was not sent, and nothing of
-// another block.
+// Chunk memory is reused again and again while others read from it. A read
+// returns each block as a write left it that the read may see: none older than
+// the last that was acknowledged, none that was not sent, and nothing of another
+// block.
 func TestRecycledChunkMemory(t *testing.T) {
 	const (
-		// As much as chunk memory holds: what is used again next still has blocks
-		// that nobody has replaced. Long reads take the time of many writes.
+		// As many as chunk memory holds: what is reused next still has blocks that
+		// nobody has replaced. Long reads last for many writes.
 		blocks = 1024
 		run    = 768
 		worked = 5 * time.Second
@@ -38,7 +38,7 @@ func TestRecycledChunkMemory(t *testing.T) {
 	}
 	var wg sync.WaitGroup
 	for i := range clients {
-		// Each writer has blocks of its own.
+		// Each writer owns blocks.
 		const own = blocks / 4
 		wg.Go(func() {
 			work(i, func(c *client, rng *rand.Rand) error {
@@ -48,7 +48,7 @@ func TestRecycledChunkMemory(t *testing.T) {
 				for b := first; b < first+n; b++ {
 					data = append(data, stamp(sent[b].Add(1), b)...)
 				}
-				if _, err := c.send(nbdWrite, int64(first)*blockSize, len(data), data).wait(requestLimit); err != nil {
+				if _, err := c.send(nbdWrite, int64(first)*blockSize, len(data), data).wait(); err != nil {
 					return err
 				}
 				for b := first; b < first+n; b++ {
@@ -65,7 +65,7 @@ func TestRecycledChunkMemory(t *testing.T) {
 				for j := range least {
 					least[j] = acked[first+j].Load()
 				}
-				data, err := c.send(nbdRead, int64(first)*blockSize, run*blockSize, nil).wait(requestLimit)
+				data, err := c.send(nbdRead, int64(first)*blockSize, run*blockSize, nil).wait()
 				if err != nil {
 					return err
 				}
@@ -76,7 +76,7 @@ func TestRecycledChunkMemory(t *testing.T) {
 						return err
 					}
 					if most := sent[b].Load(); version < least[j] || version > most {
-						return fmt.Errorf("block %d reads as version %d, which is not from %d to %d", b, version, least[j], most)
+						return fmt.Errorf("block %d reads as version %d, want %d to %d", b, version, least[j], most)
 					}
 				}
 				reads.Add(1)
@@ -84,15 +84,10 @@ func TestRecycledChunkMemory(t *testing.T) {
 			})
 		})
 	}
-	// For a while, and on a slow machine until it is a test.
+	// For some seconds, and on a slow machine until it shows something.
 	began := time.Now()
-	waitFor(t, 5*time.Minute, "enough reads beside writes", func() bool {
-		select {
-		case <-d.ended:
-			return true
-		default:
-			return time.Since(began) > worked && reads.Load() >= 100 && writes.Load() >= 100 || failed.Load()
-		}
+	d.waitFor("enough reads beside writes", func() bool {
+		return time.Since(began) > worked && reads.Load() >= 100 && writes.Load() >= 100 || failed.Load()
 	})
 	done.Store(true)
 	wg.Wait()

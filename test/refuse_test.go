@@ -18,29 +18,29 @@ const (
 	exitRefused = 78
 )
 
-// A broken configuration is refused with everything that is wrong in it, and
-// nothing is touched.
+// A broken configuration is refused with everything that is wrong in it, and the
+// daemon touches nothing.
 func TestBrokenConfiguration(t *testing.T) {
 	v := newVolume(t, onDir)
 	v.with("size", 0).with("block_size", 1000).with("colour", "red").with("write.memory", 1).
 		with("transport", "scsi").with("s3.uploaders", "many").with("nbd.listen", "nowhere")
-	code, _, errs := run(t, startLimit, v.command())
+	code, _, errs := run(t, v.command())
 	if code != exitRefused {
 		t.Errorf("exit code %d", code)
 	}
 	for _, want := range []string{"size = 0", "block_size = 1000", "colour", "write.memory = 1", `transport = "scsi"`, "s3.uploaders", `nbd.listen = "nowhere"`} {
 		if !strings.Contains(errs, want) {
-			t.Errorf("it does not complain about %s:\n%s", want, errs)
+			t.Errorf("no complaint about %s:\n%s", want, errs)
 		}
 	}
 	for _, name := range []string{"state", "store"} {
 		if _, err := os.Stat(filepath.Join(v.dir, name)); err == nil {
-			t.Errorf("it made its %s", name)
+			t.Errorf("the daemon made its %s", name)
 		}
 	}
 }
 
-// A volume that is not what the configuration says is refused by name, and
+// A volume that differs from its configuration is refused by the key's name, and
 // stays as it is.
 func TestOtherVolume(t *testing.T) {
 	v := newVolume(t, onDir)
@@ -54,9 +54,9 @@ func TestOtherVolume(t *testing.T) {
 		t.Run(key, func(t *testing.T) {
 			usual, set := v.config[key]
 			v.with(key, value)
-			code, _, errs := run(t, startLimit, v.command())
+			code, _, errs := run(t, v.command())
 			if code != exitRefused || !strings.Contains(errs, "("+key+")") {
-				t.Errorf("exit code %d, and it says: %s", code, errs)
+				t.Errorf("exit code %d, stderr %s", code, errs)
 			}
 			v.with(key, usual)
 			if !set {
@@ -69,17 +69,18 @@ func TestOtherVolume(t *testing.T) {
 	}
 	d = v.start()
 	if !bytes.Equal(dial(t, v.socket).read(0, len(data)), data) {
-		t.Error("other data than written")
+		t.Error("other data than was written")
 	}
 	d.stop()
 }
 
-// What is damaged in the store is named and left alone, and nothing is served.
+// The daemon names what is damaged in the store, leaves it alone, and does not
+// serve.
 func TestDamagedStore(t *testing.T) {
 	for _, test := range []struct {
 		name   string
-		kill   bool   // no checkpoint: the log is read from its beginning
-		object string // all below the prefix are damaged
+		kill   bool   // so that there is no checkpoint and the log is read from its beginning
+		object string // the prefix of the names of what is damaged
 		says   string
 	}{
 		{"record", false, "vol/volume", "volume record"},
@@ -120,11 +121,11 @@ func TestDamagedStore(t *testing.T) {
 						}
 					}
 					if len(whole) == 0 {
-						t.Fatal("there is nothing to damage")
+						t.Fatal("no objects to damage")
 					}
-					code, _, errs := run(t, startLimit, v.command())
+					code, _, errs := run(t, v.command())
 					if code != exitRefused || !strings.Contains(errs, test.says) {
-						t.Errorf("exit code %d, and it says: %s", code, errs)
+						t.Errorf("exit code %d, stderr %s", code, errs)
 					}
 					for name, p := range damaged {
 						if now := bucket.get(t, name); !bytes.Equal(now, p) {
@@ -139,27 +140,27 @@ func TestDamagedStore(t *testing.T) {
 	}
 }
 
-// A store that cannot be reached is named while the daemon waits for it, and
-// the daemon can be stopped.
+// A daemon that waits for a store which it cannot reach names it, and can be
+// stopped.
 func TestUnreachableStore(t *testing.T) {
 	free, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	address := free.Addr().String()
-	if err := free.Close(); err != nil { // nobody listens there now
+	if err := free.Close(); err != nil { // now nobody listens there
 		t.Fatal(err)
 	}
 	v := emptyVolume(t).with("store", "s3").with("s3.remote", "http://"+address).with("s3.access_key", "a").with("s3.secret_key", "b")
 	d := v.launch()
-	line := d.expect("trying again", startLimit)
+	line := d.expect("trying again")
 	if !strings.Contains(line, address) || !strings.Contains(line, "bucket bs3") {
-		t.Errorf("it does not say what it cannot reach: %s", line)
+		t.Errorf("the log does not name what the daemon cannot reach: %s", line)
 	}
 	d.stop()
 }
 
-// Two signals end a daemon that cannot stop cleanly; the next one has what it
+// Two signals end a daemon that cannot stop cleanly; the next daemon has what it
 // acknowledged.
 func TestSecondSignal(t *testing.T) {
 	v, p := newProxiedVolume(t)
@@ -169,26 +170,26 @@ func TestSecondSignal(t *testing.T) {
 	p.spoil(always(answer(503, "SlowDown")))
 	c.write(0, data)
 	d.signal(syscall.SIGINT)
-	d.expect("a second signal exits at once", startLimit)
-	d.expect("trying again", startLimit)
+	d.expect("a second signal exits at once")
+	d.expect("trying again")
 	select {
 	case <-d.ended:
-		t.Fatal("it has stopped without its store")
+		t.Fatal("the daemon stopped without its store")
 	case <-time.After(time.Second):
 	}
 	d.signal(syscall.SIGINT)
-	if code := d.wait(5 * time.Second); code != exitOther {
+	if code := d.wait(); code != exitOther {
 		t.Errorf("exit code %d", code)
 	}
 	p.heal()
 	d = v.start()
 	if !bytes.Equal(dial(t, v.socket).read(0, len(data)), data) {
-		t.Error("other data than written")
+		t.Error("other data than was written")
 	}
 	d.stop()
 }
 
-// Nobody gets a volume, or a state directory, that a living daemon has.
+// Nobody gets a volume, or a state directory, that a live daemon has.
 func TestTwoDaemons(t *testing.T) {
 	v := newVolume(t, onDir)
 	d := v.start()
@@ -203,9 +204,9 @@ func TestTwoDaemons(t *testing.T) {
 			second.config[key] = value
 		}
 		second.with("nbd.listen", "unix:"+filepath.Join(second.dir, "nbd.sock")).with("state.path", state).with("dir.path", store)
-		code, _, errs := run(t, startLimit, second.command())
+		code, _, errs := run(t, second.command())
 		if code != want || !strings.Contains(errs, says) {
-			t.Errorf("%s: exit code %d, and it says: %s", what, code, errs)
+			t.Errorf("%s: exit code %d, stderr %s", what, code, errs)
 		}
 	}
 	state, store := v.config["state.path"].(string), v.config["dir.path"].(string)
@@ -215,7 +216,7 @@ func TestTwoDaemons(t *testing.T) {
 
 	c.flush()
 	if got := c.read(0, len(data)); !bytes.Equal(got, data) {
-		t.Error("the first daemon has other data than written")
+		t.Error("the first daemon has other data than was written")
 	}
 	if epoch := v.info().Epoch; epoch != 1 {
 		t.Errorf("the first daemon's epoch was 1, is %d", epoch)

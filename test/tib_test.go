@@ -8,10 +8,11 @@ import (
 	"time"
 )
 
-// File systems are made on an empty volume of 1 TiB, all of which mkfs discards
-// first. The same on nbdkit's memory tells what of the time is mkfs's own; both
-// are shown, and the test fails only when they are wrong by a factor of ten.
-// Then files come and go, and fstrim gives back what they took.
+// mkfs on an empty volume of 1 TiB, all of which it discards first, and the same on
+// nbdkit's memory, which shows mkfs's own share of the time. The test shows both and
+// fails only if the volume's share is wrong by a factor of ten. That is a promise,
+// so it has a bound; nbdkit's time in it shows how slow a loaded machine is.
+// Then files come and go, and fstrim frees what they took.
 func TestMakeFileSystemsOnTiB(t *testing.T) {
 	const (
 		more  = 5 * time.Second // of time, at most
@@ -27,7 +28,7 @@ func TestMakeFileSystemsOnTiB(t *testing.T) {
 			}
 			socket := filepath.Join(t.TempDir(), "nbdkit.sock")
 			nbdkit := start(t, "nbdkit", exec.Command("nbdkit", "-f", "-U", socket, "memory", "1T"))
-			waitFor(t, startLimit, "nbdkit to listen", func() bool {
+			nbdkit.waitFor("nbdkit to listen", func() bool {
 				_, err := os.Stat(socket)
 				return err == nil
 			})
@@ -41,8 +42,8 @@ func TestMakeFileSystemsOnTiB(t *testing.T) {
 			b = v.attach()
 			ours := timed(b)
 			t.Logf("%v, on nbdkit's memory %v", ours.Round(time.Millisecond), theirs.Round(time.Millisecond))
-			if ours > theirs+10*more {
-				t.Errorf("it should take at most %v longer than %v", more, theirs)
+			if ours > 3*theirs+10*more {
+				t.Errorf("mkfs took %v, want at most %v more than the %v on nbdkit", ours, more, theirs)
 			}
 
 			point := t.TempDir()
@@ -58,9 +59,9 @@ func TestMakeFileSystemsOnTiB(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			command(t, 5*time.Minute, "sync", "-f", point)
+			command(t, "sync", "-f", point)
 			if full := v.status().LiveBytes; full < files {
-				t.Fatalf("with files of %d bytes %d are live", files, full)
+				t.Fatalf("%d bytes are live, want at least the %d of the files", full, files)
 			}
 			for _, name := range []string{"a", "b", "c", "d"} {
 				if err := os.Remove(filepath.Join(point, name)); err != nil {
@@ -68,7 +69,7 @@ func TestMakeFileSystemsOnTiB(t *testing.T) {
 				}
 			}
 			after := trim()
-			t.Logf("the store holds %.1f MB of data after mkfs, %.1f when files of %d MB were made and deleted",
+			t.Logf("the store holds %.1f MB of data after mkfs, %.1f after files of %d MB came and went",
 				float64(empty)/float64(mib), float64(after)/float64(mib), files/mib)
 			if after > empty+files/4 {
 				t.Errorf("the store holds %d bytes of data, %d before the files came and went", after, empty)

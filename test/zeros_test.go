@@ -5,9 +5,8 @@ import (
 	"testing"
 )
 
-// What was never written, or was discarded, reads as zeros, whatever the
-// buffers held before. (The system that this one follows answered with what
-// its buffer held.)
+// What was never written, or was discarded, reads as zeros, whatever buffers held
+// before. (The original bs3 answered with what its buffer held.)
 func TestNeverWrittenReadsZeros(t *testing.T) {
 	const (
 		stride = 256 << 10 // the first half of each is written
@@ -22,10 +21,10 @@ func TestNeverWrittenReadsZeros(t *testing.T) {
 				t.Helper()
 				c := dial(t, v.socket)
 				for i := range int64(count) {
-					// Data first, so that all buffers have been used; then beside it,
-					// across both edges, in and out of step with blocks.
+					// Data first, so that all buffers have held some; then beside it and
+					// across both edges, aligned to blocks or not.
 					if got := c.read(i*stride, stride/2); !bytes.Equal(got, data) {
-						t.Fatalf("%s: other data than written", when)
+						t.Fatalf("%s: other data than was written", when)
 					}
 					for _, n := range []int64{1, 512, 4096, 5000, 65536, stride / 2} {
 						off := i*stride + stride/2
@@ -35,7 +34,7 @@ func TestNeverWrittenReadsZeros(t *testing.T) {
 					}
 					got := c.read(i*stride+stride/2-3000, 6000)
 					if !bytes.Equal(got[:3000], data[len(data)-3000:]) {
-						t.Fatalf("%s: other data than written at its end", when)
+						t.Fatalf("%s: other data than was written at its end", when)
 					}
 					allZero(t, got[3000:], i*stride+stride/2)
 				}
@@ -56,7 +55,7 @@ func TestNeverWrittenReadsZeros(t *testing.T) {
 			for i := range int64(count / 2) {
 				allZero(t, c.read(i*stride, stride), i*stride)
 				if got := c.read((count/2+i)*stride, stride/2); !bytes.Equal(got, data) {
-					t.Fatal("other data than written beside what was discarded")
+					t.Fatal("other data than was written beside what was discarded")
 				}
 			}
 			d.stop()

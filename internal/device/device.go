@@ -25,6 +25,23 @@ type Geometry struct {
 	ReadOnly   bool
 }
 
+// Pieces calls do for [off, off+n) in pieces of at most MaxDiscard, in order,
+// until one fails.
+func (g Geometry) Pieces(off, n int64, do func(off, n int64) error) error {
+	most := g.MaxDiscard - g.MaxDiscard%int64(g.BlockSize)
+	if most <= 0 {
+		most = n
+	}
+	for n > 0 {
+		piece := min(n, most)
+		if err := do(off, piece); err != nil {
+			return err
+		}
+		off, n = off+piece, n-piece
+	}
+	return nil
+}
+
 // Volume is what a transport serves. off and len(p) are bytes and multiples
 // of BlockSize, inside [0, Size). It is safe for concurrent use. A nil error
 // is an acknowledgement. An error for a write, discard or flush means that

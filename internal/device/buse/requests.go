@@ -27,15 +27,15 @@ import (
 // pulled out. The module is not told to stop the device: it would wait for
 // these requests inside of a system call that no signal ends.
 type requests struct {
-	log    zerolog.Logger
-	errLog zerolog.Logger // for what is said again and again
-	hang   func()         // does not return
-	vol    device.Volume
-	format format
-	most   int64 // bytes of a discard
-	ctx    context.Context
-	newest *sequences
-	failed chan struct{} // closed by the first failure
+	log      zerolog.Logger
+	errLog   zerolog.Logger // for what is said again and again
+	hang     func()         // does not return
+	vol      device.Volume
+	geometry device.Geometry
+	format   format
+	ctx      context.Context
+	newest   *sequences
+	failed   chan struct{} // closed by the first failure
 
 	mu     sync.Mutex
 	err    error // the first failure
@@ -46,13 +46,12 @@ type requests struct {
 
 // start prepares r for a new start of a device. What it does ends with ctx.
 func (r *requests) start(ctx context.Context, vol device.Volume, opts Options, hang func()) {
-	g := vol.Geometry()
+	r.geometry = vol.Geometry()
 	r.log, r.hang = opts.Log, hang
 	r.errLog = opts.Log.Sample(&zerolog.BurstSampler{Burst: 10, Period: time.Minute})
 	r.ctx, r.vol = ctx, vol
-	r.format = newFormat(g, opts.CollisionArea)
+	r.format = newFormat(r.geometry, opts.CollisionArea)
 	r.newest = newSequences(r.format)
-	r.most = g.MaxDiscard - g.MaxDiscard%int64(g.BlockSize)
 	r.failed, r.idle = make(chan struct{}), make(chan struct{})
 }
 
@@ -198,17 +197,9 @@ func (r *requests) apply(rec record, first, n int64) error {
 	case opWriteZeroes:
 		drop = r.vol.WriteZeroes
 	}
-	for length > 0 {
-		piece := length
-		if r.most > 0 {
-			piece = min(piece, r.most)
-		}
-		if err := r.insist(func() error { return drop(r.ctx, off, piece) }); err != nil {
-			return err
-		}
-		off, length = off+piece, length-piece
-	}
-	return nil
+	return r.geometry.Pieces(off, length, func(off, n int64) error {
+		return r.insist(func() error { return drop(r.ctx, off, n) })
+	})
 }
 
 // read fills p, the memory that the module reads it from.

@@ -3,6 +3,7 @@ package devtest
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"math/rand/v2"
 	"sync"
 	"testing"
@@ -81,16 +82,14 @@ func (s *suite) flush(t testing.TB) {
 // drop makes [off, off+n) zero by do, in pieces that the volume allows.
 func (s *suite) drop(t testing.TB, do func(context.Context, int64, int64) error, off, n int64) {
 	t.Helper()
-	most := n
-	if s.g.MaxDiscard > 0 {
-		most = s.g.MaxDiscard &^ (s.bs - 1)
-	}
-	for n > 0 {
-		piece := min(n, most)
-		if err := do(t.Context(), off, piece); err != nil {
-			t.Fatalf("discard or zero %d bytes at %d: %v", piece, off, err)
+	err := s.g.Pieces(off, n, func(off, n int64) error {
+		if err := do(t.Context(), off, n); err != nil {
+			return fmt.Errorf("%d bytes at %d: %w", n, off, err)
 		}
-		off, n = off+piece, n-piece
+		return nil
+	})
+	if err != nil {
+		t.Fatalf("discard or zero %v", err)
 	}
 }
 

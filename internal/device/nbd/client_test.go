@@ -18,9 +18,6 @@ import (
 	"bs3/internal/device"
 )
 
-// patience bounds what a test waits for; it only matters when it fails.
-const patience = 20 * time.Second
-
 // testServer is a server that runs for the length of a test.
 type testServer struct {
 	*Server
@@ -49,13 +46,8 @@ func startServer(t testing.TB, vol device.Volume, opts Options) *testServer {
 	}
 	t.Cleanup(func() {
 		cancel()
-		select {
-		case err := <-s.done:
-			if err != nil {
-				t.Errorf("server: %v", err)
-			}
-		case <-time.After(patience):
-			t.Error("server does not stop")
+		if err := <-s.done; err != nil {
+			t.Errorf("server: %v", err)
 		}
 	})
 	return s
@@ -75,9 +67,6 @@ func dialRaw(t testing.TB, s *testServer) *rawClient {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = nc.Close() })
-	if err := nc.SetDeadline(time.Now().Add(patience)); err != nil {
-		t.Fatal(err)
-	}
 	return &rawClient{t: t, nc: nc, r: bufio.NewReader(nc)}
 }
 
@@ -341,15 +330,7 @@ func (c *client) do(flags, cmd uint16, off uint64, length uint32, payload []byte
 	return c.await(c.start(flags, cmd, off, length, payload))
 }
 
-func (c *client) await(ch <-chan answer) answer {
-	select {
-	case a := <-ch:
-		return a
-	case <-time.After(patience):
-		c.t.Error("no answer")
-		return answer{err: errors.New("no answer")}
-	}
-}
+func (c *client) await(ch <-chan answer) answer { return <-ch }
 
 // must does a request that has to succeed.
 func (c *client) must(flags, cmd uint16, off uint64, length uint32, payload []byte) answer {
@@ -381,11 +362,7 @@ func (c *client) vanish() {
 // awaitEnd waits until the server has closed the connection.
 func (c *client) awaitEnd() {
 	c.t.Helper()
-	select {
-	case <-c.ended:
-	case <-time.After(patience):
-		c.t.Fatal("server kept the connection open")
-	}
+	<-c.ended
 }
 
 // The client as a volume.

@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/binary"
 	"fmt"
-	"math"
 )
 
 // execute does what t asks for and returns the payload of its reply, if it has
@@ -129,18 +128,7 @@ func (c *conn) zeroPart(off, from, to int64) error {
 
 // pieces calls do for [off, off+n) in pieces of at most MaxDiscard.
 func (c *conn) pieces(off, n int64, do func(ctx context.Context, off, n int64) error) error {
-	most := c.srv.geometry.MaxDiscard &^ int64(c.srv.geometry.BlockSize-1)
-	if most <= 0 {
-		most = math.MaxInt64
-	}
-	for n > 0 {
-		piece := min(n, most)
-		if err := do(c.ctx, off, piece); err != nil {
-			return err
-		}
-		off, n = off+piece, n-piece
-	}
-	return nil
+	return c.srv.geometry.Pieces(off, n, func(off, n int64) error { return do(c.ctx, off, n) })
 }
 
 // blockStatus gives the payload of a reply to NBD_CMD_BLOCK_STATUS. It may

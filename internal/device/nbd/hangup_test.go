@@ -43,9 +43,7 @@ func (c *client) disconnect() {
 
 func awaitBlocked(t *testing.T, vol *devtest.Memory, n int) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
-	defer cancel()
-	if err := vol.AwaitBlocked(ctx, n); err != nil {
+	if err := vol.AwaitBlocked(t.Context(), n); err != nil {
 		t.Fatalf("want %d blocked: %v", n, err)
 	}
 }

@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"bs3/internal/device"
+	"bs3/internal/device/blockdev"
 	"bs3/internal/device/devtest"
 	"bs3/internal/null"
 )
@@ -441,7 +442,7 @@ func beginRecovery(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	begun, err := await(t.Context(), deathWait, func() (bool, error) {
+	begun, err := blockdev.Await(t.Context(), deathWait, func() (bool, error) {
 		err := newManager(ctl).startRecovery(3)
 		if errors.Is(err, unix.EBUSY) {
 			return false, nil

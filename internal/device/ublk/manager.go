@@ -8,6 +8,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"bs3/internal/device/blockdev"
 )
 
 const (
@@ -15,9 +17,6 @@ const (
 	deathWait = 30 * time.Second
 	// holdWait bounds how long the users of a removed device may take for that.
 	holdWait = 5 * time.Second
-	// pollEvery is the time between two looks at a device, which says nothing
-	// by itself.
-	pollEvery = 20 * time.Millisecond
 )
 
 // errHeld: a device was removed, but somebody has it open. Its number is not
@@ -126,7 +125,7 @@ func (m *manager) tryRemove(ctx context.Context, id uint32) error {
 		err := m.command(cmdDelDevAsync, id, nil)
 		if err == nil {
 			var gone bool
-			gone, err = await(ctx, holdWait, func() (bool, error) {
+			gone, err = blockdev.Await(ctx, holdWait, func() (bool, error) {
 				_, err := m.info(id)
 				if errors.Is(err, unix.ENODEV) {
 					return true, nil
@@ -147,25 +146,4 @@ func (m *manager) tryRemove(ctx context.Context, id uint32) error {
 		err = errHeld
 	}
 	return err
-}
-
-// await looks every pollEvery until it is done, for limit at most. Errors:
-// those of look, and of ctx.
-func await(ctx context.Context, limit time.Duration, look func() (done bool, err error)) (bool, error) {
-	end := time.NewTimer(limit)
-	defer end.Stop()
-	tick := time.NewTicker(pollEvery)
-	defer tick.Stop()
-	for {
-		if done, err := look(); done || err != nil {
-			return done, err
-		}
-		select {
-		case <-tick.C:
-		case <-end.C:
-			return false, nil
-		case <-ctx.Done():
-			return false, ctx.Err()
-		}
-	}
 }

@@ -8,6 +8,8 @@ import (
 	"os"
 
 	"golang.org/x/sys/unix"
+
+	"bs3/internal/device/blockdev"
 )
 
 // obtain gives a device to serve: the one that a dead server of this volume
@@ -28,7 +30,7 @@ func (s *Server) obtain(ctx context.Context, m *manager) (info devInfo, taken bo
 		return info, false, err
 	}
 	// A number is not free at once when the last user of a removed device leaves.
-	added, err := await(ctx, holdWait, func() (bool, error) {
+	added, err := blockdev.Await(ctx, holdWait, func() (bool, error) {
 		info, err = m.add(want, newParams(s.vol.Geometry()))
 		if errors.Is(err, unix.EEXIST) {
 			return false, nil
@@ -77,7 +79,7 @@ func (s *Server) takeOver(ctx context.Context, m *manager, info devInfo) (taken 
 	id, path := info.id, blockPath(int(info.id))
 	log := s.opts.Log.With().Str("device", path).Int32("dead_server", info.pid).Logger()
 	// The kernel needs a moment to see that a server is dead.
-	left, err := await(ctx, deathWait, func() (bool, error) {
+	left, err := blockdev.Await(ctx, deathWait, func() (bool, error) {
 		info, err = m.info(id)
 		return info.state != stateLive, err
 	})
@@ -126,7 +128,7 @@ func (s *Server) takeOver(ctx context.Context, m *manager, info devInfo) (taken 
 
 // resume makes the device of a dead server ready for this one.
 func (s *Server) resume(ctx context.Context, m *manager, id uint32) error {
-	ready, err := await(ctx, deathWait, func() (bool, error) {
+	ready, err := blockdev.Await(ctx, deathWait, func() (bool, error) {
 		err := m.startRecovery(id)
 		switch {
 		case err == nil, errors.Is(err, unix.EINVAL):

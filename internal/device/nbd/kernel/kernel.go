@@ -34,6 +34,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"bs3/internal/device"
+	"bs3/internal/device/blockdev"
 )
 
 // Server is an NBD server, as package nbd has it.
@@ -84,8 +85,6 @@ const (
 	// holdWait bounds how long the users of a disconnected device may take to
 	// let go of it.
 	holdWait = 5 * time.Second
-	// pollEvery is the time between two looks at what says nothing by itself.
-	pollEvery = 20 * time.Millisecond
 )
 
 // What Run may fail with; they come wrapped.
@@ -209,7 +208,7 @@ func (d *Device) claim(ctx context.Context) (string, error) {
 		return keep, err
 	}
 	// Those who use a device that was disconnected need a moment to let go of it.
-	free, err := await(ctx, d.hold, func() (bool, error) {
+	free, err := blockdev.Await(ctx, d.hold, func() (bool, error) {
 		backend, connected, err = d.driver.backend(d.opts.Index)
 		return !connected, err
 	})
@@ -244,7 +243,7 @@ func (d *Device) attach(ctx context.Context, backend string) (nc net.Conn, taken
 	d.opts.Log.Info().Str("device", d.path()).Msg("taking the block device over")
 	// Linux takes a new socket only when it has seen that the old one is dead,
 	// and says nothing if it has not.
-	taken, err = await(ctx, deathWait, func() (bool, error) {
+	taken, err = blockdev.Await(ctx, deathWait, func() (bool, error) {
 		if nc, err = d.handOver(c, d.driver.reconnect); err != nil {
 			return false, fmt.Errorf("reconnect: %w", err)
 		}
@@ -321,25 +320,4 @@ func (d *Device) forget() error {
 		return err
 	}
 	return nil
-}
-
-// await looks every pollEvery until it is done, for limit at most. Errors:
-// those of look, and of ctx.
-func await(ctx context.Context, limit time.Duration, look func() (done bool, err error)) (bool, error) {
-	end := time.NewTimer(limit)
-	defer end.Stop()
-	tick := time.NewTicker(pollEvery)
-	defer tick.Stop()
-	for {
-		if done, err := look(); done || err != nil {
-			return done, err
-		}
-		select {
-		case <-tick.C:
-		case <-end.C:
-			return false, nil
-		case <-ctx.Done():
-			return false, ctx.Err()
-		}
-	}
 }
