@@ -8,16 +8,16 @@ import (
 )
 
 // Frozen is the map and the object table as they were at one moment, for a
-// checkpoint. It may be read, without any lock, until it is released.
+// checkpoint. It may be read without a lock until it is released.
 type Frozen struct {
 	m         *sectormap.Frozen
 	objects   table
 	unsettled [][]*sectormap.Leaf
 }
 
-// Freeze takes a view of the map and the table in one step. It copies the
-// directories of both; what they point to is copied when it changes. Every
-// Frozen must be released.
+// Freeze takes a snapshot of the map and the table in one step. It copies the
+// directories of both; what they point to is copied when it changes. The
+// caller must release every Frozen.
 func (p *Proxy) Freeze() *Frozen {
 	f := &Frozen{m: p.m.Freeze(), objects: p.objects.freeze()}
 	for u := range p.unsettled {
@@ -26,12 +26,11 @@ func (p *Proxy) Freeze() *Frozen {
 	return f
 }
 
-// Map is the frozen map.
+// Map returns the frozen map.
 func (f *Frozen) Map() *sectormap.Frozen { return f.m }
 
-// Objects gives the object table, by ascending key. Its live counts are exact:
-// what was not settled at the moment of the freeze is counted off here, with
-// the caller's time.
+// Objects returns the object table, by ascending key. Its live counts are
+// exact: it settles in its copy what was unsettled at the moment of the freeze.
 func (f *Frozen) Objects() []layout.ObjectInfo {
 	if len(f.unsettled) == 0 {
 		return f.objects.list()
@@ -46,9 +45,9 @@ func (f *Frozen) Objects() []layout.ObjectInfo {
 }
 
 // Verify counts the live blocks of all objects anew, in one pass over the map,
-// and returns an error that names the first object for which the table has
-// another number, or has no entry. An object with live blocks that counts as
-// dead would be deleted.
+// and returns an error that names the first object whose count in the table
+// differs or that is not in the table. An object with live blocks that counts
+// as dead would be deleted.
 func (f *Frozen) Verify() error {
 	counted := f.objects.clone()
 	for _, pg := range counted.pages {
@@ -82,5 +81,5 @@ func (f *Frozen) Verify() error {
 }
 
 // Release ends the copying that f causes. It needs no lock and may be called
-// again, but nothing of f may be used from then on.
+// more than once. Nothing of f may be used afterwards.
 func (f *Frozen) Release() { f.m.Release() }

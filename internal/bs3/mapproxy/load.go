@@ -7,8 +7,9 @@ import (
 )
 
 // LoadLeaf fills an empty leaf of the map from a checkpoint, at open, after the
-// objects of its table were added with their live counts. An entry that lies
-// in no object of the table is damage: an error, and nothing is loaded.
+// objects of its table were added with their live counts. If an entry lies in
+// no object of the table, the checkpoint is damaged: LoadLeaf returns an error
+// and loads nothing.
 func (p *Proxy) LoadLeaf(leaf int, entries []layout.Location) error {
 	for i, loc := range entries {
 		if !loc.Mapped() {
@@ -24,8 +25,8 @@ func (p *Proxy) LoadLeaf(leaf int, entries []layout.Location) error {
 }
 
 // Apply replays one stored object: it enters it into the table and applies its
-// records in order. Applied in the order of their keys, the objects of a log
-// give the map and the table that the writers of the log had.
+// records in order. The objects of a log, applied in the order of their keys,
+// yield the map and the table that the writers of the log had.
 func (p *Proxy) Apply(o *layout.Object) {
 	p.AddObject(layout.ObjectInfo{Key: o.Key, Epoch: o.Epoch, Total: o.Blocks, Fence: o.Fence})
 	for _, r := range o.Records {
@@ -49,8 +50,8 @@ func (p *Proxy) Apply(o *layout.Object) {
 	}
 }
 
-// clip gives how many blocks of r lie in the volume: it may have been larger
-// when r was written.
+// clip returns how many blocks of r lie in the volume, which may have been
+// larger when r was written.
 func (p *Proxy) clip(r layout.Record) uint32 {
 	if r.Block >= p.Blocks() {
 		return 0

@@ -1,17 +1,17 @@
-// Package mapproxy is the engine's way to its map: where each block lies
+// Package mapproxy keeps the map of a volume: where each block lies
 // (sectormap), and how many live blocks each object of the log still has (the
 // object table), which decides what garbage collection may take. The two
-// change together, so that the map and the live counts are a pure function of
-// the log: Apply gives on replay exactly what Write, Zero and Move gave live.
+// change together, so the map and the live counts are a pure function of the
+// log: Apply, on replay, has exactly the effect that Write, Zero and Move had.
 //
-// Foreground lookups and updates go straight to the map. Lookups need no lock
-// and run beside updates. All other methods, unless they say otherwise, are
-// serialised by the caller: they are called under the engine's chunk lock,
-// which is what orders the log.
+// Concurrency. The methods of a View need no lock and may run while the map
+// changes. The caller serialises all others unless they say otherwise, in the
+// order of the log.
 //
-// A Zero of whole leaves takes them out of the map at once and counts their
-// blocks off later, a leaf at a time (Settle), so until then the live counts
-// of the table are too high, never too low. A Frozen has none of that lag.
+// A Zero of whole leaves takes them out of the map at once and subtracts their
+// blocks from the live counts later, a leaf at a time (Settle). Until then the
+// live counts of the table are too high, never too low. A Frozen has no such
+// lag.
 package mapproxy
 
 import (
@@ -25,14 +25,14 @@ type Proxy struct {
 	m       *sectormap.Map
 	objects table
 
-	unsettled map[*Unsettled]struct{} // with leaves that are still to be counted off
+	unsettled map[*Unsettled]struct{} // those that Settle has not finished
 
-	// What the map calls back, made once: a method value made for each write
-	// would allocate.
+	// overwritten is objects.dead, for the map to call back. It is made once,
+	// because a method value made for each write would allocate.
 	overwritten func(loc layout.Location, n uint32)
 }
 
-// New gives the proxy of an empty volume of that many blocks.
+// New returns the proxy of an empty volume of the given number of blocks.
 func New(blocks uint64) *Proxy {
 	m := sectormap.New(blocks)
 	p := &Proxy{
@@ -44,7 +44,7 @@ func New(blocks uint64) *Proxy {
 	return p
 }
 
-// Blocks is the size of the volume. It needs no lock.
+// Blocks returns the size of the volume. It needs no lock.
 func (p *Proxy) Blocks() uint64 { return p.m.Blocks() }
 
 // Lookup appends to runs where the blocks [block, block+n) lie, as
@@ -53,21 +53,21 @@ func (p *Proxy) Lookup(block uint64, n uint32, runs []sectormap.Run) []sectormap
 	return p.m.Lookup(block, n, runs)
 }
 
-// Get says where block lies; 0 if it is unmapped. It needs no lock.
+// Get returns where block lies; 0 if it is unmapped. It needs no lock.
 func (p *Proxy) Get(block uint64) layout.Location { return p.m.Get(block) }
 
-// Mapped is the number of blocks that are mapped. It needs no lock.
+// Mapped returns the number of blocks that are mapped. It needs no lock.
 func (p *Proxy) Mapped() uint64 { return p.m.Mapped() }
 
-// Bytes is the memory that the map takes. It needs no lock.
+// Bytes returns the memory that the map takes. It needs no lock.
 func (p *Proxy) Bytes() int64 { return p.m.Bytes() }
 
 // AddObject enters an object into the table, before anything is mapped to it.
-// Its key must be above all that were added before. For a new object of the
-// log Live is 0: the writes count.
+// Its key must be above all keys added before. For a new object of the log,
+// Live is 0: Write and Move count its blocks.
 func (p *Proxy) AddObject(info layout.ObjectInfo) { p.objects.add(info) }
 
-// SetTotal says how many data blocks object k has, once it is sealed.
+// SetTotal records how many data blocks object k has, once it is sealed.
 func (p *Proxy) SetTotal(k key.Key, total uint32) { p.objects.setTotal(k, total) }
 
 // Write maps the n blocks from block to loc and the locations after it, in an
@@ -77,8 +77,8 @@ func (p *Proxy) Write(block uint64, n uint32, loc layout.Location) {
 	p.m.Set(block, n, loc, p.overwritten)
 }
 
-// Zero unmaps the n blocks from block. If it returns an Unsettled that is not
-// nil, the caller must call Settle for it until that is done.
+// Zero unmaps the n blocks from block. If the Unsettled it returns is not nil,
+// the caller must pass it to Settle until Settle reports that it is done.
 func (p *Proxy) Zero(block, n uint64) *Unsettled {
 	var u *Unsettled
 	p.m.Unmap(block, n, p.overwritten, func(leaf *sectormap.Leaf) {
@@ -93,15 +93,15 @@ func (p *Proxy) Zero(block, n uint64) *Unsettled {
 	return u
 }
 
-// Unsettled is what a Zero took out of the map as whole leaves, and which the
-// object table still counts as live.
+// Unsettled holds the leaves that a Zero took out of the map as a whole, and
+// whose blocks the object table still counts as live.
 type Unsettled struct {
-	leaves []*sectormap.Leaf // a Frozen may share the array: never written to, only cut from the front
+	leaves []*sectormap.Leaf // a Frozen may share the array, so it is only cut from the front, never written to
 }
 
-// Settle counts the blocks of one more leaf of pending as dead, and says
-// whether that was all of it. Between two calls the caller lets others have
-// its lock. Settle(nil) is done.
+// Settle counts the blocks of one more leaf of pending as dead, and reports
+// whether that was the last one. Between two calls the caller may release its
+// lock. Settle(nil) is done.
 func (p *Proxy) Settle(pending *Unsettled) (done bool) {
 	if pending == nil || len(pending.leaves) == 0 {
 		return true
@@ -115,8 +115,8 @@ func (p *Proxy) Settle(pending *Unsettled) (done bool) {
 	return true
 }
 
-// Move maps block to to, in an object that was added, if it is mapped to from
-// still, and says whether it was.
+// Move maps block to the location to, in an object that was added, if it is
+// still mapped to from, and reports whether it was.
 func (p *Proxy) Move(block uint64, from, to layout.Location) bool {
 	if p.m.Get(block) != from {
 		return false
@@ -125,11 +125,12 @@ func (p *Proxy) Move(block uint64, from, to layout.Location) bool {
 	return true
 }
 
-// Object gives what the table knows of object k, and whether it is there.
+// Object returns what the table knows of object k, and whether k is in it.
 func (p *Proxy) Object(k key.Key) (layout.ObjectInfo, bool) { return p.objects.get(k) }
 
-// Totals sums up: the objects in the table, their live blocks, and the data
-// blocks of those that are sealed. Of live, nothing is unsettled.
+// Totals returns the number of objects in the table, of their live blocks, and
+// of the data blocks of those that are sealed. The live blocks are exact, also
+// while a Zero is not settled.
 func (p *Proxy) Totals() (objects int, live, total uint64) {
 	return p.objects.count, p.m.Mapped(), p.objects.total
 }

@@ -5,9 +5,9 @@ import (
 	"bs3/internal/bs3/layout"
 )
 
-// Objects gives those of the table with keys in [from, from+n), ascending: a
-// bounded step of a scan, between which the caller lets others have its lock.
-// more says whether there are keys beyond.
+// Objects returns the objects of the table with keys in [from, from+n),
+// ascending, and reports whether there are keys beyond. It is a bounded step of
+// a scan: between two steps the caller may release its lock.
 func (p *Proxy) Objects(from key.Key, n int) (infos []layout.ObjectInfo, more bool) {
 	end := min(from+key.Key(n), p.objects.next)
 	for k := from; k < end; k++ {
@@ -18,8 +18,8 @@ func (p *Proxy) Objects(from key.Key, n int) (infos []layout.ObjectInfo, more bo
 	return infos, end < p.objects.next
 }
 
-// RemoveObject takes object k, which has no live blocks, out of the table: it
-// is deleted from the store.
+// RemoveObject takes object k, which has no live blocks, out of the table once
+// it is deleted from the store.
 func (p *Proxy) RemoveObject(k key.Key) { p.objects.remove(k) }
 
 func (t *table) remove(k key.Key) {

@@ -9,17 +9,17 @@ import (
 	"bs3/internal/bs3/mapproxy/sectormap"
 )
 
-// pageObjects is the number of keys of one page of the table: 24 KiB, of which
-// 256 describe 1 TiB in objects of 4 MiB.
+// pageObjects is the number of keys of one page of the table. A page takes
+// 24 KiB; 256 pages describe 1 TiB in objects of 4 MiB.
 const pageObjects = 1 << 10
 
 // table is the object table: pages of objects by key, copied on write if a
-// frozen view shows them. It is frozen together with the map, whose numbering
-// of freezes thus says which pages are shared.
+// Frozen shares them. It is frozen together with the map, so the map's
+// numbering of freezes tells which pages are shared.
 type table struct {
 	m     *sectormap.Map
 	pages []*page // by key / pageObjects; nil: no object there
-	next  key.Key // above all that were added
+	next  key.Key // above all keys that were added
 	count int     // objects
 	total uint64  // blocks, of all objects
 }
@@ -35,7 +35,7 @@ type object struct {
 	here, fence bool
 }
 
-// slot gives the place of k, in a page that is there, for changing it.
+// slot returns the place of k, in a page that exists, to be changed.
 func (t *table) slot(k key.Key) *object {
 	pg := t.pages[k/pageObjects]
 	if t.m.Shared(pg.gen) {
@@ -47,17 +47,17 @@ func (t *table) slot(k key.Key) *object {
 	return &pg.objects[k%pageObjects]
 }
 
-// at gives the entry of k, which was added, for changing it.
+// at returns the entry of k, which was added, to be changed.
 func (t *table) at(k key.Key) *object {
 	o := t.slot(k)
 	if !o.here {
-		// Counted now, it would start from zero again when it is added.
+		// What is counted now would be lost when k is added.
 		panic(fmt.Sprintf("mapproxy: object %d changes before it is added", k))
 	}
 	return o
 }
 
-// find gives the entry of k, for reading it; nil if it is not there.
+// find returns the entry of k, to be read only; nil if there is none.
 func (t *table) find(k key.Key) *object {
 	i := k / pageObjects
 	if i >= key.Key(len(t.pages)) || t.pages[i] == nil {
@@ -98,9 +98,9 @@ func (t *table) setTotal(k key.Key, total uint32) {
 // born counts n blocks of object k as live.
 func (t *table) born(k key.Key, n uint32) { t.at(k).live += n }
 
-// dead takes n blocks off the live ones of the object at loc.
-// One that a discard detached and that was deleted before that was settled is
-// not there any more.
+// dead subtracts n blocks from the live ones of the object at loc. The object
+// may be gone: it may have been deleted while a Zero that unmapped its last
+// blocks was not settled yet.
 func (t *table) dead(loc layout.Location, n uint32) {
 	if t.find(loc.Key()) != nil {
 		t.at(loc.Key()).live -= n
@@ -119,7 +119,7 @@ func (o *object) info(k key.Key) layout.ObjectInfo {
 	return layout.ObjectInfo{Key: k, Epoch: o.epoch, Live: o.live, Total: o.total, Fence: o.fence}
 }
 
-// list gives all objects, by ascending key.
+// list returns all objects, by ascending key.
 func (t *table) list() []layout.ObjectInfo {
 	infos := make([]layout.ObjectInfo, 0, t.count)
 	for i, pg := range t.pages {
@@ -135,13 +135,13 @@ func (t *table) list() []layout.ObjectInfo {
 	return infos
 }
 
-// freeze gives a view of the table, to be read only. The map was frozen in the
-// same step, and that is what makes the pages shared from now on.
+// freeze returns a snapshot of the table, to be read only. The map is frozen
+// in the same step, and its number of freezes marks the pages as shared.
 func (t *table) freeze() table {
 	return table{pages: slices.Clone(t.pages), count: t.count}
 }
 
-// clone gives a copy of a frozen table that shares nothing with it.
+// clone returns a copy of a frozen table that shares nothing with it.
 func (t *table) clone() table {
 	c := t.freeze()
 	for i, pg := range c.pages {

@@ -6,14 +6,14 @@ import (
 	"bs3/internal/bs3/layout"
 )
 
-// Leaf maps LeafBlocks consecutive blocks: by a few spans, which do not change,
-// or entry by entry. Those that callers get to see, from a Frozen or from
-// Unmap, do not change any more.
+// Leaf maps LeafBlocks consecutive blocks: by a few spans, which never change,
+// or entry by entry. A leaf that callers get from a Frozen or from Unmap does
+// not change any more.
 //
 // The entries are plain words used with sync/atomic, not atomic.Uint64, so
-// that copying a leaf nobody writes to is one memmove: 4096 atomic stores
-// would hold the writers up for 20 µs. They are not inside of Leaf because 32
-// KiB and a few bytes would take 40 KiB.
+// that copying a leaf that nobody writes to is one memmove: 4096 atomic stores
+// would delay the writers by 20 µs. They are not inside Leaf because 32 KiB and
+// a few bytes would take 40 KiB.
 type Leaf struct {
 	entries *[LeafBlocks]uint64 // nil in a leaf of spans
 	spans   []span
@@ -30,8 +30,8 @@ func (l *Leaf) load(i uint64) layout.Location {
 	return l.spans[j].part(uint16(i), uint16(i)+1).loc
 }
 
-// Each calls f for the mapped blocks of the leaf, in order: n consecutive
-// locations from loc, which lie in one object.
+// Each calls f for the mapped blocks of the leaf, in order, each time with n
+// consecutive locations of one object, from loc.
 func (l *Leaf) Each(f func(loc layout.Location, n uint32)) {
 	if l.entries == nil {
 		for _, s := range l.spans {
@@ -48,7 +48,7 @@ func (l *Leaf) Each(f func(loc layout.Location, n uint32)) {
 	}
 }
 
-// Entries copies the leaf to dst, LeafBlocks long.
+// Entries copies the leaf to dst, which must have room for LeafBlocks entries.
 func (l *Leaf) Entries(dst []layout.Location) {
 	dst = dst[:LeafBlocks]
 	entries := l.entries
@@ -96,8 +96,8 @@ func (l *Leaf) lookupSpans(start uint64, from, to uint16, runs []Run, first int)
 	return runs
 }
 
-// run gives the first of the entries, of which there is one at least, and how
-// many of them are one run with it.
+// run returns the first of the entries, of which there must be one, and how
+// many of them form one run with it.
 func run(entries []uint64) (loc layout.Location, n uint32) {
 	at := func(i uint32) layout.Location { return layout.Location(atomic.LoadUint64(&entries[i])) }
 	loc, n = at(0), 1
@@ -114,8 +114,8 @@ func run(entries []uint64) (loc layout.Location, n uint32) {
 	return loc, n
 }
 
-// merger gathers consecutive locations of one object and passes them to f as
-// one. It counts them.
+// merger merges consecutive locations of one object into one call of f, and
+// counts locations.
 type merger struct {
 	f     func(loc layout.Location, n uint32)
 	loc   layout.Location

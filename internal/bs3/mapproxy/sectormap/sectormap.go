@@ -1,5 +1,5 @@
-// Package sectormap is the flat map of a volume: for every logical block the
-// place in the log where its bytes lie, at most 8 bytes a block.
+// Package sectormap is the flat map of a volume: for every logical block, the
+// place in the log where its bytes lie. It takes at most 8 bytes a block.
 //
 //	directory                leaves of LeafBlocks entries
 //	[ 0 | * | 0 | * | … ]
@@ -8,24 +8,24 @@
 //
 // A leaf is allocated when its first block is mapped and dropped when its last
 // one is unmapped, so an empty volume costs its directory only (16 bytes for
-// each LeafBlocks blocks: the pointer and the writers' bookkeeping). It begins
-// as a list of spans, 16 bytes each, that a writer replaces as a whole, and
-// becomes an array of entries when it would have more than 64; the other way
-// it goes when it is loaded the next time.
+// each LeafBlocks blocks: the pointer and the writers' bookkeeping). A leaf
+// begins as a list of spans, 16 bytes each, which a writer replaces as a whole.
+// It becomes an array of entries when it would have more than 64 spans, and a
+// list of spans again at the earliest when it is next loaded.
 //
 // Concurrency. Readers (Get, Lookup) take no lock: a directory slot is an
 // atomic pointer and an entry is loaded atomically. Writers (Set, Unmap, Load,
 // Freeze) are serialised by their caller. A writer changes an entry only in
-// the leaf that the directory shows at that time, and a leaf that left the
-// directory is never changed again; so a reader that holds such a leaf sees
+// the leaf that is in the directory at that time, and a leaf that left the
+// directory is never changed again. So a reader that holds such a leaf sees
 // what was mapped at some moment after it loaded the pointer, as if it had
 // looked then.
 //
 // Freezing. A Frozen is a copy of the directory. As long as it lives, a writer
-// copies a leaf that it references before changing it, and publishes the copy
-// first. Freezes are numbered, and each leaf knows the number of the freeze
-// its last change came before; comparing the two says whether a leaf is shared,
-// and, later, whether it has changed since an earlier freeze.
+// copies a leaf that the Frozen references before changing it, and publishes
+// the copy first. Freezes are numbered, and each leaf knows the number of the
+// first freeze after its last change. Comparing the two tells whether a leaf
+// is shared and, later, whether it has changed since an earlier freeze.
 package sectormap
 
 import (
@@ -42,39 +42,39 @@ const LeafBlocks = layout.LeafBlocks
 
 const leafBytes = LeafBlocks * 8
 
-// Map maps the blocks [0, Blocks) of one volume. See the package comment for
-// what may run beside what.
+// Map maps the blocks [0, Blocks) of one volume. The package comment states
+// which methods may run at the same time.
 type Map struct {
 	blocks uint64
 	dir    []atomic.Pointer[Leaf]
-	state  []leafState // beside dir; writers only
+	state  []leafState // parallel to dir; writers only
 
 	gen      uint32        // number of the next freeze, from 1; one a second lasts 136 years; writers only
 	unfrozen atomic.Uint32 // leaves with a smaller generation are shared with a live Frozen
 
 	mapped atomic.Uint64 // blocks
-	dense  atomic.Int64  // leaves that are kept entry by entry
+	dense  atomic.Int64  // leaves that are arrays of entries
 	spans  atomic.Int64  // in the other leaves
 
 	freezes sync.Mutex // covers live; held for a few instructions only
 	live    []uint32   // generations of the live Frozens, ascending
 }
 
-// leafState is what writers know of a leaf.
+// leafState is the writers' bookkeeping of a leaf.
 type leafState struct {
 	gen    uint32 // Map.gen at the last change; 0: not changed since Load
 	mapped uint32 // entries that are mapped
 }
 
-// Run describes consecutive blocks: mapped to consecutive locations of one
-// object, the first being Loc, or all unmapped, with Loc 0.
+// Run describes consecutive blocks: either mapped to consecutive locations of
+// one object, from Loc, or all unmapped, with Loc 0.
 type Run struct {
 	Block uint64
 	N     uint32 // blocks
 	Loc   layout.Location
 }
 
-// New gives an empty map of a volume of that many blocks.
+// New returns the map of an empty volume of the given number of blocks.
 func New(blocks uint64) *Map {
 	n := (blocks + LeafBlocks - 1) / LeafBlocks
 	return &Map{
@@ -85,19 +85,19 @@ func New(blocks uint64) *Map {
 	}
 }
 
-// Blocks is the size of the volume.
+// Blocks returns the size of the volume.
 func (m *Map) Blocks() uint64 { return m.blocks }
 
-// Mapped is the number of mapped blocks. It is safe beside a writer.
+// Mapped returns the number of mapped blocks. A writer may run meanwhile.
 func (m *Map) Mapped() uint64 { return m.mapped.Load() }
 
-// Bytes is about the memory that the map takes, without the leaves that only a
-// Frozen still holds. It is safe beside a writer.
+// Bytes returns about how much memory the map takes, without the leaves that
+// only a Frozen still holds. A writer may run meanwhile.
 func (m *Map) Bytes() int64 {
 	return int64(len(m.dir))*16 + m.dense.Load()*leafBytes + m.spans.Load()*spanBytes
 }
 
-// Get says where block is; 0 if it is unmapped. It is safe beside a writer.
+// Get returns where block lies; 0 if it is unmapped. A writer may run meanwhile.
 func (m *Map) Get(block uint64) layout.Location {
 	leaf := m.dir[block/LeafBlocks].Load()
 	if leaf == nil {
@@ -107,11 +107,11 @@ func (m *Map) Get(block uint64) layout.Location {
 }
 
 // Lookup appends to runs the runs of [block, block+n), in order and without
-// gaps, each as long as it can be within the range. It is safe beside a
-// writer; each entry is read atomically, the whole range is not.
+// gaps, each as long as the range allows. A writer may run meanwhile: each
+// entry is read atomically, the range as a whole is not.
 func (m *Map) Lookup(block uint64, n uint32, runs []Run) []Run {
 	m.check(block, uint64(n))
-	first := len(runs) // what the caller has there already is not ours to extend
+	first := len(runs) // the runs that the caller has already are not extended
 	for n > 0 {
 		from := block % LeafBlocks
 		c := min(n, LeafBlocks-uint32(from))
@@ -126,17 +126,18 @@ func (m *Map) Lookup(block uint64, n uint32, runs []Run) []Run {
 	return runs
 }
 
-// Shared says whether a live Frozen may reference what was last changed when
-// Generation was gen. It lets data that is frozen together with the map be
-// copied on write by the same rule. For writers.
+// Shared reports whether a live Frozen may reference what was last changed when
+// Generation was gen. By the same rule, data that is frozen together with the
+// map can be copied on write. Only writers may call it.
 func (m *Map) Shared(gen uint32) bool { return gen < m.unfrozen.Load() }
 
-// Generation is the number that the next Freeze will get. For writers.
+// Generation returns the number that the next Freeze will get. Only writers may
+// call it.
 func (m *Map) Generation() uint32 { return m.gen }
 
-// Freeze takes a view of the map as it is now. It is a writer's call and costs
-// a copy of the directory; the leaves are shared. Every Frozen must be
-// released, or each leaf that changes is copied once for nothing.
+// Freeze takes a snapshot of the map. It copies the directory and shares the
+// leaves. Every Frozen must be released, or each leaf that changes is copied
+// once for nothing. Freeze is for writers only.
 func (m *Map) Freeze() *Frozen {
 	f := &Frozen{m: m, gen: m.gen, dir: make([]*Leaf, len(m.dir)), state: slices.Clone(m.state)}
 	for i := range m.dir {
@@ -150,8 +151,8 @@ func (m *Map) Freeze() *Frozen {
 	return f
 }
 
-// release forgets the freeze gen. The mutex also orders what readers of the
-// Frozen did before changes that a writer makes in place afterwards.
+// release forgets the freeze gen. The mutex also orders the reads of the Frozen
+// before the changes that a writer then makes in place.
 func (m *Map) release(gen uint32) {
 	m.freezes.Lock()
 	defer m.freezes.Unlock()
@@ -159,7 +160,7 @@ func (m *Map) release(gen uint32) {
 		m.live = slices.Delete(m.live, i, i+1)
 	}
 	// A leaf in the directory is referenced by a freeze if it was last changed
-	// before it; so the newest live one decides.
+	// before that freeze, so the newest live one decides.
 	newest := uint32(0)
 	if n := len(m.live); n > 0 {
 		newest = m.live[n-1] + 1
@@ -167,9 +168,9 @@ func (m *Map) release(gen uint32) {
 	m.unfrozen.Store(newest)
 }
 
-// check panics on a range outside of the volume, which a caller must have
-// refused long before: an entry past the end would never be looked up, but
-// keep its object alive.
+// check panics if the range is not within the volume; the caller must have
+// refused it long before. An entry past the end would never be looked up, but
+// would keep its object alive.
 func (m *Map) check(block, n uint64) {
 	if block > m.blocks || n > m.blocks-block {
 		panic(fmt.Sprintf("sectormap: %d blocks at %d are outside of a map of %d", n, block, m.blocks))
@@ -187,8 +188,8 @@ func appendRun(runs []Run, first int, r Run) []Run {
 	return append(runs, r)
 }
 
-// follows says whether next comes right after the n locations at loc. Index 0
-// follows nothing: it belongs to another object than the location before it.
+// follows reports whether next comes right after the n locations from loc.
+// Index 0 follows nothing: the location before it belongs to another object.
 func follows(loc layout.Location, n uint32, next layout.Location) bool {
 	return next == loc+layout.Location(n) && next.Index() != 0
 }

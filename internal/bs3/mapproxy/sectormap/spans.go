@@ -6,33 +6,32 @@ import (
 	"bs3/internal/bs3/layout"
 )
 
-// span is a part of a leaf whose entries are consecutive locations of one
-// object, as long as it can be. It begins at entry from and ends before entry
-// to.
+// span is a part of a leaf, as long as possible, whose entries [from, to) are
+// consecutive locations of one object.
 type span struct {
 	from, to uint16 // to is at most LeafBlocks
 	loc      layout.Location
 }
 
-// maxSpans is the length from which on a leaf is kept entry by entry: its spans
-// would take a thirtieth of that, but each change copies them.
+// maxSpans is the most spans of a leaf; one with more becomes an array of
+// entries. That takes thirty times the memory, but each change copies all spans.
 const maxSpans = 64
 
 const spanBytes = 16
 
-// part gives the entries [from, to) of s, which it has.
+// part returns the entries [from, to) of s, which must have them.
 func (s span) part(from, to uint16) span {
 	return span{from, to, s.loc + layout.Location(from-s.from)}
 }
 
 func (s span) blocks() uint32 { return uint32(s.to - s.from) }
 
-// after gives the place of the first span that ends behind entry i.
+// after returns the index of the first span that ends behind entry i.
 func after(spans []span, i uint16) int {
 	return sort.Search(len(spans), func(j int) bool { return spans[j].to > i })
 }
 
-// appendSpan appends s, as a part of the last one if it goes on there.
+// appendSpan appends s, as a part of the last span if it continues that.
 func appendSpan(spans []span, s span) []span {
 	if s.from == s.to {
 		return spans
@@ -46,8 +45,8 @@ func appendSpan(spans []span, s span) []span {
 	return append(spans, s)
 }
 
-// replaced gives a copy of spans with put, which may be empty, in the place of
-// what was at the entries [from, to), and tells was of that.
+// replaced returns a copy of spans in which put, which may be empty, replaces
+// the entries [from, to). It adds what was there to was.
 func replaced(spans []span, from, to uint16, put span, was *merger) []span {
 	fresh := make([]span, 0, len(spans)+2)
 	i := after(spans, from)
@@ -70,7 +69,7 @@ func replaced(spans []span, from, to uint16, put span, was *merger) []span {
 	return fresh
 }
 
-// spansOf gives entries as spans; false if they are more than maxSpans.
+// spansOf returns entries as spans, or false if that makes more than maxSpans.
 func spansOf(entries []layout.Location) ([]span, bool) {
 	var few [maxSpans + 1]span
 	spans := few[:0]
@@ -85,7 +84,7 @@ func spansOf(entries []layout.Location) ([]span, bool) {
 	return append([]span(nil), spans...), true
 }
 
-// dense gives spans entry by entry.
+// dense returns the entries that spans stand for.
 func dense(spans []span) *[LeafBlocks]uint64 {
 	entries := new([LeafBlocks]uint64)
 	for _, s := range spans {

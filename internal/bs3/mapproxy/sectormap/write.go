@@ -7,8 +7,8 @@ import (
 )
 
 // Set maps the n blocks from block to n consecutive locations of one object,
-// from loc. It calls old, if not nil, for what was mapped there before: n
-// consecutive locations of one object, from loc. A writer's call.
+// from loc. For what was mapped there before it calls old, if that is not nil,
+// each time with n consecutive locations of one object. Set is for writers only.
 func (m *Map) Set(block uint64, n uint32, loc layout.Location, old func(loc layout.Location, n uint32)) {
 	m.check(block, uint64(n))
 	was := merger{f: old}
@@ -51,7 +51,7 @@ func (m *Map) setPart(i uint64, put span, was *merger) {
 	}
 }
 
-// showSpans makes a leaf of spans out of leaf i, which was one or empty.
+// showSpans publishes a new list of spans as leaf i, which was one or empty.
 func (m *Map) showSpans(i uint64, before, spans []span) {
 	m.dir[i].Store(&Leaf{spans: spans})
 	m.state[i].gen = m.gen
@@ -59,9 +59,9 @@ func (m *Map) showSpans(i uint64, before, spans []span) {
 }
 
 // Unmap unmaps the n blocks from block. A leaf that lies in the range as a
-// whole is taken out in one step and given to gone, to be looked through when
-// there is time; for the rest, old is called as by Set. Both may be nil. A
-// writer's call.
+// whole is taken out in one step and passed to gone, which can look through it
+// later; for the rest, Unmap calls old as Set does. Both may be nil. Unmap is
+// for writers only.
 func (m *Map) Unmap(block, n uint64, old func(loc layout.Location, n uint32), gone func(*Leaf)) {
 	m.check(block, n)
 	was := merger{f: old}
@@ -87,15 +87,15 @@ func (m *Map) Unmap(block, n uint64, old func(loc layout.Location, n uint32), go
 	was.flush()
 }
 
-// unmapPart unmaps the entries [from, to) of leaf i. A leaf that has none
-// mapped there is left alone, so that it is not copied either.
+// unmapPart unmaps the entries [from, to) of leaf i. It leaves a leaf that maps
+// none of them alone, so that it is not copied either.
 func (m *Map) unmapPart(i uint64, leaf *Leaf, from, to uint16, was *merger) {
 	was.count = 0
 	if leaf.entries == nil {
 		if j := after(leaf.spans, from); j == len(leaf.spans) || leaf.spans[j].from >= to {
 			return
 		}
-		// One that is cut in two may make them more than maxSpans.
+		// A span that is cut in two may make them more than maxSpans.
 		m.showSpans(i, leaf.spans, replaced(leaf.spans, from, to, span{}, was))
 	} else {
 		for from < to && leaf.load(uint64(from)) == 0 {
@@ -119,9 +119,8 @@ func (m *Map) unmapPart(i uint64, leaf *Leaf, from, to uint16, was *merger) {
 	m.mapped.Add(-uint64(was.count))
 }
 
-// Load fills an empty leaf, at open, before the map is shared. Entries past
-// the end of the volume are dropped. The leaf counts as older than every
-// freeze.
+// Load fills an empty leaf, at open, before the map is shared. It drops entries
+// past the end of the volume. The leaf counts as older than every freeze.
 func (m *Map) Load(leaf int, entries []layout.Location) {
 	start := uint64(leaf) * LeafBlocks
 	entries = entries[:min(uint64(len(entries)), m.blocks-start)]
@@ -149,9 +148,9 @@ func (m *Map) Load(leaf int, entries []layout.Location) {
 	m.mapped.Add(uint64(n))
 }
 
-// writable gives the entries of leaf i, which is there, for changing them: as
-// they are if no live Frozen has them, or else a copy, which readers already
-// see.
+// writable returns the entries of leaf i, which is not empty, to be changed:
+// its own if no live Frozen has them, otherwise those of a copy that is already
+// in the directory.
 func (m *Map) writable(i uint64) *[LeafBlocks]uint64 {
 	leaf, s := m.dir[i].Load(), &m.state[i]
 	switch {
@@ -169,7 +168,7 @@ func (m *Map) writable(i uint64) *[LeafBlocks]uint64 {
 	return leaf.entries
 }
 
-// drop takes leaf i, which is there, out of the map.
+// drop takes leaf i, which is not empty, out of the map.
 func (m *Map) drop(i uint64) {
 	if leaf := m.dir[i].Load(); leaf.entries == nil {
 		m.spans.Add(-int64(len(leaf.spans)))
