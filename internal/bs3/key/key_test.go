@@ -119,7 +119,7 @@ func TestParseRejects(t *testing.T) {
 	}
 }
 
-// What parses is a name that Name gives.
+// What parses is a name that Name returns.
 func FuzzParse(f *testing.F) {
 	for _, name := range notNames() {
 		f.Add(name)

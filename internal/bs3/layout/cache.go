@@ -5,23 +5,23 @@ import (
 	"fmt"
 )
 
-// CacheHeader is the head of the file of the disk cache: sets of blocks.
+// CacheHeader is the header of the file of the disk cache: sets of blocks.
 type CacheHeader struct {
 	UUID      UUID   // of the volume
 	BlockSize uint32 // bytes, 512 or 4096
 	Sets      uint64
 }
 
-// CacheEntry says which block lies in a place of a set.
+// CacheEntry identifies the block that lies in a place of a set.
 type CacheEntry struct {
 	Loc   Location // 0: none
-	Epoch uint32   // the low bits of that of the object
+	Epoch uint32   // the low 32 bits of the object's epoch
 	CRC   uint32   // of the block
 }
 
 // CacheSet is the table of one set.
 type CacheSet struct {
-	Hand    uint32 // the place that is filled next
+	Hand    uint32 // the place to be filled next
 	Entries [CacheSetBlocks]CacheEntry
 }
 
@@ -30,7 +30,7 @@ const (
 	CacheHeaderSize = 4096
 	// CacheSetSize is the size of an encoded CacheSet in bytes; the blocks follow.
 	CacheSetSize = 4096
-	// CacheSetBlocks is how many blocks a set has.
+	// CacheSetBlocks is the number of blocks of a set.
 	CacheSetBlocks = 255
 	// MaxCacheSets is the most sets of a file.
 	MaxCacheSets = 1 << 32
@@ -45,12 +45,12 @@ const (
 	cacheSetCRC    = CacheSetSize - 4
 )
 
-// SetSize is the size in bytes of a set: its table and its blocks.
+// SetSize returns the size in bytes of a set: its table and its blocks.
 func (h *CacheHeader) SetSize() int64 {
 	return CacheSetSize + CacheSetBlocks*int64(h.BlockSize)
 }
 
-// FileSize is the size in bytes of the file that h heads.
+// FileSize returns the size in bytes of a file with the header h.
 func (h *CacheHeader) FileSize() int64 { return CacheHeaderSize + int64(h.Sets)*h.SetSize() }
 
 // AppendCacheHeader appends h in CacheHeaderSize bytes.
@@ -65,19 +65,13 @@ func AppendCacheHeader(dst []byte, h *CacheHeader) []byte {
 	return binary.LittleEndian.AppendUint32(dst, CRC(dst[start:]))
 }
 
-// DecodeCacheHeader reads the head of the file of a disk cache. Errors:
+// DecodeCacheHeader decodes the header of the file of a disk cache. Errors:
 // ErrMagic, ErrVersion, ErrDamaged.
 func DecodeCacheHeader(b []byte) (*CacheHeader, error) {
 	const what = "disk cache"
-	if len(b) < CacheHeaderSize {
-		return nil, fmt.Errorf("%s: %w: %d bytes, less than a header", what, ErrMagic, len(b))
-	}
-	b = b[:CacheHeaderSize]
-	if err := checkMark(what, cacheMagic, b[:magicSize], b[magicSize:], cacheVersion); err != nil {
+	b, err := checkHead(what, b, CacheHeaderSize, cacheCRC, cacheMagic, cacheVersion)
+	if err != nil {
 		return nil, err
-	}
-	if binary.LittleEndian.Uint32(b[cacheCRC:]) != CRC(b[:cacheCRC]) {
-		return nil, fmt.Errorf("%s: %w", what, damaged("checksum of the header"))
 	}
 	h := &CacheHeader{
 		UUID:      UUID(b[12:]),
@@ -110,8 +104,8 @@ func (s *CacheSet) Encode(dst []byte) {
 	binary.LittleEndian.PutUint32(dst[cacheSetCRC:], CRC(dst[:cacheSetCRC]))
 }
 
-// Decode reads a table from the first CacheSetSize bytes of b. Error:
-// ErrDamaged, also for one that was never written; s is undefined then.
+// Decode decodes a table from the first CacheSetSize bytes of b. Error:
+// ErrDamaged, also for a table that was never written; s is undefined then.
 func (s *CacheSet) Decode(b []byte) error {
 	if len(b) < CacheSetSize {
 		return fmt.Errorf("set of the disk cache: %w", damaged("%d bytes", len(b)))

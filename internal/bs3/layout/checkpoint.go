@@ -7,13 +7,13 @@ import (
 	"bs3/internal/bs3/key"
 )
 
-// Checkpoint is the map as it was with exactly the objects up to Key applied,
-// and what else a writer needs to go on from there. Its leaves lie in packs,
-// objects of their own, which several checkpoints may share.
+// Checkpoint is the map with exactly the objects up to Key applied, and what
+// else a writer needs to continue from there. Its leaves lie in packs, which are
+// objects of their own and which several checkpoints may share.
 type Checkpoint struct {
 	UUID      UUID
 	Nonce     Nonce        // of the writer of the checkpoint
-	Key       key.Key      // the last object that is applied
+	Key       key.Key      // of the last object that is applied
 	KeyEpoch  uint64       // epoch of object Key, from which roll-forward starts
 	Epoch     uint64       // of the writer of the checkpoint
 	NextSeq   uint64       // sequence number that follows object Key
@@ -21,17 +21,17 @@ type Checkpoint struct {
 	Blocks    uint64       // size of the volume
 	Packs     []PackRef    // in any order
 	Leaves    []LeafRef    // ascending; those with no mapped entry are left out
-	Objects   []ObjectInfo // ascending; also dead ones that are not yet deleted
+	Objects   []ObjectInfo // ascending; includes dead ones that are not deleted yet
 }
 
-// PackRef is a pack that leaves of a checkpoint lie in.
+// PackRef is a pack in which leaves of a checkpoint lie.
 type PackRef struct {
 	Name string // PackName
 	Size uint64 // bytes
 	Age  uint32 // checkpoints since it was written
 }
 
-// LeafRef says where a leaf lies.
+// LeafRef is the place of a leaf.
 type LeafRef struct {
 	Leaf   uint32 // entries for blocks [Leaf*LeafBlocks, (Leaf+1)*LeafBlocks)
 	Pack   uint32 // index in Checkpoint.Packs
@@ -40,7 +40,7 @@ type LeafRef struct {
 	CRC    uint32 // CRC32C of the encoded leaf
 }
 
-// ObjectInfo is what a checkpoint knows of an object of the log.
+// ObjectInfo is what a checkpoint records of an object of the log.
 type ObjectInfo struct {
 	Key   key.Key
 	Epoch uint64
@@ -64,7 +64,7 @@ const (
 	packMagic   = "bs3-pack"
 	packVersion = 1
 	// PackHeaderSize is the size of the header of a pack in bytes. Encoded
-	// leaves follow it, in any order; only a checkpoint says where.
+	// leaves follow it, in any order; only a checkpoint knows where.
 	PackHeaderSize = 32
 )
 
@@ -77,27 +77,20 @@ func AppendPackHeader(dst []byte, u UUID) []byte {
 	return binary.LittleEndian.AppendUint32(dst, CRC(dst[start:]))
 }
 
-// CheckPackHeader judges the header at the start of a pack and whether it is
-// of volume u. Errors: ErrMagic, ErrVersion, ErrDamaged.
+// CheckPackHeader checks the header at the start of a pack, and that the pack
+// belongs to volume u. Errors: ErrMagic, ErrVersion, ErrDamaged.
 func CheckPackHeader(b []byte, u UUID) error {
-	if len(b) < PackHeaderSize {
-		return fmt.Errorf("pack: %w: %d bytes, less than a header", ErrMagic, len(b))
-	}
-	b = b[:PackHeaderSize]
-	if err := checkMark("pack", packMagic, b[:magicSize], b[magicSize:], packVersion); err != nil {
+	b, err := checkHead("pack", b, PackHeaderSize, PackHeaderSize-4, packMagic, packVersion)
+	if err != nil {
 		return err
 	}
-	if binary.LittleEndian.Uint32(b[PackHeaderSize-4:]) != CRC(b[:PackHeaderSize-4]) {
-		return fmt.Errorf("pack: %w", damaged("checksum of the header"))
-	}
 	if got := UUID(b[12:]); got != u {
-		return fmt.Errorf("pack: %w: it is of volume %v, not %v", ErrMagic, got, u)
+		return fmt.Errorf("pack: %w: it belongs to volume %v, not %v", ErrMagic, got, u)
 	}
 	return nil
 }
 
-// Verify judges the bytes of a leaf against the reference to it. Error:
-// ErrDamaged.
+// Verify checks the bytes of a leaf against l. Error: ErrDamaged.
 func (l LeafRef) Verify(b []byte) error {
 	if len(b) != int(l.Length) {
 		return fmt.Errorf("leaf %d: %w", l.Leaf, damaged("%d bytes, not %d", len(b), l.Length))
@@ -108,7 +101,7 @@ func (l LeafRef) Verify(b []byte) error {
 	return nil
 }
 
-// AppendCheckpoint appends c.
+// AppendCheckpoint appends the encoding of c.
 func AppendCheckpoint(dst []byte, c *Checkpoint) []byte {
 	start := len(dst)
 	dst = append(dst, checkpointMagic...)
@@ -151,9 +144,9 @@ func AppendCheckpoint(dst []byte, c *Checkpoint) []byte {
 	return binary.LittleEndian.AppendUint32(dst, CRC(dst[start:]))
 }
 
-// DecodeCheckpoint reads a checkpoint, all of b. It checks checksum, order and
-// range of everything and allocates no more than a small multiple of len(b).
-// That UUID, block size and size are the volume's is for the caller to check.
+// DecodeCheckpoint decodes a checkpoint, which is all of b. It checks checksum,
+// order and range of everything, and allocates no more than a small multiple of
+// len(b). The caller must check that UUID, block size and size are the volume's.
 // Errors: ErrMagic, ErrVersion, ErrDamaged.
 func DecodeCheckpoint(b []byte) (*Checkpoint, error) {
 	if len(b) < checkpointHead+checkpointCRC {
@@ -229,7 +222,7 @@ func (c *Checkpoint) decodePacks(b []byte, n int) (rest []byte, err error) {
 		}
 		p.Name, b = string(b[:name]), b[name:]
 		if _, _, err := ParsePackName(p.Name); err != nil {
-			return nil, damaged("pack %d: %q is no name of a pack", i, p.Name)
+			return nil, damaged("pack %d: %q is not the name of a pack", i, p.Name)
 		}
 		if p.Size < PackHeaderSize {
 			return nil, damaged("pack %d: size is %d bytes, less than its header", i, p.Size)
@@ -287,10 +280,10 @@ func (c *Checkpoint) decodeObjects(b []byte) error {
 			return damaged("object %d after object %d", o.Key, c.Objects[i-1].Key)
 		}
 		if o.Key > c.Key {
-			return damaged("object %d is above it", o.Key)
+			return damaged("object %d is above the checkpoint's key", o.Key)
 		}
 		if o.Key == c.Key && o.Epoch != c.KeyEpoch {
-			return damaged("object %d: epoch %d, but %d as the key's", o.Key, o.Epoch, c.KeyEpoch)
+			return damaged("object %d: epoch %d, but the checkpoint's key has epoch %d", o.Key, o.Epoch, c.KeyEpoch)
 		}
 		if o.Total > MaxObjectBlocks || o.Live > o.Total || o.Fence && o.Total != 0 {
 			return damaged("object %d: %d live of %d blocks, fence %t", o.Key, o.Live, o.Total, o.Fence)

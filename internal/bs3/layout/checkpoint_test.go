@@ -37,7 +37,7 @@ func TestCheckpointRules(t *testing.T) {
 		{"block size", func(c *Checkpoint) { c.BlockSize = 8192 }, "block size is 8192"},
 		{"no blocks", func(c *Checkpoint) { c.Blocks = 0 }, "0 blocks"},
 		{"too many blocks", func(c *Checkpoint) { c.Blocks = MaxBlocks + 1 }, "17592186044417 blocks"},
-		{"pack name", func(c *Checkpoint) { c.Packs[0].Name = VolumeName }, `pack 0: "volume" is no name`},
+		{"pack name", func(c *Checkpoint) { c.Packs[0].Name = VolumeName }, `pack 0: "volume" is not the name`},
 		{"pack size", func(c *Checkpoint) { c.Packs[0].Size = PackHeaderSize - 1 }, "pack 0: size is 31"},
 		{"leaf order", func(c *Checkpoint) { c.Leaves[1].Leaf = 1 }, "leaf 1 after leaf 1"},
 		{"leaf beyond volume", func(c *Checkpoint) { c.Blocks = 13 * LeafBlocks }, "leaf 13 of a volume of 53248 blocks"},
@@ -48,7 +48,7 @@ func TestCheckpointRules(t *testing.T) {
 		{"leaf past pack", func(c *Checkpoint) { c.Leaves[3].Offset++ }, "leaf 13: offset"},
 		{"leaf offset overflow", func(c *Checkpoint) { c.Leaves[0].Offset = 1<<64 - 1 }, "leaf 1: offset"},
 		{"object order", func(c *Checkpoint) { c.Objects[1].Key = 1 }, "object 1 after object 1"},
-		{"object above", func(c *Checkpoint) { c.Objects[2].Key++ }, "object 4328719366 is above it"},
+		{"object above", func(c *Checkpoint) { c.Objects[2].Key++ }, "object 4328719366 is above the checkpoint's key"},
 		{"object epoch", func(c *Checkpoint) { c.Objects[2].Epoch++ }, "object 4328719365: epoch"},
 		{"object live", func(c *Checkpoint) { c.Objects[2].Live = 2 }, "2 live of 1 blocks"},
 		{"object total", func(c *Checkpoint) { c.Objects[2].Total = MaxObjectBlocks + 1 }, "0 live of 16777217 blocks"},
@@ -65,13 +65,13 @@ func TestCheckpointRules(t *testing.T) {
 	}
 }
 
-// sealEnd makes the checksum in the last four bytes right again.
+// sealEnd corrects the checksum in the last four bytes.
 func sealEnd(b []byte) {
 	binary.LittleEndian.PutUint32(b[len(b)-4:], CRC(b[:len(b)-4]))
 }
 
-// TestCheckpointCounts: what the counts claim must be there before memory is
-// taken for it, and nothing else may be there.
+// TestCheckpointCounts checks that memory is allocated only for entries that
+// are there, whatever the counts claim, and that nothing else may be there.
 func TestCheckpointCounts(t *testing.T) {
 	good := AppendCheckpoint(nil, sampleCheckpoint())
 	for _, at := range []int{88, 92, 96} {

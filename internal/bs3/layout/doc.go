@@ -1,10 +1,11 @@
-// Package layout holds every byte that reaches a store, the file of chunk
-// memory or the local log: names, objects with their records, checkpoints,
-// packs of leaves, the volume record, slots, frames. It is pure functions without state, safe for
-// concurrent use as far as their arguments are.
+// Package layout encodes and decodes every byte that reaches a store, the file
+// of chunk memory, the local log or the disk cache: names, objects with their
+// records, checkpoints, packs of leaves, the volume record, slots, frames, sets.
+// Its functions keep no state and are safe for concurrent use as far as their
+// arguments are.
 //
-// docs/FORMAT.md is the same for someone who writes another reader. In short,
-// all numbers little-endian, all checksums CRC32C, sizes in bytes:
+// docs/FORMAT.md describes the formats for somebody who writes another reader.
+// In short, all numbers are little-endian, all checksums CRC32C, sizes in bytes:
 //
 //	object       data blocks ‖ CRC of each block (4) ‖ records (32) ‖ footer (128)
 //
@@ -51,11 +52,19 @@
 //	             128 records │ CRC of each block 4 │ zeros up to a page
 //	                 data blocks │ zeros up to a page
 //
+//	disk cache     0 "bs3-cach" │ version 4 │ UUID 16 │ block size 4
+//	              32 sets 8 │ zeros │ 4092 CRC of bytes 0-4091 4
+//	            4096 sets
+//
+//	set            0 per block location 8 │ epoch 4 │ CRC of the block 4
+//	            4080 hand 4 │ zeros │ 4092 CRC of bytes 0-4091 4
+//	            4096 255 data blocks
+//
 // The volume record is JSON with a checksum as its last member.
 //
-// An encoder trusts its caller; a decoder trusts nothing: it never panics,
-// bounds every length before it allocates, and answers ErrMagic, ErrVersion or
+// An encoder trusts its caller. A decoder trusts nothing: it never panics,
+// bounds every length before it allocates, and returns ErrMagic, ErrVersion or
 // ErrDamaged. Reserved bytes must be zero, so what decodes encodes to the same
-// bytes again (but for leaves and the volume record, which may be written in
+// bytes again (except leaves and the volume record, which may be written in
 // several ways).
 package layout

@@ -6,23 +6,24 @@ import (
 	"fmt"
 )
 
-// What a decoder says of bytes it does not accept. Every error of this package
-// wraps exactly one of these; ask with errors.Is.
+// Every error of this package wraps exactly one of these; test for them with
+// errors.Is.
 var (
-	// ErrMagic: the bytes were not written by bs3, or not as what they were
+	// ErrMagic means that bs3 did not write the bytes, or not as what they were
 	// read as.
 	ErrMagic = errors.New("not written by bs3 as what it is read as")
-	// ErrVersion: bs3 wrote them, in a format newer than this program knows.
+	// ErrVersion means that bs3 wrote the bytes in a format newer than this
+	// program knows.
 	ErrVersion = errors.New("format is newer than this program")
-	// ErrDamaged: bs3 wrote them, but a checksum or a rule of the format does
-	// not hold. The text says what and where.
+	// ErrDamaged means that bs3 wrote the bytes, but a checksum or a rule of the
+	// format does not hold. The text of the error tells what and where.
 	ErrDamaged = errors.New("damaged")
-	// ErrShortTail: the tail given to DecodeTail is intact but does not reach
-	// back to the end of the data. It comes as a *ShortTailError.
+	// ErrShortTail means that the tail passed to DecodeTail is intact but does
+	// not reach back to the end of the data. It comes as a *ShortTailError.
 	ErrShortTail = errors.New("tail too short")
 )
 
-// ShortTailError says how much of the end of an object DecodeTail needs.
+// ShortTailError holds how much of the end of an object DecodeTail needs.
 type ShortTailError struct {
 	Need int // bytes
 	Have int // bytes
@@ -32,7 +33,7 @@ func (e *ShortTailError) Error() string {
 	return fmt.Sprintf("object: %v: %d bytes given, %d needed", ErrShortTail, e.Have, e.Need)
 }
 
-// Unwrap gives ErrShortTail.
+// Unwrap returns ErrShortTail.
 func (e *ShortTailError) Unwrap() error { return ErrShortTail }
 
 func damaged(format string, args ...any) error {
@@ -41,8 +42,8 @@ func damaged(format string, args ...any) error {
 
 const magicSize = 8
 
-// checkMark judges a magic and the version beside it. Nothing else of a format
-// may be looked at before: a newer version is free to lay it out differently.
+// checkMark checks a magic and the version next to it. A decoder must not look
+// at anything else before: a newer version may lay it out differently.
 func checkMark(what, magic string, gotMagic, gotVersion []byte, version uint32) error {
 	if string(gotMagic) != magic {
 		return fmt.Errorf("%s: %w: magic is %q, not %q", what, ErrMagic, gotMagic, magic)
@@ -56,8 +57,25 @@ func checkMark(what, magic string, gotMagic, gotVersion []byte, version uint32) 
 	return nil
 }
 
-// allZero is for reserved bytes: they are written as zeros and checked, so
-// that a later version can give them a meaning.
+// checkHead checks the header of size bytes at the start of b: its length, its
+// magic at 0, its version behind that, and its checksum, which lies at crcAt and
+// covers all bytes before it. It returns the header.
+func checkHead(what string, b []byte, size, crcAt int, magic string, version uint32) ([]byte, error) {
+	if len(b) < size {
+		return nil, fmt.Errorf("%s: %w: %d bytes, less than a header", what, ErrMagic, len(b))
+	}
+	b = b[:size]
+	if err := checkMark(what, magic, b[:magicSize], b[magicSize:], version); err != nil {
+		return nil, err
+	}
+	if binary.LittleEndian.Uint32(b[crcAt:]) != CRC(b[:crcAt]) {
+		return nil, fmt.Errorf("%s: %w", what, damaged("checksum of the header"))
+	}
+	return b, nil
+}
+
+// allZero reports whether b, which is reserved, is zero. Reserved bytes are
+// written as zeros and checked, so that a later version can use them.
 func allZero(b []byte) bool {
 	for _, c := range b {
 		if c != 0 {
@@ -66,6 +84,13 @@ func allZero(b []byte) bool {
 	}
 	return true
 }
+
+// pageSize is the alignment in bytes of the parts of files that are mapped, or
+// written without being read first.
+const pageSize = 4096
+
+// alignPage rounds n up to a multiple of pageSize.
+func alignPage(n int64) int64 { return (n + pageSize - 1) &^ (pageSize - 1) }
 
 func checkBlockSize(n uint32) error {
 	if n != 512 && n != 4096 {

@@ -9,10 +9,10 @@ import (
 	"unicode/utf8"
 )
 
-// Each fuzz target feeds one decoder. With seal the checksums are made right
-// first, so that what lies behind them is reached. A decoder must not panic,
-// must answer with one of the named errors, must not take memory for what is
-// not there, and what it accepts must encode to the same again.
+// Each fuzz target feeds one decoder. With seal the checksums are corrected
+// first, so that the code behind them is reached. A decoder must not panic, must
+// return one of the named errors, must not allocate memory for what is not
+// there, and what it accepts must encode to the same bytes.
 
 func refused(t *testing.T, err error) bool {
 	t.Helper()
@@ -103,7 +103,7 @@ func FuzzDecodeLeaf(f *testing.F) {
 				t.Fatalf("entry %d is %#x", i, uint64(l))
 			}
 		}
-		// The same leaf has several encodings; ours is none of the larger ones.
+		// A leaf has several encodings; ours is never larger than another.
 		again := AppendLeaf(nil, entries)
 		if len(again) > len(b) {
 			t.Fatalf("encodes to %d bytes, was %d", len(again), len(b))
@@ -219,7 +219,7 @@ func FuzzDecodeFrame(f *testing.F) {
 	f.Fuzz(func(t *testing.T, b []byte, seal bool) {
 		if seal && len(b) >= FrameHeaderSize {
 			b = append(bytes.Clone(b), make([]byte, LogAlign)...)
-			b = b[:logAlign(int64(len(b)-LogAlign))]
+			b = b[:alignPage(int64(len(b)-LogAlign))]
 			binary.LittleEndian.PutUint32(b[frameBodyCRC:], CRC(b[FrameHeaderSize:]))
 			sealEnd(b[:FrameHeaderSize])
 		}

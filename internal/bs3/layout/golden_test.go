@@ -30,8 +30,8 @@ func golden(t *testing.T, name string, got []byte) {
 	}
 }
 
-// TestGolden pins the bytes of every format. What is decoded is the encoder's
-// output, which golden has found equal to the file.
+// TestGolden pins the bytes of every format. It decodes the encoder's output,
+// which golden has found equal to the file.
 func TestGolden(t *testing.T) {
 	check := func(what string, got, want any, err error) {
 		t.Helper()
@@ -144,7 +144,7 @@ func TestGolden(t *testing.T) {
 	}
 }
 
-// TestFlips: no byte of anything can change unseen.
+// TestFlips checks that no byte of any format can change unnoticed.
 func TestFlips(t *testing.T) {
 	wrong := func(what string, at int, err error) {
 		t.Helper()
@@ -191,8 +191,8 @@ func TestFlips(t *testing.T) {
 	eachFlip(b, func(at int, f []byte) { _, err := DecodeSlotHeader(f); wrong("slot", at, err) })
 }
 
-// TestCut: nothing decodes that was cut off anywhere, or has something behind
-// it.
+// TestCut checks that nothing decodes that was cut off anywhere or that has
+// bytes behind it.
 func TestCut(t *testing.T) {
 	v, err := EncodeVolume(sampleVolume())
 	if err != nil {
@@ -207,7 +207,7 @@ func TestCut(t *testing.T) {
 	for what, c := range map[string]struct {
 		b      []byte
 		decode func(b []byte) error
-		longer bool // more bytes behind are not its business
+		longer bool // bytes behind it are ignored
 	}{
 		"object":     {AppendTail(sampleData(), sampleObject()), func(b []byte) error { _, err := DecodeTail(b, int64(len(b))); return err }, false},
 		"checkpoint": {AppendCheckpoint(nil, sampleCheckpoint()), func(b []byte) error { _, err := DecodeCheckpoint(b); return err }, false},

@@ -6,13 +6,13 @@ import (
 	"fmt"
 )
 
-// UUID names a volume for ever (RFC 9562). The zero UUID names none.
+// UUID names a volume (RFC 9562) and never changes. The zero UUID names none.
 type UUID [16]byte
 
 // Nonce names one run of one writer. The zero Nonce names none.
 type Nonce [16]byte
 
-// NewUUID gives a random UUID (version 4).
+// NewUUID returns a random UUID (version 4).
 func NewUUID() UUID {
 	var u UUID
 	_, _ = rand.Read(u[:]) // never fails (crypto/rand)
@@ -21,19 +21,19 @@ func NewUUID() UUID {
 	return u
 }
 
-// NewNonce gives a random Nonce.
+// NewNonce returns a random Nonce.
 func NewNonce() Nonce {
 	var n Nonce
 	_, _ = rand.Read(n[:]) // never fails (crypto/rand)
 	return n
 }
 
-// String gives the lower-case 8-4-4-4-12 form.
+// String returns the lower-case 8-4-4-4-12 form.
 func (u UUID) String() string {
 	return fmt.Sprintf("%x-%x-%x-%x-%x", u[0:4], u[4:6], u[6:8], u[8:10], u[10:16])
 }
 
-// ParseUUID is the inverse of String and accepts nothing else.
+// ParseUUID is the inverse of String. It accepts nothing else.
 func ParseUUID(s string) (UUID, error) {
 	var u UUID
 	if err := u.UnmarshalText([]byte(s)); err != nil {
@@ -61,10 +61,10 @@ func (u *UUID) UnmarshalText(text []byte) error {
 	return fmt.Errorf("UUID %q: %w", text, damaged("not of the form 8-4-4-4-12 in lower case"))
 }
 
-// String gives 32 lower-case hexadecimal digits.
+// String returns 32 lower-case hexadecimal digits.
 func (n Nonce) String() string { return hex.EncodeToString(n[:]) }
 
-// ParseNonce is the inverse of String and accepts nothing else.
+// ParseNonce is the inverse of String. It accepts nothing else.
 func ParseNonce(s string) (Nonce, error) {
 	var n Nonce
 	if err := n.UnmarshalText([]byte(s)); err != nil {

@@ -28,8 +28,8 @@ const (
 
 // AppendLeaf appends entries, which must be LeafBlocks many (those beyond the
 // end of the volume unmapped), in the smallest of the three encodings; of two
-// that are equally small, runs. Equal entries give equal bytes. It does not
-// allocate where dst has MaxLeafSize bytes of room.
+// that are equally small, in runs. Equal entries make equal bytes. AppendLeaf
+// does not allocate if dst has MaxLeafSize bytes of room.
 func AppendLeaf(dst []byte, entries []Location) []byte {
 	_ = entries[LeafBlocks-1]
 	entries = entries[:LeafBlocks]
@@ -51,8 +51,8 @@ func AppendLeaf(dst []byte, entries []Location) []byte {
 	return dst
 }
 
-// packing finds the base key and width of index with which every entry fits in
-// 32 bits, if there are such.
+// packing finds the base key and the width of the index with which every entry
+// fits in 32 bits, if there are any.
 func packing(entries []Location) (base key.Key, width int, fits bool) {
 	low, high, indexes := ^Location(0), Location(0), Location(0)
 	for _, l := range entries {
@@ -68,7 +68,7 @@ func packing(entries []Location) (base key.Key, width int, fits bool) {
 	return low.Key(), width, uint64(high.Key()-low.Key())+1 < 1<<(32-width)
 }
 
-// runLength gives the number of entries from i on that are unmapped, or that
+// runLength returns the number of entries from i that are all unmapped, or that
 // follow each other in one object.
 func runLength(entries []Location, i int) int {
 	first := entries[i]
@@ -104,7 +104,7 @@ func runsFit(entries []Location, limit int) bool {
 	return size <= limit
 }
 
-// uvarintSize is the number of bytes of the varint of x: one for each 7 bits.
+// uvarintSize returns the size in bytes of the varint of x: one for each 7 bits.
 func uvarintSize(x uint64) int { return (bits.Len64(x|1)*9 + 64) / 64 }
 
 func appendRuns(dst []byte, entries []Location) []byte {
@@ -138,9 +138,9 @@ func appendPacked(dst []byte, entries []Location, base key.Key, width int) []byt
 	return dst
 }
 
-// DecodeLeaf reads an encoded leaf, all of b, into entries, which must be
-// LeafBlocks many; after an error they hold anything. Its checksum is in the
-// LeafRef (Verify). Error: ErrDamaged.
+// DecodeLeaf decodes a leaf, which is all of b, into entries, which must be
+// LeafBlocks many and are undefined after an error. It cannot check the leaf's
+// checksum, which is in its LeafRef (LeafRef.Verify). Error: ErrDamaged.
 func DecodeLeaf(b []byte, entries []Location) error {
 	if len(entries) != LeafBlocks {
 		return fmt.Errorf("leaf: %w", damaged("decoded into %d entries, not %d", len(entries), LeafBlocks))
@@ -185,7 +185,7 @@ func decodeRuns(b []byte, entries []Location) error {
 			return damaged("run at entry %d: key", i-len(run))
 		}
 		b = b[size:]
-		last += delta // wraps, if at all, to where the next check finds it
+		last += delta // if it wraps, the next check finds it
 		if last < 0 || key.Key(last) > key.Max {
 			return damaged("run at entry %d: key %d", i-len(run), last)
 		}

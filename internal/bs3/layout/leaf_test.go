@@ -14,7 +14,7 @@ import (
 	"bs3/internal/bs3/key"
 )
 
-// allocated gives the bytes that f allocates.
+// allocated returns how many bytes f allocates.
 func allocated(f func()) uint64 {
 	var before, after runtime.MemStats
 	runtime.ReadMemStats(&before)
@@ -23,7 +23,7 @@ func allocated(f func()) uint64 {
 	return after.TotalAlloc - before.TotalAlloc
 }
 
-// allEncodings gives the leaf in each encoding it fits, found the slow way.
+// allEncodings returns the leaf in each encoding that it fits, the slow way.
 func allEncodings(entries []Location) map[byte][]byte {
 	all := map[byte][]byte{}
 	all[leafRuns] = appendRuns(nil, entries)

@@ -7,30 +7,30 @@ import (
 	"bs3/internal/bs3/key"
 )
 
-// LogHeader is the head of the file of the local log: a ring of frames.
+// LogHeader is the header of the file of the local log: a ring of frames.
 type LogHeader struct {
 	UUID      UUID   // of the volume
 	Nonce     Nonce  // of the writer whose frames count; zero: nothing in the ring is needed
 	BlockSize uint32 // bytes, 512 or 4096
-	Size      int64  // bytes of the ring, which begins at LogHeaderSize; a multiple of LogAlign
+	Size      int64  // of the ring, which begins at LogHeaderSize, in bytes; a multiple of LogAlign
 }
 
 // FrameHeader is the fixed part of a frame.
 type FrameHeader struct {
 	UUID      UUID
 	Nonce     Nonce
-	Position  int64   // bytes of the ring given out before the frame, over all rounds
+	Position  int64   // bytes of the ring handed out before the frame, over all rounds
 	Key       key.Key // of the chunk
 	FirstSeq  uint64  // of its first record
-	Synced    uint64  // all records with lower sequence numbers were synced in the log, or stored, before
+	Synced    uint64  // all records with lower sequence numbers were synced in the log, or stored, before the frame was
 	BlockSize uint32
 	Blocks    uint32 // of data
 	Records   uint32 // at least one
 }
 
-// Frame is what one flush adds of one chunk: records, and their data behind.
-// The records are writes and zeros with consecutive sequence numbers; their
-// indexes count the data blocks of the frame.
+// Frame is what one flush adds to the local log of one chunk: records, and
+// behind them their data. The records are writes and zeros with consecutive
+// sequence numbers; their indexes count the data blocks of the frame.
 type Frame struct {
 	FrameHeader
 	CRCs    []uint32 // of the data blocks
@@ -38,14 +38,14 @@ type Frame struct {
 }
 
 const (
-	// LogHeaderSize is the size of an encoded LogHeader in bytes. What it says
-	// lies in one sector, which a disk writes as a whole.
+	// LogHeaderSize is the size of an encoded LogHeader in bytes. Its fields lie
+	// in one sector, which a disk writes as a whole.
 	LogHeaderSize = 4096
 	// FrameHeaderSize is the size of an encoded FrameHeader in bytes.
 	FrameHeaderSize = 128
-	// LogAlign is what frames, and the data within them, are aligned to: whole
-	// pages are written without being read first.
-	LogAlign = 4096
+	// LogAlign is the alignment in bytes of frames, and of the data within them:
+	// the kernel writes whole pages without reading them first.
+	LogAlign = pageSize
 
 	logMagic   = "bs3-ring"
 	logVersion = 1
@@ -72,19 +72,13 @@ func AppendLogHeader(dst []byte, h *LogHeader) []byte {
 	return append(dst, make([]byte, start+LogHeaderSize-len(dst))...)
 }
 
-// DecodeLogHeader reads the head of the file of a local log. Errors: ErrMagic,
-// ErrVersion, ErrDamaged.
+// DecodeLogHeader decodes the header of the file of a local log. Errors:
+// ErrMagic, ErrVersion, ErrDamaged.
 func DecodeLogHeader(b []byte) (*LogHeader, error) {
 	const what = "local log"
-	if len(b) < LogHeaderSize {
-		return nil, fmt.Errorf("%s: %w: %d bytes, less than a header", what, ErrMagic, len(b))
-	}
-	b = b[:LogHeaderSize]
-	if err := checkMark(what, logMagic, b[:magicSize], b[magicSize:], logVersion); err != nil {
+	b, err := checkHead(what, b, LogHeaderSize, logCRC, logMagic, logVersion)
+	if err != nil {
 		return nil, err
-	}
-	if binary.LittleEndian.Uint32(b[logCRC:]) != CRC(b[:logCRC]) {
-		return nil, fmt.Errorf("%s: %w", what, damaged("checksum of the header"))
 	}
 	h := &LogHeader{
 		UUID:      UUID(b[12:]),
@@ -104,25 +98,24 @@ func DecodeLogHeader(b []byte) (*LogHeader, error) {
 	return h, nil
 }
 
-func logAlign(n int64) int64 { return (n + LogAlign - 1) &^ (LogAlign - 1) }
-
-// HeadSize is the size in bytes of the frame before its data.
+// HeadSize returns the size in bytes of what lies before the frame's data.
 func (h *FrameHeader) HeadSize() int64 {
-	return logAlign(FrameHeaderSize + RecordSize*int64(h.Records) + 4*int64(h.Blocks))
+	return alignPage(FrameHeaderSize + RecordSize*int64(h.Records) + 4*int64(h.Blocks))
 }
 
-// DataSize is the size in bytes of the frame's data, without what aligns it.
+// DataSize returns the size in bytes of the frame's data, without padding.
 func (h *FrameHeader) DataSize() int64 { return int64(h.Blocks) * int64(h.BlockSize) }
 
-// Size is the size in bytes of the whole frame in the ring.
-func (h *FrameHeader) Size() int64 { return h.HeadSize() + logAlign(h.DataSize()) }
+// Size returns the size in bytes of the whole frame in the ring.
+func (h *FrameHeader) Size() int64 { return h.HeadSize() + alignPage(h.DataSize()) }
 
-// NextSeq is the sequence number after the frame's last record.
+// NextSeq returns the sequence number after the frame's last record.
 func (h *FrameHeader) NextSeq() uint64 { return h.FirstSeq + uint64(h.Records) }
 
-// AppendFrame appends f in HeadSize bytes; its data follows in the ring, with
-// zeros up to Size. The counts in its header need not be set, and the indexes
-// of its records are made to count the frame's data blocks.
+// AppendFrame appends the HeadSize bytes of f that come before its data; the
+// data follows in the ring, with zeros up to Size. The counts in the header need
+// not be set, and the indexes of the records are encoded so that they count the
+// frame's data blocks.
 func AppendFrame(dst []byte, f *Frame) []byte {
 	h := f.FrameHeader
 	h.Blocks, h.Records = uint32(len(f.CRCs)), uint32(len(f.Records))
@@ -157,7 +150,7 @@ func AppendFrame(dst []byte, f *Frame) []byte {
 	return dst
 }
 
-// DecodeFrameHeader reads the fixed part of a frame. Errors: ErrMagic,
+// DecodeFrameHeader decodes the fixed part of a frame. Errors: ErrMagic,
 // ErrVersion, ErrDamaged.
 func DecodeFrameHeader(b []byte) (FrameHeader, error) {
 	h, err := decodeFrameHeader(b)
@@ -168,15 +161,8 @@ func DecodeFrameHeader(b []byte) (FrameHeader, error) {
 }
 
 func decodeFrameHeader(b []byte) (h FrameHeader, err error) {
-	if len(b) < FrameHeaderSize {
-		return h, fmt.Errorf("%w: %d bytes, less than a header", ErrMagic, len(b))
-	}
-	b = b[:FrameHeaderSize]
-	if err := checkMark("header", frameMagic, b[:magicSize], b[magicSize:], frameVersion); err != nil {
+	if b, err = checkHead("header", b, FrameHeaderSize, frameCRC, frameMagic, frameVersion); err != nil {
 		return h, err
-	}
-	if binary.LittleEndian.Uint32(b[frameCRC:]) != CRC(b[:frameCRC]) {
-		return h, damaged("checksum of the header")
 	}
 	h = FrameHeader{
 		UUID:      UUID(b[12:]),
@@ -207,8 +193,9 @@ func decodeFrameHeader(b []byte) (h FrameHeader, err error) {
 	return h, nil
 }
 
-// DecodeFrame reads a frame from its first HeadSize bytes or more; the data
-// behind is for VerifyData. Errors: ErrMagic, ErrVersion, ErrDamaged.
+// DecodeFrame decodes a frame from its first HeadSize bytes or more. It does not
+// look at the data behind them; VerifyData does. Errors: ErrMagic, ErrVersion,
+// ErrDamaged.
 func DecodeFrame(b []byte) (*Frame, error) {
 	f, err := decodeFrame(b)
 	if err != nil {
@@ -229,7 +216,8 @@ func decodeFrame(b []byte) (*Frame, error) {
 	if binary.LittleEndian.Uint32(b[frameBodyCRC:]) != CRC(b[FrameHeaderSize:]) {
 		return nil, damaged("checksum of the records")
 	}
-	f, index := &Frame{FrameHeader: h, CRCs: make([]uint32, h.Blocks), Records: make([]Record, h.Records)}, uint32(0)
+	f := &Frame{FrameHeader: h, CRCs: make([]uint32, h.Blocks), Records: make([]Record, h.Records)}
+	index := uint32(0)
 	b = b[FrameHeaderSize:]
 	for i := range f.Records {
 		r, err := DecodeRecord(b)
@@ -240,14 +228,14 @@ func decodeFrame(b []byte) (*Frame, error) {
 		case r.Kind == KindMove || r.Seq != h.FirstSeq+uint64(i):
 			return nil, damaged("record %d is a %v with sequence number %d", i, r.Kind, r.Seq)
 		case r.Kind == KindWrite && (r.Index != index || r.Blocks > h.Blocks-index):
-			return nil, damaged("record %d has %d data blocks at %d; %d come before, there are %d", i, r.Blocks, r.Index, index, h.Blocks)
+			return nil, damaged("record %d has %d data blocks at %d; %d come before it, of %d in all", i, r.Blocks, r.Index, index, h.Blocks)
 		case r.Kind == KindWrite:
 			index += r.Blocks
 		}
 		f.Records[i] = r
 	}
 	if index != h.Blocks {
-		return nil, damaged("%d data blocks, %d in its records", h.Blocks, index)
+		return nil, damaged("%d data blocks, but %d in its records", h.Blocks, index)
 	}
 	for i := range f.CRCs {
 		f.CRCs[i] = binary.LittleEndian.Uint32(b)
@@ -259,7 +247,8 @@ func decodeFrame(b []byte) (*Frame, error) {
 	return f, nil
 }
 
-// VerifyData checks the frame's data, DataSize bytes. Error: ErrDamaged.
+// VerifyData checks the frame's data, which must have DataSize bytes, against
+// its checksums. Error: ErrDamaged.
 func (f *Frame) VerifyData(data []byte) error {
 	bs := int(f.BlockSize)
 	if len(data) != len(f.CRCs)*bs {

@@ -7,8 +7,8 @@ import (
 	"bs3/internal/bs3/key"
 )
 
-// MemoryHeader is the head of the file of chunk memory. The file is this head
-// and Slots slots of equal size.
+// MemoryHeader is the header of the file of chunk memory. Slots slots of equal
+// size follow it.
 type MemoryHeader struct {
 	UUID        UUID     // of the volume
 	BootID      [16]byte // of the kernel that ran when the file was made
@@ -17,7 +17,7 @@ type MemoryHeader struct {
 	Slots       uint32
 }
 
-// SlotHeader says which chunk lies in a slot.
+// SlotHeader identifies the chunk that lies in a slot.
 type SlotHeader struct {
 	Key      key.Key
 	Nonce    Nonce // of the writer
@@ -25,8 +25,8 @@ type SlotHeader struct {
 	FirstSeq uint64 // of its first record
 }
 
-// SlotLayout says where the parts of a slot are: bytes from its start. The
-// header page is at 0.
+// SlotLayout holds where the parts of a slot are, in bytes from its start. The
+// header page is at 0; every part starts on a page.
 type SlotLayout struct {
 	Data       int64 // the data blocks
 	CRCs       int64 // CRC32C of each data block, 4 bytes each
@@ -40,8 +40,9 @@ const (
 	MemoryHeaderSize = 4096
 	// SlotHeaderSize is the size of an encoded SlotHeader in bytes.
 	SlotHeaderSize = 64
-	// SlotCountOffset is where in a slot its count of records is. It is apart
-	// from the header because it is stored with every record, as the last step.
+	// SlotCountOffset is the offset in a slot of its count of records. The count
+	// is not in the header because it is stored with every record, as the last
+	// step.
 	SlotCountOffset = 2048
 	// MaxSlots is the largest number of slots of a file.
 	MaxSlots = 1 << 16
@@ -55,25 +56,22 @@ const (
 	slotVersion = 1
 	slotUsed    = 56
 	slotCRC     = SlotHeaderSize - 4
-
-	// slotAlign is the page size: every part of a slot starts on a page.
-	slotAlign = 4096
 )
 
-// SlotOffsets gives the layout of slots of chunkBlocks blocks of blockSize bytes.
+// SlotOffsets returns the layout of a slot of chunkBlocks blocks of blockSize
+// bytes.
 func SlotOffsets(chunkBlocks, blockSize int) SlotLayout {
 	var s SlotLayout
-	align := func(n int64) int64 { return (n + slotAlign - 1) &^ (slotAlign - 1) }
 	records := int64(MaxRecords(chunkBlocks))
-	s.Data = slotAlign
-	s.CRCs = align(s.Data + int64(chunkBlocks)*int64(blockSize))
-	s.Records = align(s.CRCs + 4*int64(chunkBlocks))
-	s.RecordCRCs = align(s.Records + RecordSize*records)
-	s.Size = align(s.RecordCRCs + 4*records)
+	s.Data = pageSize
+	s.CRCs = alignPage(s.Data + int64(chunkBlocks)*int64(blockSize))
+	s.Records = alignPage(s.CRCs + 4*int64(chunkBlocks))
+	s.RecordCRCs = alignPage(s.Records + RecordSize*records)
+	s.Size = alignPage(s.RecordCRCs + 4*records)
 	return s
 }
 
-// FileSize is the size in bytes of the file that h heads.
+// FileSize returns the size in bytes of a file with the header h.
 func (h *MemoryHeader) FileSize() int64 {
 	return MemoryHeaderSize + int64(h.Slots)*SlotOffsets(int(h.ChunkBlocks), int(h.BlockSize)).Size
 }
@@ -92,19 +90,13 @@ func AppendMemoryHeader(dst []byte, h *MemoryHeader) []byte {
 	return binary.LittleEndian.AppendUint32(dst, CRC(dst[start:]))
 }
 
-// DecodeMemoryHeader reads the head of a file of chunk memory. Errors:
+// DecodeMemoryHeader decodes the header of a file of chunk memory. Errors:
 // ErrMagic, ErrVersion, ErrDamaged.
 func DecodeMemoryHeader(b []byte) (*MemoryHeader, error) {
 	const what = "chunk memory"
-	if len(b) < MemoryHeaderSize {
-		return nil, fmt.Errorf("%s: %w: %d bytes, less than a header", what, ErrMagic, len(b))
-	}
-	b = b[:MemoryHeaderSize]
-	if err := checkMark(what, memoryMagic, b[:magicSize], b[magicSize:], memoryVersion); err != nil {
+	b, err := checkHead(what, b, MemoryHeaderSize, memoryCRC, memoryMagic, memoryVersion)
+	if err != nil {
 		return nil, err
-	}
-	if binary.LittleEndian.Uint32(b[memoryCRC:]) != CRC(b[:memoryCRC]) {
-		return nil, fmt.Errorf("%s: %w", what, damaged("checksum of the header"))
 	}
 	h := &MemoryHeader{
 		UUID:        UUID(b[12:]),
@@ -136,7 +128,7 @@ func (h *MemoryHeader) check() error {
 }
 
 // EncodeSlotHeader writes h into the first SlotHeaderSize bytes of dst, the
-// header page of a slot. It leaves the count alone.
+// header page of a slot. It does not touch the count.
 func EncodeSlotHeader(dst []byte, h SlotHeader) {
 	dst = dst[:SlotHeaderSize]
 	copy(dst, slotMagic)
@@ -150,20 +142,14 @@ func EncodeSlotHeader(dst []byte, h SlotHeader) {
 	binary.LittleEndian.PutUint32(dst[slotCRC:], CRC(dst[:slotCRC]))
 }
 
-// DecodeSlotHeader reads the header of a slot from the start of its header
-// page. A slot that was never used is zeros there, which is ErrMagic. Errors:
+// DecodeSlotHeader decodes the header of a slot from the start of its header
+// page. A slot that was never used has zeros there, which is ErrMagic. Errors:
 // ErrMagic, ErrVersion, ErrDamaged.
 func DecodeSlotHeader(b []byte) (SlotHeader, error) {
 	const what = "slot of chunk memory"
-	if len(b) < SlotHeaderSize {
-		return SlotHeader{}, fmt.Errorf("%s: %w: %d bytes, less than a header", what, ErrMagic, len(b))
-	}
-	b = b[:SlotHeaderSize]
-	if err := checkMark(what, slotMagic, b[:magicSize], b[magicSize:], slotVersion); err != nil {
+	b, err := checkHead(what, b, SlotHeaderSize, slotCRC, slotMagic, slotVersion)
+	if err != nil {
 		return SlotHeader{}, err
-	}
-	if binary.LittleEndian.Uint32(b[slotCRC:]) != CRC(b[:slotCRC]) {
-		return SlotHeader{}, fmt.Errorf("%s: %w", what, damaged("checksum of the header"))
 	}
 	h := SlotHeader{
 		Key:      key.Key(binary.LittleEndian.Uint64(b[16:])),
@@ -181,14 +167,14 @@ func DecodeSlotHeader(b []byte) (SlotHeader, error) {
 }
 
 // PutSlotCount stores the number of records of a slot into its header page.
-// The writer does it after everything it counts is in place.
+// The writer calls it after everything that it counts is in place.
 func PutSlotCount(page []byte, n uint32) {
 	binary.LittleEndian.PutUint32(page[SlotCountOffset:], n)
 }
 
-// SlotCount reads the number of records of a slot from its header page. It has
-// no checksum: the caller bounds it by MaxRecords and trusts only records that
-// verify.
+// SlotCount reads the number of records of a slot from its header page. The
+// number has no checksum: the caller bounds it by MaxRecords and trusts only
+// records that verify.
 func SlotCount(page []byte) uint32 {
 	return binary.LittleEndian.Uint32(page[SlotCountOffset:])
 }

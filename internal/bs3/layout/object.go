@@ -8,20 +8,21 @@ import (
 	"bs3/internal/bs3/key"
 )
 
-// Footer is the fixed end of an object: whose it is and what it holds.
+// Footer is the fixed part at the end of an object: whose it is and what it
+// holds.
 type Footer struct {
 	UUID      UUID    // of the volume
 	Nonce     Nonce   // of the writer
 	Key       key.Key // of this object
 	Epoch     uint64  // of the writer
-	FirstSeq  uint64  // of the first record that has a sequence number, or the next to come if none has
+	FirstSeq  uint64  // of the first record that has a sequence number; if none has, the next to come
 	BlockSize uint32  // bytes, 512 or 4096
 	Blocks    uint32  // data blocks
 	Records   uint32
-	Fence     bool // first object of its epoch; always empty
+	Fence     bool // whether it is the first object of its epoch, which is always empty
 }
 
-// Object is all of an object but its data.
+// Object is everything in an object but its data.
 type Object struct {
 	Footer
 	CRCs    []uint32 // CRC32C of each data block
@@ -37,8 +38,8 @@ const (
 	flagFence     = 1 << 0
 )
 
-// Where the parts of a footer are. Version and magic come last, at the same
-// distance from the end of an object in every version.
+// Offsets in a footer. Version and magic come last, at the same distance from
+// the end of an object in every version.
 const (
 	footUUID      = 0
 	footNonce     = 16
@@ -57,16 +58,17 @@ const (
 	footMagic     = 120
 )
 
-// TailSize is the size in bytes of what follows the data of an object.
+// TailSize returns the size in bytes of the tail of an object, which is all that
+// follows its data.
 func TailSize(blocks, records int) int { return 4*blocks + RecordSize*records + FooterSize }
 
-// MaxTailSize is the largest TailSize of an object whose chunk holds
-// chunkBlocks data blocks: a read of that many last bytes gets all of it.
+// MaxTailSize returns the largest TailSize of an object whose chunk holds
+// chunkBlocks data blocks: a read of that many last bytes gets the whole tail.
 func MaxTailSize(chunkBlocks int) int { return TailSize(chunkBlocks, MaxRecords(chunkBlocks)) }
 
-// AppendTail appends what follows the data of o: CRC table, records, footer.
-// The counts in the footer are those of the slices, whatever o.Footer says. It
-// does not allocate where dst has TailSize bytes of room.
+// AppendTail appends the tail of o: CRC table, records, footer. The counts in
+// the footer are the lengths of the slices, whatever o.Footer holds. AppendTail
+// does not allocate if dst has TailSize bytes of room.
 func AppendTail(dst []byte, o *Object) []byte {
 	table := len(dst)
 	for _, crc := range o.CRCs {
@@ -99,29 +101,30 @@ func AppendTail(dst []byte, o *Object) []byte {
 	return append(dst, objectMagic...)
 }
 
-// DecodeTail reads the tail of an object of size bytes from its last len(tail)
+// DecodeTail decodes the tail of an object of size bytes from its last len(tail)
 // bytes, which may reach into the data. It checks magic, version, checksums,
-// that data and tail fill the object exactly, and every record. It keeps
-// nothing of tail and allocates no more than a small multiple of its length.
-// Errors: ErrMagic, ErrVersion, ErrDamaged, ErrShortTail (*ShortTailError).
+// every record, and that data and tail fill the object exactly. It keeps nothing
+// of tail and allocates no more than a small multiple of its length. Errors:
+// ErrMagic, ErrVersion, ErrDamaged, ErrShortTail (*ShortTailError).
 func DecodeTail(tail []byte, size int64) (*Object, error) {
 	if size < FooterSize {
 		return nil, fmt.Errorf("object: %w: %d bytes, less than a footer", ErrMagic, size)
 	}
 	if int64(len(tail)) > size {
-		return nil, fmt.Errorf("object: %w", damaged("%d bytes given as the tail of %d", len(tail), size))
+		return nil, fmt.Errorf("object: %w", damaged("%d bytes as the tail of %d", len(tail), size))
 	}
 	if len(tail) < FooterSize {
 		return nil, &ShortTailError{Need: FooterSize, Have: len(tail)}
 	}
-	f, tableCRC, recordsCRC, err := decodeFooter(tail[len(tail)-FooterSize:])
+	foot := tail[len(tail)-FooterSize:]
+	f, err := decodeFooter(foot)
 	if err != nil {
 		return nil, err
 	}
 	o := &Object{Footer: f}
 	need := TailSize(int(f.Blocks), int(f.Records))
 	if want := int64(f.Blocks)*int64(f.BlockSize) + int64(need); want != size {
-		return nil, o.damaged("%d bytes, but %d blocks of %d bytes and %d records make %d",
+		return nil, o.damaged("%d bytes, but %d blocks of %d bytes and %d records take %d",
 			size, f.Blocks, f.BlockSize, f.Records, want)
 	}
 	if len(tail) < need {
@@ -129,10 +132,10 @@ func DecodeTail(tail []byte, size int64) (*Object, error) {
 	}
 	tail = tail[len(tail)-need:]
 	table, records := tail[:4*f.Blocks], tail[4*f.Blocks:need-FooterSize]
-	if CRC(table) != tableCRC {
+	if CRC(table) != binary.LittleEndian.Uint32(foot[footTableCRC:]) {
 		return nil, o.damaged("checksum of the CRC table")
 	}
-	if CRC(records) != recordsCRC {
+	if CRC(records) != binary.LittleEndian.Uint32(foot[footRecCRC:]) {
 		return nil, o.damaged("checksum of the records")
 	}
 	o.CRCs = make([]uint32, f.Blocks)
@@ -145,14 +148,14 @@ func DecodeTail(tail []byte, size int64) (*Object, error) {
 	return o, nil
 }
 
-func decodeFooter(b []byte) (f Footer, tableCRC, recordsCRC uint32, err error) {
+func decodeFooter(b []byte) (Footer, error) {
 	if err := checkMark("object", objectMagic, b[footMagic:], b[footVersion:], objectVersion); err != nil {
-		return f, 0, 0, err
+		return Footer{}, err
 	}
 	if binary.LittleEndian.Uint32(b[footCRC:]) != CRC(b[:footCRC]) {
-		return f, 0, 0, fmt.Errorf("object: %w", damaged("checksum of the footer"))
+		return Footer{}, fmt.Errorf("object: %w", damaged("checksum of the footer"))
 	}
-	f = Footer{
+	f := Footer{
 		UUID:      UUID(b[footUUID:]),
 		Nonce:     Nonce(b[footNonce:]),
 		Key:       key.Key(binary.LittleEndian.Uint64(b[footKey:])),
@@ -165,12 +168,12 @@ func decodeFooter(b []byte) (f Footer, tableCRC, recordsCRC uint32, err error) {
 	flags := binary.LittleEndian.Uint32(b[footFlags:])
 	f.Fence = flags&flagFence != 0
 	if err := f.check(); err != nil {
-		return f, 0, 0, fmt.Errorf("object %d: %w", f.Key, err)
+		return Footer{}, fmt.Errorf("object %d: %w", f.Key, err)
 	}
 	if flags&^flagFence != 0 || !allZero(b[footReserved:footCRC]) {
-		return f, 0, 0, fmt.Errorf("object %d: %w", f.Key, damaged("unknown flags (%#x) or reserved bytes in use", flags))
+		return Footer{}, fmt.Errorf("object %d: %w", f.Key, damaged("unknown flags (%#x) or reserved bytes in use", flags))
 	}
-	return f, binary.LittleEndian.Uint32(b[footTableCRC:]), binary.LittleEndian.Uint32(b[footRecCRC:]), nil
+	return f, nil
 }
 
 func (f *Footer) check() error {
@@ -222,7 +225,7 @@ func (o *Object) damaged(format string, args ...any) error {
 	return fmt.Errorf("object %d: %w", o.Key, damaged(format, args...))
 }
 
-// NextSeq is the sequence number that follows this object.
+// NextSeq returns the sequence number that follows the object's records.
 func (o *Object) NextSeq() uint64 {
 	next := o.FirstSeq
 	for i := range o.Records {
@@ -233,11 +236,11 @@ func (o *Object) NextSeq() uint64 {
 	return next
 }
 
-// VerifyBlock says whether data is data block i of the object. Error:
-// ErrDamaged, naming object and block.
+// VerifyBlock checks data against the checksum of data block i of the object.
+// Error: ErrDamaged, naming object and block.
 func (o *Object) VerifyBlock(i int, data []byte) error {
 	if i < 0 || i >= len(o.CRCs) {
-		return o.damaged("no data block %d, it has %d", i, len(o.CRCs))
+		return o.damaged("no data block %d of %d", i, len(o.CRCs))
 	}
 	if len(data) != int(o.BlockSize) {
 		return o.damaged("data block %d: %d bytes, not %d", i, len(data), o.BlockSize)

@@ -70,8 +70,8 @@ func TestShortTail(t *testing.T) {
 	}
 }
 
-// TestHugeTail: a footer may claim what it likes, memory is only used for what
-// is there.
+// TestHugeTail checks that memory is used only for what is there, whatever a
+// footer claims.
 func TestHugeTail(t *testing.T) {
 	b := AppendTail(nil, sampleFence())
 	binary.LittleEndian.PutUint32(b[footFlags:], 0)
@@ -89,7 +89,7 @@ func TestHugeTail(t *testing.T) {
 	}
 }
 
-// sealFooter makes the checksum of a footer right again.
+// sealFooter corrects the checksum of a footer.
 func sealFooter(foot []byte) {
 	binary.LittleEndian.PutUint32(foot[footCRC:], CRC(foot[:footCRC]))
 }
@@ -102,7 +102,7 @@ func TestTailRules(t *testing.T) {
 	}{
 		{"key", func(o *Object) { o.Key = key.Max + 1 }, "key is above"},
 		{"block size", func(o *Object) { o.BlockSize = 1024 }, "block size is 1024"},
-		{"block size and length", func(o *Object) { o.BlockSize = 4096 }, "make 16656"},
+		{"block size and length", func(o *Object) { o.BlockSize = 4096 }, "take 16656"},
 		{"fence", func(o *Object) { o.Fence = true }, "fence with 4 data blocks"},
 		{"kind", func(o *Object) { o.Records[0].Kind = 4 }, "record 0: damaged: record of unknown kind 4"},
 		{"no kind", func(o *Object) { o.Records[0].Kind = 0 }, "unknown kind 0"},
@@ -236,8 +236,8 @@ func TestKindString(t *testing.T) {
 	}
 }
 
-// TestNoAllocation: what runs for each write and each object works in the
-// memory it is given.
+// TestNoAllocation checks that what runs for each write and each object
+// allocates nothing.
 func TestNoAllocation(t *testing.T) {
 	o := sampleObject()
 	buf := make([]byte, 0, MaxLeafSize)

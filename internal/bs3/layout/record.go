@@ -5,7 +5,7 @@ import (
 	"fmt"
 )
 
-// Kind says what a record does to its blocks.
+// Kind is what a record does to its blocks.
 type Kind uint8
 
 // The kinds of records. Their numbers are part of the format.
@@ -27,10 +27,10 @@ func (k Kind) String() string {
 	return fmt.Sprintf("kind %d", uint8(k))
 }
 
-// Record is one step of the log: what became of Blocks blocks from Block on.
+// Record is one step of the log: what happens to the Blocks blocks from Block.
 type Record struct {
 	Block  uint64   // first block of the volume
-	Blocks uint32   // how many, at least 1
+	Blocks uint32   // number of blocks, at least 1
 	Kind   Kind     //
 	Index  uint32   // first data block in the object; 0 in zeros
 	Seq    uint64   // sequence number; 0 in moves
@@ -40,14 +40,14 @@ type Record struct {
 const (
 	// RecordSize is the size of an encoded Record in bytes.
 	RecordSize = 32
-	// MaxZeroBlocks is the most blocks one zero record covers.
+	// MaxZeroBlocks is the most blocks that one zero record covers.
 	MaxZeroBlocks = 1 << 20
 	// MaxBlocks is the most blocks of a volume: leaves are numbered by 32 bits.
 	MaxBlocks = LeafBlocks << 32
 )
 
-// MaxRecords is the most records of an object whose chunk holds chunkBlocks
-// data blocks. It bounds a slot of chunk memory and a tail read.
+// MaxRecords returns the most records of an object whose chunk holds chunkBlocks
+// data blocks. It bounds a slot of chunk memory and the read of a tail.
 func MaxRecords(chunkBlocks int) int { return chunkBlocks + 256 }
 
 // AppendRecord appends r in its 32 bytes.
@@ -69,8 +69,8 @@ func PutRecord(dst []byte, r Record) {
 	binary.LittleEndian.PutUint64(dst[24:], uint64(r.Source))
 }
 
-// DecodeRecord reads the record in the first 32 bytes of b and checks all that
-// can be judged without its object: kind, ranges, and that fields its kind
+// DecodeRecord decodes the record in the first 32 bytes of b. It checks what can
+// be checked without the object: kind, ranges, and that fields which its kind
 // does not use are zero. Error: ErrDamaged.
 func DecodeRecord(b []byte) (Record, error) {
 	if len(b) < RecordSize {

@@ -11,8 +11,8 @@ import (
 	"bs3/internal/bs3/key"
 )
 
-// The samples use every field, each byte of it different where it can be, so
-// that two fields that change places are found by the golden files.
+// The samples use every field, with different bytes where possible, so that the
+// golden files show if two fields change places.
 
 var (
 	sampleUUID  = UUID{0x10, 0x11, 0x12, 0x13, 0x14, 0x15, 0x46, 0x17, 0x98, 0x19, 0x1a, 0x1b, 0x1c, 0x1d, 0x1e, 0x1f}
@@ -57,7 +57,7 @@ func sampleFence() *Object {
 	}
 }
 
-// sampleLeaves gives one leaf for each encoding.
+// sampleLeaves returns one leaf for each encoding.
 func sampleLeaves() [][]Location {
 	runs, packed, raw := make([]Location, LeafBlocks), make([]Location, LeafBlocks), make([]Location, LeafBlocks)
 	for i := range LeafBlocks {
@@ -260,9 +260,9 @@ func genCheckpoint() *rapid.Generator[*Checkpoint] {
 	})
 }
 
-// drawLeaf gives leaves of all shapes: dense and sparse, runs and scatter, with
+// drawLeaf returns leaves of all shapes: dense and sparse, runs and scatter, with
 // narrow and wide ranges of keys and indexes. Thousands of draws would be slow
-// and unreadable: what is drawn are the shape and a seed.
+// and unreadable, so it draws the shape and a seed.
 func drawLeaf(t *rapid.T) []Location {
 	low := rapid.Uint64Range(0, uint64(key.Max)).Draw(t, "low key")
 	span := rapid.SampledFrom([]uint64{0, 1, 200, 1 << 8, 1 << 20, 1 << 22, 1 << 32, 1 << 40}).Draw(t, "key span")
@@ -285,7 +285,7 @@ func drawLeaf(t *rapid.T) []Location {
 	return entries
 }
 
-// isNamed says whether err is one of the answers a decoder may give.
+// isNamed reports whether err is one of those that a decoder may return.
 func isNamed(err error) bool {
 	return errors.Is(err, ErrMagic) || errors.Is(err, ErrVersion) || errors.Is(err, ErrDamaged) || errors.Is(err, ErrShortTail)
 }

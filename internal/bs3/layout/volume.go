@@ -9,11 +9,11 @@ import (
 )
 
 // Volume is the volume record: the commit point of everything that is not an
-// object of the log. It is changed only by conditional put.
+// object of the log. Only conditional puts change it.
 type Volume struct {
 	Format      int       `json:"format"` // set by DecodeVolume; EncodeVolume always writes VolumeFormat
 	UUID        UUID      `json:"uuid"`
-	Generation  uint64    `json:"generation"`   // +1 with each change, so that no content returns
+	Generation  uint64    `json:"generation"`   // +1 with each change, so that no content repeats
 	BlockSize   uint32    `json:"block_size"`   // bytes, 512 or 4096
 	Size        int64     `json:"size"`         // bytes
 	LargestSize int64     `json:"largest_size"` // bytes, the largest Size ever committed
@@ -24,23 +24,24 @@ type Volume struct {
 	Checkpoints []string  `json:"checkpoints"` // names of the kept ones, oldest first
 	ChangeID    string    `json:"change_id"`   // random, by which a writer knows its own change
 	Deleted     bool      `json:"deleted"`     // tombstone
-	// LocalLog is where flushed writes may lie that the store does not have; nil =
-	// nowhere. Without that log the volume is only opened by who gives them up.
+	// LocalLog is where flushed writes may lie that the store does not have; nil
+	// means nowhere. Without that log, the volume opens only for an administrator
+	// who gives those writes up.
 	LocalLog *LocalLog `json:"local_log,omitempty"`
 }
 
-// LocalLog is the place of the local log of a writer.
+// LocalLog is where the local log of a writer lies.
 type LocalLog struct {
 	Host     string `json:"host"`     // machine id
 	Hostname string `json:"hostname"` // for people
-	Path     string `json:"path"`     // the directory it is in
+	Path     string `json:"path"`     // its directory
 }
 
-// Writer is who holds, or held, the epoch of a volume.
+// Writer identifies the process that holds, or held, the epoch of a volume.
 type Writer struct {
 	Host      string    `json:"host"`       // machine id
 	Hostname  string    `json:"hostname"`   // for people
-	StatePath string    `json:"state_path"` // with Host, the place of its chunk memory
+	StatePath string    `json:"state_path"` // the directory, on Host, of its chunk memory
 	PID       int       `json:"pid"`
 	Nonce     Nonce     `json:"nonce"`
 	Since     time.Time `json:"since"`    // for people
@@ -53,27 +54,26 @@ const (
 	VolumeFormat = 1
 	// MaxVolumeRecord is the largest volume record in bytes.
 	MaxVolumeRecord = 1 << 20
-	// MaxCheckpoints is how many checkpoints a volume keeps.
+	// MaxCheckpoints is the most checkpoints that a volume keeps.
 	MaxCheckpoints = 2
 
-	// volumeMagic is how every volume record starts, in every format.
+	// volumeMagic is the start of every volume record, in every format.
 	volumeMagic = "{\n  \"bs3\": \"volume\",\n"
-	// volumeEnd is how a record of this format ends: the CRC32C, in eight
+	// volumeEnd is the end of a record of this format: the CRC32C, in eight
 	// lower-case digits, of all bytes before it.
 	volumeEnd = ",\n  \"crc32c\": \"%08x\"\n}\n"
 )
 
-// volumeText is the record as it is written; only the order and the frame are
-// added to Volume.
+// volumeText is the record as it is written: a Volume between magic and
+// checksum.
 type volumeText struct {
 	Magic string `json:"bs3"`
 	Volume
 	CRC string `json:"crc32c,omitempty"`
 }
 
-// EncodeVolume gives the text of v. Times are written in UTC, to the
-// nanosecond. It refuses (ErrDamaged, naming the field) what DecodeVolume
-// would refuse.
+// EncodeVolume returns the text of v, with times in UTC, to the nanosecond.
+// What DecodeVolume would refuse is an error, ErrDamaged, that names the field.
 func EncodeVolume(v *Volume) ([]byte, error) {
 	if err := v.check(); err != nil {
 		return nil, fmt.Errorf("volume record: %w", err)
@@ -96,10 +96,10 @@ func EncodeVolume(v *Volume) ([]byte, error) {
 	return b, nil
 }
 
-// DecodeVolume reads a volume record and checks every field. A field that this
-// program does not know is refused as a newer version: to ignore, say, a
-// parent would serve zeros for its data. Errors: ErrMagic, ErrVersion,
-// ErrDamaged.
+// DecodeVolume decodes a volume record and checks every field. It refuses a
+// field that this program does not know as a newer version: a program that
+// ignored, say, a parent would serve zeros for its data. Errors: ErrMagic,
+// ErrVersion, ErrDamaged.
 func DecodeVolume(b []byte) (*Volume, error) {
 	v, err := decodeVolume(b)
 	if err != nil {
@@ -138,7 +138,7 @@ func decodeVolume(b []byte) (*Volume, error) {
 	strict := json.NewDecoder(bytes.NewReader(b))
 	strict.DisallowUnknownFields()
 	if err := strict.Decode(new(volumeText)); err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrVersion, err) // its checksum holds, so it was meant
+		return nil, fmt.Errorf("%w: %w", ErrVersion, err) // the checksum holds, so the field was meant
 	}
 	if err := t.check(); err != nil {
 		return nil, err
@@ -184,7 +184,7 @@ func (v *Volume) check() error {
 		{"state_path", v.Writer.StatePath},
 		{"change_id", v.ChangeID},
 	} {
-		if !utf8.ValidString(f.text) { // JSON would change it silently
+		if !utf8.ValidString(f.text) { // encoding/json would change it silently
 			return damaged("%s %q is not UTF-8", f.name, f.text)
 		}
 	}

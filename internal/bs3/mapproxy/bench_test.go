@@ -14,7 +14,7 @@ const (
 	objectBlocks = 1024
 )
 
-// filled gives a volume all of which was written, once, in order.
+// filled returns a volume that was written once, as a whole and in order.
 func filled() (p *Proxy, next key.Key) {
 	p = New(benchBlocks)
 	for b := uint64(0); b < benchBlocks; b += objectBlocks {
@@ -56,7 +56,7 @@ func BenchmarkSettle(b *testing.B) {
 	}
 	leaf := p.Zero(0, layout.LeafBlocks).leaves[0]
 	for b.Loop() {
-		// The counts go below zero by this, and nothing looks at them.
+		// This makes the counts wrap; nothing looks at them.
 		p.Settle(&Unsettled{leaves: []*sectormap.Leaf{leaf}})
 	}
 }

@@ -13,8 +13,8 @@ import (
 // historyBlocks is three leaves and a part of a fourth.
 const historyBlocks = 3*layout.LeafBlocks + 500
 
-// writer does to a Proxy what the engine does, keeps the log that it would
-// store, and says what must be true, counted the simple way.
+// writer does to a Proxy what the engine does, keeps the log that the engine
+// would store, and counts in the simple way what the Proxy must show.
 type writer struct {
 	p   *Proxy
 	log []*layout.Object // the last one is open
@@ -80,8 +80,8 @@ type source struct {
 	loc   layout.Location
 }
 
-// move collects what was found: blocks that lie elsewhere by now are laid out
-// in the new object too, but stay where they are.
+// move collects what was found. Blocks that lie elsewhere by now get a place in
+// the new object too, but stay where they are.
 func (w *writer) move(found []source) {
 	w.seal()
 	w.open(false)
@@ -126,7 +126,7 @@ func (w *writer) table() []layout.ObjectInfo {
 	return infos
 }
 
-// moment is a frozen view with what it must show for ever.
+// moment is a Frozen with what it must always show.
 type moment struct {
 	f      *Frozen
 	log    int // objects of the log it contains
@@ -221,8 +221,8 @@ func (w *writer) checkAll(t *rapid.T, which string, p *Proxy) {
 }
 
 // The map and the table are a pure function of the log: a random history, with
-// frozen views and half-settled discards, gives live what its log gives when
-// it is replayed from the start, or from any checkpoint.
+// freezes and half-settled discards, has the same result as its log when that is
+// replayed from the start or from any checkpoint.
 func TestLiveEqualsReplay(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		w := newWriter()
@@ -269,7 +269,7 @@ func TestLiveEqualsReplay(t *testing.T) {
 						}
 					}
 				}
-				// Meanwhile some of it is written again, or discarded.
+				// Meanwhile some of it is written again or discarded.
 				if rapid.Bool().Draw(t, "overwrite") {
 					block, n := draw(t, 200)
 					w.write(block, uint32(n))
@@ -291,7 +291,7 @@ func TestLiveEqualsReplay(t *testing.T) {
 				moments = slices.Delete(moments, i, i+1)
 			},
 			"": func(t *rapid.T) {
-				// Counts may lag, to the safe side only.
+				// Counts may lag, but only on the safe side.
 				for _, want := range w.table() {
 					if got, ok := w.p.Object(want.Key); !ok || got.Live < want.Live {
 						t.Fatalf("object %d: %d live blocks, %v; it has %d", want.Key, got.Live, ok, want.Live)

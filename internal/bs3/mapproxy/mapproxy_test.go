@@ -11,7 +11,7 @@ import (
 	"bs3/internal/bs3/mapproxy/sectormap"
 )
 
-// live gives the live blocks that the table has for object k.
+// live returns the live blocks that the table has for object k.
 func live(t *testing.T, p *Proxy, k key.Key) uint32 {
 	t.Helper()
 	info, ok := p.Object(k)
@@ -44,7 +44,7 @@ func TestObjectsThatAreNotThere(t *testing.T) {
 	}
 }
 
-// A discard takes whole leaves out at once, and counts them off one by one.
+// A discard takes whole leaves out at once, and settles them one by one.
 func TestZeroSettlesLeafByLeaf(t *testing.T) {
 	const leaves = 3
 	p := New(leaves * layout.LeafBlocks)
@@ -113,8 +113,8 @@ func TestSetTotalReplaces(t *testing.T) {
 	}
 }
 
-// A page of the table is copied once for a frozen view, and not for one that
-// was released.
+// A page of the table is copied once for a Frozen, and not for one that was
+// released.
 func TestTableIsCopiedOnce(t *testing.T) {
 	p := New(10)
 	p.AddObject(layout.ObjectInfo{Key: 0})
@@ -137,8 +137,8 @@ func TestTableIsCopiedOnce(t *testing.T) {
 	}
 }
 
-// Frozen views are read and released by other goroutines while the writer goes
-// on. The test is for the race detector, and for the views' own check.
+// Other goroutines read and release a Frozen while the writer goes on. The test
+// is for the race detector and for Frozen.Verify.
 func TestFrozenBesideWriter(t *testing.T) {
 	const blocks = 2 * layout.LeafBlocks
 	p := New(blocks)
@@ -264,7 +264,7 @@ func TestDamagedCheckpoint(t *testing.T) {
 }
 
 // An entry whose object is not in the table at all cannot come about through
-// this package, except by taking it out of the table.
+// this package, unless the object is taken out of the table.
 func TestVerifyFindsUnknownObject(t *testing.T) {
 	p := New(10)
 	p.AddObject(layout.ObjectInfo{Key: 0})

@@ -8,8 +8,8 @@ import (
 	"bs3/internal/bs3/layout"
 )
 
-// A volume of 1 TiB of which a block in every leaf, or every block, is mapped
-// has all its leaves: 2 GiB. So have these benchmarks.
+// A volume of 1 TiB with a mapped block in every leaf has all its leaves: 2 GiB.
+// So have these benchmarks.
 
 // objectBlocks is the size of the objects that the maps point to.
 const objectBlocks = 1024
@@ -33,7 +33,7 @@ func fill(m *Map, block, n uint64) {
 	}
 }
 
-// sparse gives a map of 1 TiB that has all its leaves, entry by entry.
+// sparse returns a map of 1 TiB that has all its leaves, as arrays of entries.
 func sparse() *Map {
 	m := New(tebibyte)
 	for b := uint64(0); b < tebibyte; b += LeafBlocks {
@@ -42,7 +42,7 @@ func sparse() *Map {
 	return m
 }
 
-// runs gives a map of 1 TiB whose leaves have 16 spans each.
+// runs returns a map of 1 TiB whose leaves have 16 spans each.
 func runs() *Map {
 	m := New(tebibyte)
 	for b := uint64(0); b < tebibyte; b += 256 {
@@ -112,7 +112,7 @@ func BenchmarkSet(b *testing.B) {
 	}
 }
 
-// The same while a frozen view makes each leaf be copied once.
+// The same, with a Frozen for which each leaf is copied once.
 func BenchmarkSetFrozen(b *testing.B) {
 	m := New(1 << 22)
 	for b := uint64(0); b < m.Blocks(); b += LeafBlocks {

@@ -77,16 +77,15 @@ func TestOutside(t *testing.T) {
 	}
 }
 
-// scatter makes the leaf that begins with block b one that is kept entry by
-// entry.
+// scatter turns the leaf that begins with block b into an array of entries.
 func scatter(m *Map, b uint64) {
 	for i := range uint64(maxSpans + 1) {
 		m.Set(b+2*i, 1, layout.Loc(key.Key(b/LeafBlocks), 7), nil)
 	}
 }
 
-// A leaf is a list of spans for as long as these are few, and as what it is
-// loaded makes no difference to what it says.
+// A leaf is a list of spans as long as these are few. As which of the two a leaf
+// is loaded does not change what it maps.
 func TestSpansAndEntries(t *testing.T) {
 	m := New(LeafBlocks)
 	if scatter(m, 0); m.dir[0].Load().entries == nil {
@@ -114,8 +113,8 @@ func TestSpansAndEntries(t *testing.T) {
 	}
 }
 
-// An untouched part of a leaf that a frozen view shares is not copied by
-// unmapping it, and without a live view nothing is copied at all.
+// Unmapping what is not mapped does not copy a leaf that a Frozen shares, and
+// without a live Frozen nothing is copied at all.
 func TestCopiesOnlyWhenNeeded(t *testing.T) {
 	m := New(LeafBlocks)
 	scatter(m, 0)
@@ -201,7 +200,7 @@ func TestMemoryOfEmptyTebibyte(t *testing.T) {
 // State s of the map follows from s alone, so a reader can tell whether what
 // it saw was true at some moment while it looked.
 func TestReadersBesideWriter(t *testing.T) {
-	const probes = 8 // blocks that are looked at, on both sides of a leaf border
+	const probes = 8 // blocks that readers look up, on both sides of a leaf border
 	first := uint64(LeafBlocks - probes/2)
 	state := func(s uint64, i int) layout.Location {
 		phase := s % 5

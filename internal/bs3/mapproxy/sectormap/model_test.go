@@ -38,7 +38,7 @@ func (o model) runs(block uint64, n uint32) []Run {
 	return runs
 }
 
-// count gathers locations that a call was told of.
+// count gathers the locations that a callback received.
 type count map[layout.Location]int
 
 func (c count) run(loc layout.Location, n uint32) {
@@ -49,7 +49,7 @@ func (c count) run(loc layout.Location, n uint32) {
 
 func (c count) leaf(l *Leaf) { l.Each(c.run) }
 
-// mapped is what old and gone must be told when [block, block+n) changes.
+// mapped returns what old and gone must receive when [block, block+n) changes.
 func (o model) mapped(block, n uint64) count {
 	c := count{}
 	for b := block; b < block+n; b++ {
@@ -141,8 +141,8 @@ func (o model) checkFrozen(t *rapid.T, f *Frozen) {
 	}
 }
 
-// A random history of one map against a plain Go map; frozen views are taken
-// and released in between and must stay what they were.
+// A random history of one map against a model; in between, it is frozen, and
+// each Frozen must stay what it was until it is released.
 func TestAgainstModel(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		m := New(modelBlocks)
