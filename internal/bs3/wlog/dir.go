@@ -3,6 +3,7 @@ package wlog
 import (
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -12,38 +13,38 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ErrLocked says that another living process uses the directory.
+// ErrLocked means that another living process uses the directory.
 var ErrLocked = errors.New("in use by another daemon")
 
-// The files of a directory that can be set aside.
+// The names of the files that SetAside can rename.
 const (
 	MemoryFileName = "memory"
 	LogFileName    = "log"
 )
 
-// newLogName is a local log that is being made.
+// newLogName is the name of a local log that is not finished.
 const newLogName = LogFileName + ".new"
 
-// Dir is a locked directory of one daemon: that of its state, or of its local
-// log and cache.
+// Dir is a locked directory of one daemon, for its state or for its local log
+// and cache.
 type Dir struct {
 	path string
 	lock *os.File
 }
 
-// LockDir makes the directory if it is missing (mode 0700) and takes its
-// lock, which ends with the process at the latest. ErrLocked (wrapped, with
-// the holder's pid) if another process has it.
+// LockDir creates the directory if it is missing (mode 0700) and takes its
+// lock, which ends with the process at the latest. If another process has the
+// lock, the error wraps ErrLocked and names that process's pid.
 func LockDir(path string) (*Dir, error) {
 	if err := os.MkdirAll(path, 0o700); err != nil {
-		return nil, fmt.Errorf("make the directory: %w", err)
+		return nil, fmt.Errorf("create the directory: %w", err)
 	}
 	f, err := os.OpenFile(filepath.Join(path, "lock"), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("open the lock of the directory: %w", err)
 	}
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		holder, _ := os.ReadFile(f.Name()) // only to name it
+		holder, _ := os.ReadFile(f.Name()) // only for the message
 		_ = f.Close()
 		if errors.Is(err, unix.EWOULDBLOCK) {
 			return nil, fmt.Errorf("directory %s: %w (pid %s)", path, ErrLocked, strings.TrimSpace(string(holder)))
@@ -68,11 +69,11 @@ func (d *Dir) writePID() error {
 	return nil
 }
 
-// Path is where the directory is.
+// Path returns the path of the directory.
 func (d *Dir) Path() string { return d.path }
 
-// InMemory says whether the directory is gone when the machine goes down
-// (tmpfs, ramfs; statfs(2)). It says no where it can not tell.
+// InMemory reports whether the directory is gone when the machine goes down
+// (tmpfs, ramfs; statfs(2)). It returns false if it cannot tell.
 func (d *Dir) InMemory() bool {
 	var st unix.Statfs_t
 	if err := unix.Statfs(d.path, &st); err != nil {
@@ -81,8 +82,16 @@ func (d *Dir) InMemory() bool {
 	return st.Type == unix.TMPFS_MAGIC || st.Type == unix.RAMFS_MAGIC
 }
 
-// Close gives the lock back.
-func (d *Dir) Close() error { return d.lock.Close() }
+// Close releases the lock. Closing again has no effect.
+func (d *Dir) Close() error { return closeOnce(d.lock) }
+
+// closeOnce closes c, and ignores that it is closed already.
+func closeOnce(c io.Closer) error {
+	if err := c.Close(); !errors.Is(err, fs.ErrClosed) {
+		return err
+	}
+	return nil
+}
 
 func (d *Dir) file(name string) string { return filepath.Join(d.path, name) }
 
@@ -95,8 +104,8 @@ func (d *Dir) sync() error {
 	return errors.Join(f.Sync(), f.Close())
 }
 
-// SetAside renames a file so that no later open takes it for its own, and
-// returns where it is now.
+// SetAside renames a file so that no later open takes it for its own. It returns
+// the new path.
 func (d *Dir) SetAside(name string) (string, error) {
 	for n := 1; ; n++ {
 		to := fmt.Sprintf("%s.aside-%d", d.file(name), n)
@@ -110,8 +119,7 @@ func (d *Dir) SetAside(name string) (string, error) {
 	}
 }
 
-// RemoveLog removes the local log, and one that was being made, if there are
-// any.
+// RemoveLog removes the local log and an unfinished one, if they exist.
 func (d *Dir) RemoveLog() error {
 	for _, name := range []string{LogFileName, newLogName} {
 		if err := os.Remove(d.file(name)); err != nil && !errors.Is(err, fs.ErrNotExist) {

@@ -13,17 +13,17 @@ import (
 	"bs3/internal/bs3/layout"
 )
 
-// ErrDamaged says that a file of a directory does not hold what it
-// should. It is wrapped with the file and what is wrong.
+// ErrDamaged means that a file of a directory does not hold what it should. It
+// is wrapped with the file and what is wrong.
 var ErrDamaged = errors.New("damaged")
 
-// Intent is written, and synced, before a writer claims an epoch: if it dies
-// between the claim and serving, the record names a nonce that never wrote,
-// and the intent says whose place it took.
+// Intent is written, and synced, before a writer claims an epoch. If the writer
+// dies between the claim and serving, the volume record names a nonce that never
+// wrote, and the intent tells whom it replaced.
 type Intent struct {
 	Nonce    layout.Nonce `json:"nonce"`
 	Replaces layout.Nonce `json:"replaces"`
-	Whole    bool         `json:"whole"` // chunk memory was that of the writer replaced
+	Whole    bool         `json:"whole"` // whether chunk memory was that of the writer replaced
 }
 
 const intentsFile = "intents"
@@ -60,7 +60,7 @@ func (d *Dir) AddIntent(in Intent) error {
 	return d.sync()
 }
 
-// Intent gives the last intent of the writer nonce, if there is one.
+// Intent returns the last intent of the writer nonce, if there is one.
 func (d *Dir) Intent(nonce layout.Nonce) (Intent, bool, error) {
 	list, err := d.intents()
 	for _, in := range slices.Backward(list) {
@@ -71,11 +71,11 @@ func (d *Dir) Intent(nonce layout.Nonce) (Intent, bool, error) {
 	return Intent{}, false, err
 }
 
-// Writers gives the nonces whose chunk memory and local log are ours if the
-// volume record names the writer recorded: that writer, and those it leads to
-// through the chain of our own claims that never served, as the directories
-// tell. An intent of the same nonce that came later replaces an earlier one:
-// the claim was tried again.
+// Writers returns the nonces whose chunk memory and local log are ours if the
+// volume record names the writer recorded: that writer, and those that it leads
+// to through the chain of our own claims that never served, according to the
+// intents in dirs. Of several intents of one nonce the last one counts: the
+// claim was tried again.
 func Writers(recorded layout.Nonce, dirs ...*Dir) (map[layout.Nonce]bool, error) {
 	var list []Intent
 	for _, d := range dirs {
@@ -96,8 +96,8 @@ func Writers(recorded layout.Nonce, dirs ...*Dir) (map[layout.Nonce]bool, error)
 	return ours, nil
 }
 
-// DropIntents forgets all intents, durably. It comes before the device is
-// shown: the chain must only pass opens that never served.
+// DropIntents removes all intents, durably. It must be called before the device
+// appears, because the chain must only contain opens that never served.
 func (d *Dir) DropIntents() error {
 	if err := os.Remove(d.file(intentsFile)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("drop intents: %w", err)

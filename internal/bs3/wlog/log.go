@@ -14,18 +14,18 @@ import (
 	"bs3/internal/bs3/layout"
 )
 
-// Log is the local log: a ring of frames in one file whose blocks are all
-// taken and written, so that to sync it is to write what was written, and
-// nothing of the file system. Its calls need a lock of the caller's, but for
-// Write and Sync, which one goroutine at a time may call beside the others.
+// Log is the local log: a ring of frames in one file. All blocks of the file are
+// allocated and written in advance, so that a sync writes what was written and
+// no metadata of the file system. The caller serialises all calls, except that
+// one goroutine at a time may call Write and Sync while others call the rest.
 type Log struct {
 	head     layout.LogHeader
 	file     LogFile
 	path     string
-	position int64    // given out
+	position int64    // up to which the ring was handed out
 	inUse    []extent // oldest first, of ascending keys
 	found    []found  // what OpenLog found, by sequence number
-	synced   uint64   // the highest that a frame found says of those before it
+	synced   uint64   // the highest Synced of the frames found
 	last     uint64   // after the last record found
 	heads    []byte   // of the frames being written
 	parts    [][]byte
@@ -38,13 +38,13 @@ type extent struct {
 	from, to int64 // positions
 }
 
-// CreateLog makes an empty log of that many bytes in place of what is there.
-// It takes a while: all of it is written.
+// CreateLog creates an empty log of size bytes in place of an existing one. It
+// takes a while because it writes all of the file.
 func (d *Dir) CreateLog(ctx context.Context, size int64, open OpenLogFile) (*Log, error) {
 	l := &Log{head: layout.LogHeader{BlockSize: 512, Size: size &^ (layout.LogAlign - 1)}, path: d.file(LogFileName)}
 	if err := l.create(ctx, d.file(newLogName)); err != nil {
 		_ = os.Remove(d.file(newLogName))
-		return nil, fmt.Errorf("make the local log %s of %d MiB: %w", l.path, size>>20, err)
+		return nil, fmt.Errorf("create the local log %s of %d MiB: %w", l.path, size>>20, err)
 	}
 	if err := d.sync(); err != nil {
 		return nil, err
@@ -64,7 +64,7 @@ func (l *Log) create(ctx context.Context, unfinished string) error {
 	}
 	defer f.Close()
 	total := layout.LogHeaderSize + l.head.Size
-	// Where this does not work, writing will tell whether there is room.
+	// Where the file system cannot do this, writing shows whether there is room.
 	if err := unix.Fallocate(int(f.Fd()), 0, 0, total); errors.Is(err, unix.ENOSPC) {
 		return err
 	}
@@ -86,17 +86,17 @@ func (l *Log) create(ctx context.Context, unfinished string) error {
 	return os.Rename(unfinished, l.path)
 }
 
-// Path is the file, for messages.
+// Path returns the path of the file, for messages.
 func (l *Log) Path() string { return l.path }
 
-// Header is what the file says of itself.
+// Header returns the header of the file.
 func (l *Log) Header() layout.LogHeader { return l.head }
 
-// Close closes the file.
-func (l *Log) Close() error { return l.file.Close() }
+// Close closes the file. Closing again has no effect.
+func (l *Log) Close() error { return closeOnce(l.file) }
 
-// Own makes the log empty, and that of a writer: from now on only its frames
-// count. The zero nonce leaves it to the next one. It is synced.
+// Own empties the log and gives it to the writer nonce: from now on only that
+// writer's frames count. The zero nonce gives it to nobody. Own syncs the file.
 func (l *Log) Own(uuid layout.UUID, nonce layout.Nonce, blockSize int) error {
 	l.head.UUID, l.head.Nonce, l.head.BlockSize = uuid, nonce, uint32(blockSize)
 	l.position, l.inUse, l.found, l.synced, l.last = 0, nil, nil, 0, 0
@@ -106,14 +106,15 @@ func (l *Log) Own(uuid layout.UUID, nonce layout.Nonce, blockSize int) error {
 	return l.Sync()
 }
 
-// Addition is a frame to be written, and its data.
+// Addition is a frame to be written, with its data.
 type Addition struct {
 	layout.Frame
 	Data []byte
 }
 
-// Reserve gives the frames their places, if there is room for all of them.
-// Their keys do not descend, from one call to the next either.
+// Reserve assigns the frames their positions and reports whether there is room
+// for all of them; if not, it reserves nothing. Keys must not descend, within
+// one call or from one call to the next.
 func (l *Log) Reserve(batch []Addition) bool {
 	position, n := l.position, len(l.inUse)
 	var last extent
@@ -135,7 +136,7 @@ func (l *Log) Reserve(batch []Addition) bool {
 func (l *Log) reserve(h *layout.FrameHeader) bool {
 	at, size := l.position, h.Size()
 	if rest := l.head.Size - at%l.head.Size; size > rest {
-		at += rest // no frame goes over the end
+		at += rest // no frame wraps around the end
 	}
 	oldest := at
 	if len(l.inUse) > 0 {
@@ -154,7 +155,7 @@ func (l *Log) reserve(h *layout.FrameHeader) bool {
 	return true
 }
 
-// Release gives the room of frames of keys up to durable to new ones.
+// Release frees the room of the frames of keys up to durable.
 func (l *Log) Release(durable key.Key) {
 	n := 0
 	for n < len(l.inUse) && l.inUse[n].key <= durable {
@@ -163,7 +164,7 @@ func (l *Log) Release(durable key.Key) {
 	l.inUse = slices.Delete(l.inUse, 0, n)
 }
 
-// Used is how many bytes of the ring are needed.
+// Used returns how many bytes of the ring are in use.
 func (l *Log) Used() int64 {
 	if len(l.inUse) == 0 {
 		return 0
@@ -171,15 +172,15 @@ func (l *Log) Used() int64 {
 	return l.position - l.inUse[0].from
 }
 
-// Write writes frames where Reserve has put them, without syncing. When it
-// fails nothing is known of what the disk has of them.
+// Write writes frames at the positions that Reserve assigned, without syncing.
+// After an error it is unknown which of their bytes the disk has.
 func (l *Log) Write(batch []Addition) error {
 	l.heads = l.heads[:0]
 	size := 0
 	for i := range batch {
 		size += int(batch[i].HeadSize())
 	}
-	l.heads = slices.Grow(l.heads, size) // so that what parts point to stays where it is
+	l.heads = slices.Grow(l.heads, size) // parts point into it, so it must not move
 	for len(batch) > 0 {
 		n, from, to := 0, batch[0].Position, batch[0].Position
 		l.parts = l.parts[:0]
@@ -204,8 +205,8 @@ func (l *Log) Write(batch []Addition) error {
 	return nil
 }
 
-// Sync makes durable what was written before. After a failure the disk may
-// have lost it, whatever a later Sync says.
+// Sync makes durable what was written before. After an error the disk may have
+// lost it, even if a later Sync succeeds.
 func (l *Log) Sync() error {
 	if err := l.file.Datasync(); err != nil {
 		return fmt.Errorf("sync the local log %s: %w", l.path, err)

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 
 	"golang.org/x/sys/unix"
 )
@@ -13,14 +14,15 @@ import (
 type LogFile interface {
 	io.ReaderAt
 	io.Closer
-	// Writev writes all of bufs, one behind the other, or fails.
+	// Writev writes all of bufs, one behind the other, at offset off, or returns
+	// an error.
 	Writev(bufs [][]byte, off int64) error
 	// Datasync makes durable what was written.
 	Datasync() error
 }
 
-// OpenLogFile opens the file of a log that exists: OpenFile, or what a test
-// puts in its place.
+// OpenLogFile opens the file of an existing log: OpenFile, or a test's
+// replacement.
 type OpenLogFile func(path string) (LogFile, error)
 
 type osFile struct{ *os.File }
@@ -34,7 +36,7 @@ func OpenFile(path string) (LogFile, error) {
 	return osFile{f}, nil
 }
 
-// mostParts is how many buffers one call of pwritev(2) takes (IOV_MAX).
+// mostParts is the most buffers that one call of pwritev(2) takes (IOV_MAX).
 const mostParts = 1024
 
 func (f osFile) Writev(bufs [][]byte, off int64) error {
@@ -54,8 +56,7 @@ func (f osFile) Writev(bufs [][]byte, off int64) error {
 			bufs = bufs[1:]
 		}
 		if n > 0 {
-			rest := append([][]byte{bufs[0][n:]}, bufs[1:]...)
-			bufs = rest
+			bufs = slices.Concat([][]byte{bufs[0][n:]}, bufs[1:])
 		}
 	}
 	return nil

@@ -17,10 +17,10 @@ type found struct {
 	first, next uint64 // sequence numbers: of its first record, after its last
 }
 
-// OpenLog opens the local log that an earlier daemon left and looks for the
-// frames of its owner, which means to read all of it unless it has none.
-// fs.ErrNotExist (wrapped) if there is no log; ErrDamaged if the file is not
-// one; other errors are the disk's.
+// OpenLog opens the local log that an earlier daemon left and finds the frames
+// of its owner; unless it has no owner, that reads all of the file. The error
+// wraps fs.ErrNotExist if there is no log and ErrDamaged if the file is not one;
+// other errors are the disk's.
 func (d *Dir) OpenLog(open OpenLogFile) (l *Log, err error) {
 	l = &Log{path: d.file(LogFileName)}
 	if l.file, err = open(l.path); err != nil {
@@ -60,11 +60,11 @@ func (l *Log) readHeader() error {
 	return nil
 }
 
-// scan finds every frame of the owner that verifies. Any page may be the first
-// of one: what was there before is as it was, torn, or partly written over.
+// scan finds every frame of the owner that verifies. A frame may begin at any
+// page: the frame before it may be whole, torn or partly overwritten.
 func (l *Log) scan() error {
 	window := make([]byte, 1<<20)
-	have, from := 0, int64(0) // window[:have] is what lies in the ring from from on
+	have, from := 0, int64(0) // window[:have] is what lies in the ring from offset from
 	for at := int64(0); at < l.head.Size; {
 		if at >= from+int64(have) {
 			from, have = at, int(min(int64(len(window)), l.head.Size-at))
@@ -91,13 +91,14 @@ func (l *Log) scan() error {
 	return nil
 }
 
-// mine says whether a frame at that place of the ring can be the owner's.
+// mine reports whether a frame at offset at of the ring can be the owner's.
 func (l *Log) mine(h layout.FrameHeader, at int64) bool {
 	return h.UUID == l.head.UUID && h.Nonce == l.head.Nonce && h.BlockSize == l.head.BlockSize &&
 		h.Position%l.head.Size == at && h.Size() <= l.head.Size-at
 }
 
-// read reads and verifies the frame at an offset of the file.
+// read reads and verifies the frame at an offset of the file. It returns the
+// frame and its data.
 func (l *Log) read(offset int64) (*layout.Frame, []byte, error) {
 	fixed := make([]byte, layout.FrameHeaderSize)
 	if _, err := l.file.ReadAt(fixed, offset); err != nil {
@@ -119,21 +120,21 @@ func (l *Log) read(offset int64) (*layout.Frame, []byte, error) {
 	return f, data, f.VerifyData(data)
 }
 
-// Frames is how many frames of the owner OpenLog has found.
+// Frames returns how many frames of the owner OpenLog found.
 func (l *Log) Frames() int { return len(l.found) }
 
-// Synced is a sequence number below which everything was synced in the log, or
-// stored, according to the frames found: where one is in neither the disk has
-// lost it.
+// Synced returns a sequence number below which, according to the frames found,
+// everything was synced in the log or stored. A record below it that is in
+// neither was lost by the disk.
 func (l *Log) Synced() uint64 { return l.synced }
 
-// Last is the sequence number after that of the last record found; 0 if there
-// is none.
+// Last returns the sequence number after that of the last record found; 0 if
+// there is none.
 func (l *Log) Last() (next uint64) { return l.last }
 
-// Entries gives the records of a frame found that has the one of sequence
-// number seq, from that one on; none if no frame has it. It is called with
-// ascending numbers. Errors: ErrDamaged, those of the disk.
+// Entries returns the records of one frame found, from the one with sequence
+// number seq; none if no frame has that. From call to call seq must ascend.
+// Errors: ErrDamaged, those of the disk.
 func (l *Log) Entries(seq uint64) ([]Entry, error) {
 	n := 0
 	for n < len(l.found) && l.found[n].next <= seq {
@@ -145,7 +146,7 @@ func (l *Log) Entries(seq uint64) ([]Entry, error) {
 	}
 	f, data, err := l.read(l.found[0].offset)
 	if errors.Is(err, layout.ErrDamaged) || errors.Is(err, layout.ErrMagic) {
-		err = fmt.Errorf("%w: %w", ErrDamaged, err) // it was whole a moment ago
+		err = fmt.Errorf("%w: %w", ErrDamaged, err) // it verified when the log was opened
 	}
 	if err != nil {
 		return nil, fmt.Errorf("read the local log %s: %w", l.path, err)

@@ -13,8 +13,7 @@ import (
 )
 
 // Memory is the chunk memory: a header page and a pool of slots in a file
-// that is mapped shared. What is stored there survives the process, not the
-// machine.
+// that is mapped shared. Its bytes survive the process, not the machine.
 type Memory struct {
 	head  *layout.MemoryHeader
 	slots []*Slot
@@ -22,16 +21,16 @@ type Memory struct {
 	path  string // empty: on the heap
 }
 
-// NewHeapMemory is a Memory that does not outlive the process, for tests
-// under the race detector, which does not see into a mapping.
+// NewHeapMemory returns a Memory that does not outlive the process, for tests
+// under the race detector, which does not see accesses to a mapping.
 func NewHeapMemory(h *layout.MemoryHeader) *Memory {
 	m := &Memory{head: h, buf: make([]byte, h.FileSize())}
 	m.cut()
 	return m
 }
 
-// OpenMemory maps the chunk memory an earlier daemon left. fs.ErrNotExist
-// (wrapped) if there is none; ErrDamaged if the file is not one.
+// OpenMemory maps the chunk memory that an earlier daemon left. The error wraps
+// fs.ErrNotExist if there is none and ErrDamaged if the file is not one.
 func (d *Dir) OpenMemory() (*Memory, error) {
 	path := d.file(MemoryFileName)
 	f, err := os.OpenFile(path, os.O_RDWR, 0)
@@ -55,9 +54,9 @@ func (d *Dir) OpenMemory() (*Memory, error) {
 	return mapMemory(f, h)
 }
 
-// CreateMemory makes an empty chunk memory in place of what is there. All of
-// its space is taken now: a hole in a full tmpfs would kill the process when
-// it is first touched.
+// CreateMemory creates an empty chunk memory in place of an existing one. It
+// allocates all of the space now: a hole in a full tmpfs would kill the process
+// on the first access.
 func (d *Dir) CreateMemory(h *layout.MemoryHeader) (m *Memory, err error) {
 	path := d.file(MemoryFileName)
 	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -65,7 +64,7 @@ func (d *Dir) CreateMemory(h *layout.MemoryHeader) (m *Memory, err error) {
 	}
 	f, err := os.OpenFile(path+".new", os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
-		return nil, fmt.Errorf("make the chunk memory: %w", err)
+		return nil, fmt.Errorf("create the chunk memory: %w", err)
 	}
 	defer func() {
 		_ = f.Close() // the mapping stays
@@ -74,19 +73,19 @@ func (d *Dir) CreateMemory(h *layout.MemoryHeader) (m *Memory, err error) {
 		}
 	}()
 	if err := unix.Fallocate(int(f.Fd()), 0, 0, h.FileSize()); err != nil {
-		return nil, fmt.Errorf("take %d MiB for the chunk memory (write.memory) in %s: %w", h.FileSize()>>20, d.path, err)
+		return nil, fmt.Errorf("allocate %d MiB for the chunk memory (write.memory) in %s: %w", h.FileSize()>>20, d.path, err)
 	}
 	if _, err := f.WriteAt(layout.AppendMemoryHeader(nil, h), 0); err != nil {
-		return nil, fmt.Errorf("make the chunk memory: %w", err)
+		return nil, fmt.Errorf("create the chunk memory: %w", err)
 	}
-	if err := f.Sync(); err != nil { // a header that does not verify is damage, never a half-made file
-		return nil, fmt.Errorf("make the chunk memory: %w", err)
+	if err := f.Sync(); err != nil { // so a header that does not verify is damage, never an unfinished file
+		return nil, fmt.Errorf("create the chunk memory: %w", err)
 	}
 	if m, err = mapMemory(f, h); err != nil {
 		return nil, err
 	}
 	if err := os.Rename(f.Name(), path); err != nil {
-		return nil, errors.Join(fmt.Errorf("make the chunk memory: %w", err), m.Close())
+		return nil, errors.Join(fmt.Errorf("create the chunk memory: %w", err), m.Close())
 	}
 	m.path = path
 	return m, d.sync()
@@ -111,18 +110,18 @@ func (m *Memory) cut() {
 	}
 }
 
-// Header is what the memory was made for.
+// Header returns the header of the file.
 func (m *Memory) Header() *layout.MemoryHeader { return m.head }
 
-// Slots are all slots of the pool.
+// Slots returns all slots of the pool.
 func (m *Memory) Slots() []*Slot { return m.slots }
 
-// Path is the file, for messages; empty on the heap.
+// Path returns the path of the file, for messages; empty on the heap.
 func (m *Memory) Path() string { return m.path }
 
-// Lock keeps the memory from being swapped out, until Close: the kernel frees
-// memory by writing to the device, and what it writes goes there first. It
-// needs CAP_IPC_LOCK or the room in RLIMIT_MEMLOCK; without, nothing is locked.
+// Lock keeps the memory from being swapped out until Close. To free memory the
+// kernel writes to the device, and those writes need the chunk memory first.
+// Lock needs CAP_IPC_LOCK or enough RLIMIT_MEMLOCK; without, it locks nothing.
 func (m *Memory) Lock() error {
 	if m.path == "" {
 		return nil
@@ -134,7 +133,7 @@ func (m *Memory) Lock() error {
 }
 
 // Close unmaps the memory; the file stays for the next open. No slot may be
-// used any more.
+// used afterwards. Closing again has no effect.
 func (m *Memory) Close() error {
 	buf := m.buf
 	m.buf, m.slots = nil, nil

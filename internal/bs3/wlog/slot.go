@@ -2,14 +2,15 @@ package wlog
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 
 	"bs3/internal/bs3/layout"
 )
 
-// Slot is the memory of one chunk: its data, and beside it all that replay
-// needs. One writer at a time; readers of Data may go on beside Add, which
-// never touches what was added before.
+// Slot is the memory of one chunk: its data, and all else that replay needs. It
+// has one writer at a time. Add may run while others read Data, because it never
+// touches what was added before.
 type Slot struct {
 	mem       []byte
 	off       layout.SlotLayout
@@ -24,17 +25,17 @@ func newSlot(mem []byte, off layout.SlotLayout, blockSize int, pooled bool) *Slo
 	return &Slot{mem: mem, off: off, blockSize: blockSize, pooled: pooled}
 }
 
-// NewHeapSlot makes a slot in ordinary memory, for what must not wait for the
-// pool: it does not outlive the process.
+// NewHeapSlot returns a slot on the heap, for what must not wait for the pool.
+// Its bytes do not outlive the process.
 func NewHeapSlot(chunkBlocks, blockSize int) *Slot {
 	off := layout.SlotOffsets(chunkBlocks, blockSize)
 	return newSlot(make([]byte, off.Size), off, blockSize, false)
 }
 
-// Pooled says whether the slot is one of a Memory's.
+// Pooled reports whether the slot belongs to a Memory.
 func (s *Slot) Pooled() bool { return s.pooled }
 
-// Begin makes an empty slot the memory of the chunk h describes.
+// Begin empties the slot and makes it the memory of the chunk that h describes.
 func (s *Slot) Begin(h layout.SlotHeader) {
 	s.Clear()
 	s.head = h
@@ -42,7 +43,7 @@ func (s *Slot) Begin(h layout.SlotHeader) {
 }
 
 // Add appends one record with the data and the checksums of its blocks (both
-// empty for a zero record). The caller has checked that there is room.
+// empty for a zero record). The caller must have checked that there is room.
 func (s *Slot) Add(r layout.Record, data []byte, crcs []uint32) {
 	copy(s.mem[s.off.Data+int64(s.blocks)*int64(s.blockSize):s.off.CRCs], data)
 	table := s.mem[s.off.CRCs+4*int64(s.blocks):][:4*len(crcs)]
@@ -57,24 +58,23 @@ func (s *Slot) Add(r layout.Record, data []byte, crcs []uint32) {
 	layout.PutSlotCount(s.mem, s.count) // last: what is not counted was not acknowledged
 }
 
-// Data is the bytes of n blocks from block index on.
+// Data returns the bytes of n blocks from block index.
 func (s *Slot) Data(index, n uint32) []byte {
 	from := s.off.Data + int64(index)*int64(s.blockSize)
 	return s.mem[from : from+int64(n)*int64(s.blockSize) : from+int64(n)*int64(s.blockSize)]
 }
 
-// Clear empties the slot: replay will find nothing in it.
+// Clear empties the slot, so that replay finds nothing in it.
 func (s *Slot) Clear() {
 	layout.PutSlotCount(s.mem, 0)
 	s.blocks, s.count = 0, 0
 }
 
-// Count is the number of records the slot's memory holds, as an earlier
-// process left it.
+// Count returns the number of records in the slot as an earlier process left it.
 func (s *Slot) Count() uint32 { return layout.SlotCount(s.mem) }
 
-// Header reads the slot's header as an earlier process left it. ErrDamaged
-// (wrapped) if it does not verify or counts more records than fit.
+// Header returns the slot's header as an earlier process left it. The error
+// wraps ErrDamaged if the header does not verify or if Count is more than fits.
 func (s *Slot) Header() (layout.SlotHeader, error) {
 	h, err := layout.DecodeSlotHeader(s.mem)
 	if err != nil {
@@ -86,16 +86,16 @@ func (s *Slot) Header() (layout.SlotHeader, error) {
 	return h, nil
 }
 
-// Entry is one record found in a slot, with its data and the checksum of each
-// of its blocks. They lie in the slot's memory.
+// Entry is one record found in a slot or in the local log, with its data and the
+// checksum of each of its blocks. The data of a slot's entry is the slot's memory.
 type Entry struct {
 	layout.Record
 	Data []byte
 	CRCs []uint32
 }
 
-// Entries gives the counted records of a slot in order, for as long as they
-// verify; err tells why it stopped before all of them (ErrDamaged, wrapped).
+// Entries returns the counted records of a slot in order, up to the first that
+// does not verify. If there is one, err wraps ErrDamaged.
 func (s *Slot) Entries() (entries []Entry, err error) {
 	h, err := s.Header()
 	if err != nil {
@@ -128,7 +128,7 @@ func (s *Slot) entry(h layout.SlotHeader, i, from uint32) (Entry, error) {
 	}
 	table := s.mem[s.off.CRCs+4*int64(from):][:4*int64(n)]
 	if want := binary.LittleEndian.Uint32(s.mem[s.off.RecordCRCs+4*int64(i):]); layout.RecordCRC(raw, table, h.Nonce, h.Key) != want {
-		return Entry{}, fmt.Errorf("checksum of the record differs")
+		return Entry{}, errors.New("checksum of the record differs")
 	}
 	e := Entry{Record: r, Data: s.Data(from, n), CRCs: make([]uint32, n)}
 	for b := range e.CRCs {
