@@ -28,7 +28,7 @@ func benchCache(b *testing.B) *Cache {
 	return c
 }
 
-// fill puts whole chunks, from key first on, until the cache is full.
+// fill puts whole chunks, from key first, until the cache is full.
 func fill(c *Cache, first key.Key) {
 	chunk := make([]byte, chunkBlocks*benchBlock)
 	for k := range key.Key(2 * benchFrames / chunkBlocks) {
@@ -59,7 +59,7 @@ func BenchmarkGet(b *testing.B) {
 	})
 }
 
-// A chunk into a full cache, as after each upload.
+// Put of a chunk into a full cache, as after each upload.
 func BenchmarkPutChunk(b *testing.B) {
 	c := benchCache(b)
 	fill(c, 0)
@@ -73,7 +73,7 @@ func BenchmarkPutChunk(b *testing.B) {
 	}
 }
 
-// A block into a full cache, as after each miss.
+// Put of a block into a full cache, as after each miss.
 func BenchmarkPutBlock(b *testing.B) {
 	c := benchCache(b)
 	fill(c, 0)

@@ -17,28 +17,29 @@ import (
 
 // Disk is a read cache in a file: blocks of objects that the durable key
 // covers, by location and epoch of the object. It outlives the process, and
-// nothing in it is trusted: what is read has the checksum that its set says,
-// which has one itself. Nothing is ever synced.
+// nothing in it is trusted: each block is checked against its checksum in the
+// table of its set, and each table against its own. Nothing is ever synced.
 //
-// A block belongs to a set, with its neighbours in the object. In a set blocks
-// replace each other in turn, those that were read meanwhile being passed over
-// once. In memory there are 40 bytes for each set, which is 1 MiB of blocks of
-// 4 KiB.
+// A block belongs to a set, together with its neighbours in the object. The
+// blocks of a set replace each other in turn, but one that was read meanwhile is
+// passed over once. A set, which is 1 MiB of blocks of 4 KiB, takes 40 bytes of
+// memory.
 //
-// Get and Put are safe for concurrent use. One goroutine writes; who reads
-// beside it sees by a set's generation that it has changed meanwhile.
+// Get and Put are safe for concurrent use. One goroutine writes. A reader learns
+// from a set's generation that the set changed while it read.
 type Disk struct {
 	file diskFile
 	head layout.CacheHeader
 	sets []diskSet
-	fail func(error) // told of the first error
+	fail func(error) // called with the first error
 
-	jobs chan diskJob
-	free chan []byte // a buffer, or nil, for each job that may be waiting
-	stop chan struct{}
-	done chan struct{}
+	jobs  chan diskJob
+	free  chan []byte // a buffer, or nil, for each job that may still be queued
+	stop  chan struct{}
+	done  chan struct{}
+	close func() error // Close, once
 
-	err                   atomic.Pointer[error] // the first error of the disk: it is not used any more
+	err                   atomic.Pointer[error] // the first error of the disk, which ends its use
 	hits, misses, dropped atomic.Uint64         // blocks
 }
 
@@ -50,36 +51,36 @@ type diskFile interface {
 }
 
 type diskSet struct {
-	generation atomic.Uint32    // odd while it is written
-	read       [4]atomic.Uint64 // bits of the places that were read since the hand passed
+	generation atomic.Uint32    // odd while the set is being written
+	read       [4]atomic.Uint64 // a bit for each place that was read since the hand passed it
 }
 
 // diskJob is a run of blocks of one group to be written.
 type diskJob struct {
 	loc   layout.Location
 	epoch uint32
-	data  []byte // of a buffer from free
+	data  []byte // part of a buffer from free
 }
 
 const (
-	// groupBlocks is how many neighbours of an object share a set.
+	// groupBlocks is how many neighbouring blocks of an object share a set.
 	groupBlocks = 64
-	// mostJobs bounds what waits to be written. What comes beyond it is dropped:
-	// nobody waits for this cache.
+	// mostJobs bounds the queue of jobs. What exceeds it is dropped: nobody waits
+	// for this cache.
 	mostJobs = 128
 	// setMultiplier spreads groups over sets (docs/FORMAT.md): 2^64 divided by the
 	// golden ratio.
 	setMultiplier = 0x9E3779B97F4A7C15
 )
 
-// OpenDisk opens the cache in the file path, which is made for that many bytes
-// if it is not of this volume and size already. fail is told, once, when the
-// disk fails later; the cache is out of use then.
+// OpenDisk opens the cache in the file path. If that is not a cache of this
+// volume, block size and size in bytes, it is created anew. When the disk fails
+// later, fail is called, once, and the cache is not used any more.
 func OpenDisk(path string, uuid layout.UUID, blockSize int, bytes int64, fail func(error)) (*Disk, error) {
 	head := layout.CacheHeader{UUID: uuid, BlockSize: uint32(blockSize)}
 	head.Sets = uint64(max(0, bytes-layout.CacheHeaderSize) / head.SetSize())
 	if head.Sets == 0 || head.Sets > layout.MaxCacheSets {
-		return nil, fmt.Errorf("a disk cache of %d bytes has no set of %d bytes", bytes, head.SetSize())
+		return nil, fmt.Errorf("a disk cache of %d bytes has no room for a set of %d bytes", bytes, head.SetSize())
 	}
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
@@ -87,7 +88,7 @@ func OpenDisk(path string, uuid layout.UUID, blockSize int, bytes int64, fail fu
 	}
 	if !isCache(f, head) {
 		if err := makeCache(f, head); err != nil {
-			return nil, errors.Join(fmt.Errorf("make the disk cache %s of %d MiB: %w", path, head.FileSize()>>20, err), f.Close(), os.Remove(path))
+			return nil, errors.Join(fmt.Errorf("create the disk cache %s of %d MiB: %w", path, head.FileSize()>>20, err), f.Close(), os.Remove(path))
 		}
 	}
 	return newDisk(f, head, fail), nil
@@ -101,11 +102,16 @@ func newDisk(f diskFile, head layout.CacheHeader, fail func(error)) *Disk {
 	for range mostJobs {
 		d.free <- nil
 	}
+	d.close = sync.OnceValue(func() error {
+		close(d.stop)
+		<-d.done
+		return d.file.Close()
+	})
 	go d.writer()
 	return d
 }
 
-// isCache says whether f is a cache as head describes.
+// isCache reports whether f is the cache that head describes.
 func isCache(f *os.File, head layout.CacheHeader) bool {
 	b := make([]byte, layout.CacheHeaderSize)
 	if _, err := f.ReadAt(b, 0); err != nil {
@@ -119,8 +125,8 @@ func isCache(f *os.File, head layout.CacheHeader) bool {
 	return err == nil && st.Size() == head.FileSize()
 }
 
-// makeCache makes f an empty cache. Its space is taken now if the file system
-// can do that.
+// makeCache makes f an empty cache. It allocates the space now if the file
+// system can do that.
 func makeCache(f *os.File, head layout.CacheHeader) error {
 	if err := f.Truncate(0); err != nil {
 		return err
@@ -136,12 +142,10 @@ func makeCache(f *os.File, head layout.CacheHeader) error {
 	return err
 }
 
-// Close writes what still waits and closes the file. Nobody may use the cache
-// any more.
+// Close writes what is still queued and closes the file. The cache must not be
+// used afterwards. Closing again has no effect.
 func (d *Disk) Close() error {
-	close(d.stop)
-	<-d.done
-	if err := d.file.Close(); err != nil {
+	if err := d.close(); err != nil {
 		return fmt.Errorf("close the disk cache: %w", err)
 	}
 	return nil
@@ -150,11 +154,11 @@ func (d *Disk) Close() error {
 // DiskStats are figures of a Disk since it was opened.
 type DiskStats struct {
 	Size                  int64  // bytes
-	Hits, Misses, Dropped uint64 // blocks: found, not found, not taken because the disk was too slow
-	Err                   error  // why it is not used any more
+	Hits, Misses, Dropped uint64 // blocks: found, not found, not stored because the disk was too slow
+	Err                   error  // why the cache is not used any more
 }
 
-// Stats gives the figures.
+// Stats returns the current figures.
 func (d *Disk) Stats() DiskStats {
 	s := DiskStats{Size: d.head.FileSize(), Hits: d.hits.Load(), Misses: d.misses.Load(), Dropped: d.dropped.Load()}
 	if err := d.err.Load(); err != nil {
@@ -170,7 +174,7 @@ func (d *Disk) failed(err error) {
 	}
 }
 
-// setOf gives the set of a block.
+// setOf returns the set of a block.
 func (d *Disk) setOf(loc layout.Location) uint64 {
 	hash, _ := bits.Mul64(uint64(loc)/groupBlocks*setMultiplier, d.head.Sets)
 	return hash
@@ -180,12 +184,12 @@ func (d *Disk) offset(set uint64) int64 {
 	return layout.CacheHeaderSize + int64(set)*d.head.SetSize()
 }
 
-// blockOffset is where the block in a place of a set lies.
+// blockOffset returns the offset in the file of the block in a place of a set.
 func (d *Disk) blockOffset(set uint64, place int) int64 {
 	return d.offset(set) + layout.CacheSetSize + int64(place)*int64(d.head.BlockSize)
 }
 
-// groups calls f for the parts of n blocks from loc on that share a set.
+// groups calls f for each part of the n blocks from loc that shares a set.
 func groups(loc layout.Location, n int, f func(at, n int)) {
 	for at := 0; at < n; {
 		some := min(n-at, groupBlocks-int(uint64(loc.Add(uint32(at)))%groupBlocks))
@@ -194,16 +198,16 @@ func groups(loc layout.Location, n int, f func(at, n int)) {
 	}
 }
 
-// diskTable is what a look into a set needs.
+// diskTable is the memory for one access to a set.
 type diskTable struct {
 	page   [layout.CacheSetSize]byte
 	set    layout.CacheSet
-	places [groupBlocks]int // of the blocks asked for; -1: not there
+	places [groupBlocks]int // of the requested blocks; -1: not there
 }
 
 var diskTables = sync.Pool{New: func() any { return new(diskTable) }}
 
-// load reads the table of a set; one that does not verify is empty.
+// load reads the table of a set. A table that does not verify counts as empty.
 func (d *Disk) load(t *diskTable, set uint64) error {
 	if _, err := d.file.ReadAt(t.page[:], d.offset(set)); err != nil {
 		return fmt.Errorf("read the disk cache: %w", err)
@@ -214,7 +218,7 @@ func (d *Disk) load(t *diskTable, set uint64) error {
 	return nil
 }
 
-// find notes where n blocks from loc on are.
+// find sets t.places for the n blocks from loc.
 func (t *diskTable) find(loc layout.Location, epoch uint32, n int) {
 	for i := range n {
 		t.places[i] = -1
@@ -226,9 +230,10 @@ func (t *diskTable) find(loc layout.Location, epoch uint32, n int) {
 	}
 }
 
-// Get fills dst, the blocks at loc and after it of an object of that epoch, as
-// far as the cache has them. It calls run, in order, for each run of blocks that
-// it has, and each that it has not, whose bytes are undefined.
+// Get fills dst with the blocks at loc and after it, in an object of the given
+// epoch, as far as the cache has them. It calls run, in order, for each run of n
+// blocks, from block at of dst, that were all found or all not found. The bytes
+// of those not found are undefined.
 func (d *Disk) Get(loc layout.Location, epoch uint64, dst []byte, run func(at, n int, found bool)) {
 	bs := int(d.head.BlockSize)
 	t := diskTables.Get().(*diskTable)
@@ -247,7 +252,8 @@ func (d *Disk) Get(loc layout.Location, epoch uint64, dst []byte, run func(at, n
 	})
 }
 
-// readGroup fills dst with blocks of one group. t tells which it found.
+// readGroup fills dst with blocks of one group and returns how many it found;
+// t.places tells which.
 func (d *Disk) readGroup(t *diskTable, loc layout.Location, epoch uint32, dst []byte) (found int) {
 	bs := int(d.head.BlockSize)
 	n := len(dst) / bs
@@ -297,9 +303,9 @@ func (d *Disk) readGroup(t *diskTable, loc layout.Location, epoch uint32, dst []
 	return found
 }
 
-// Put takes a copy of the blocks in data, which lie at loc and after it in an
-// object of that epoch that the durable key covers. They are written later, or
-// dropped if too many wait already.
+// Put stores copies of the blocks in data, which lie at loc and after it in an
+// object of the given epoch that the durable key covers. It queues them to be
+// written, or drops them if the queue is full.
 func (d *Disk) Put(loc layout.Location, epoch uint64, data []byte) {
 	bs := int(d.head.BlockSize)
 	groups(loc, len(data)/bs, func(at, n int) {
@@ -318,7 +324,7 @@ func (d *Disk) Put(loc layout.Location, epoch uint64, data []byte) {
 	})
 }
 
-// writer writes what was put, until Close.
+// writer writes the queued jobs, until Close.
 func (d *Disk) writer() {
 	defer close(d.done)
 	t := new(diskTable)
@@ -384,8 +390,8 @@ func (d *Disk) write(t *diskTable, j diskJob) error {
 	return nil
 }
 
-// turn gives the place to be filled next, and moves the hand on. A place that
-// was read since is passed over, once.
+// turn returns the place to be filled next and moves the hand on. It passes over
+// a place that was read since the hand passed it, once.
 func (d *Disk) turn(s *diskSet, set *layout.CacheSet) int {
 	for {
 		place := int(set.Hand)

@@ -1,21 +1,22 @@
-// Package rcache is the read caches, in memory (Cache) and on a disk (Disk):
-// blocks of objects of the log that the durable key covers, by location. Such
-// objects are immutable, so nothing in a cache is ever wrong and nothing needs
-// to be invalidated.
+// Package rcache holds the read caches, in memory (Cache) and on a disk (Disk).
+// They keep blocks of objects of the log that the durable key covers, by
+// location. Such objects are immutable, so nothing in a cache is ever wrong and
+// nothing needs to be invalidated.
 //
-// The memory is one anonymous mapping of frames of one block each, outside of
-// the Go heap: it is touched as it fills, and costs the garbage collector
-// nothing. It is cut into shards by location; each has its own lock, index and
-// queues, so readers on different cores seldom meet. Blocks that lie together
-// in an object share a shard and lie together in it: they are put under one
-// lock, and what is looked at for one is in the processor's cache for the next.
+// The memory is one anonymous mapping of frames of one block each, outside the
+// Go heap: the kernel allocates it as it fills, and it costs the garbage
+// collector nothing. It is divided into shards by location. Each has its own
+// lock, index and queues, so readers on different cores seldom meet. Neighbouring
+// blocks of an object share a shard and neighbour each other in its index: one
+// lock covers them all, and what the lookup of one reads is in the processor's
+// cache for the next.
 //
 // Replacement is S3-FIFO (Yang et al., "FIFO queues are all you need for cache
 // eviction", SOSP 2023): new blocks pass through a small queue and reach the
-// main one only if they were read again, so that a scan displaces little. What
-// is read ahead has a queue of its own, which it leaves once it was read: being
-// read is what it was fetched for, and says nothing about a second time. A read
-// that hits takes no exclusive lock.
+// main one only if they are read again, so that a scan displaces little. Blocks
+// that were read ahead have a queue of their own, which they leave once they are
+// read: they were fetched to be read once, so that read does not suggest another
+// one. A hit takes no exclusive lock.
 package rcache
 
 import (
@@ -39,13 +40,14 @@ const (
 	mostShards    = 256
 	leastPerShard = 1024 // frames; with fewer, some shards are full too early
 	leastFrames   = 64
-	groupBits     = 4  // 2^groupBits blocks that lie together share a shard
+	groupBits     = 4  // 2^groupBits neighbouring blocks share a shard
 	smallShare    = 10 // the small queue is a tenth of a shard
 	aheadShare    = 2  // what was read ahead may displace half of a shard
 	mostFrequency = 3
 )
 
-// New makes a cache of that many bytes, at least leastFrames blocks.
+// New returns a cache of the given size in bytes, which must be leastFrames
+// blocks at least.
 func New(bytes int64, blockSize int) (*Cache, error) {
 	frames := bytes / int64(blockSize)
 	shards := int64(1)
@@ -67,23 +69,29 @@ func New(bytes int64, blockSize int) (*Cache, error) {
 	return c, nil
 }
 
-// Close gives the memory back. Nobody may use the cache any more.
+// Close frees the memory. The cache must not be used afterwards. Closing again
+// has no effect.
 func (c *Cache) Close() error {
-	if err := unix.Munmap(c.mem); err != nil {
+	mem := c.mem
+	c.mem = nil
+	if mem == nil {
+		return nil
+	}
+	if err := unix.Munmap(mem); err != nil {
 		return fmt.Errorf("unmap the read cache: %w", err)
 	}
 	return nil
 }
 
-// hash spreads groups of blocks. Of its product only the high bits depend on all
-// of the location; eight of them pick the shard, others the place there.
+// hash spreads groups of blocks. Only the high bits of the product depend on all
+// of the location: eight of them choose the shard, others the place in it.
 func hash(loc layout.Location) (shard, place uint32) {
 	h := uint64(loc) >> groupBits * 0x9E3779B97F4A7C15
 	return uint32(h >> 32 & (mostShards - 1)), uint32(h >> 40)
 }
 
-// place is where a table of a power of two entries has loc, if it can: the
-// blocks of a group one after the other.
+// place returns the preferred index of loc in a table whose length is a power of
+// two. The blocks of a group follow one another.
 func place(loc layout.Location, entries int) uint32 {
 	_, first := hash(loc)
 	return (first + uint32(loc)&(1<<groupBits-1)) & uint32(entries-1)
@@ -94,10 +102,11 @@ func (c *Cache) shard(loc layout.Location) *shard {
 	return &c.shards[i&uint32(len(c.shards)-1)]
 }
 
-// Get copies the block at loc to dst and says whether it had it.
+// Get copies the block at loc to dst and reports whether the cache had it.
 func (c *Cache) Get(loc layout.Location, dst []byte) bool { return c.shard(loc).get(loc, dst) }
 
-// Has says whether the block at loc is in the cache, without counting as a read.
+// Has reports whether the block at loc is in the cache. It does not count as a
+// read.
 func (c *Cache) Has(loc layout.Location) bool {
 	s := c.shard(loc)
 	s.mu.RLock()
@@ -106,11 +115,11 @@ func (c *Cache) Has(loc layout.Location) bool {
 	return ok
 }
 
-// Put takes a copy of the blocks in data, which lie at loc and after it in an
+// Put stores copies of the blocks in data, which lie at loc and after it in an
 // object that the durable key covers.
 func (c *Cache) Put(loc layout.Location, data []byte) { c.put(loc, data, false) }
 
-// PutAhead is Put for blocks that nobody has asked for yet.
+// PutAhead is Put for blocks that were read ahead.
 func (c *Cache) PutAhead(loc layout.Location, data []byte) { c.put(loc, data, true) }
 
 func (c *Cache) put(loc layout.Location, data []byte, ahead bool) {
@@ -123,7 +132,7 @@ func (c *Cache) put(loc layout.Location, data []byte, ahead bool) {
 	}
 }
 
-// Bytes is how much the cache holds.
+// Bytes returns how much data the cache holds.
 func (c *Cache) Bytes() int64 {
 	var n int64
 	for i := range c.shards {
@@ -138,15 +147,15 @@ func (c *Cache) Bytes() int64 {
 // shard is one part of the cache.
 type shard struct {
 	mu sync.RWMutex
-	// index is a hash table with linear probing: frames plus one, 0 = nothing. At
+	// index is a hash table with linear probing, of frames plus one; 0 is empty. At
 	// most half of it is used.
 	index []uint32
 	locs  []layout.Location // of the frames
-	reads []atomic.Uint32   // of the frames, since they were queued, up to mostFrequency
+	reads []atomic.Uint32   // of the frames since they were queued, up to mostFrequency
 	data  []byte
 	size  int
 
-	used               uint32 // frames that were ever used; from then on they are
+	used               uint32 // frames in use; it never falls
 	small, main, ahead fifo   // of frames
 	ghosts             ghosts
 	_                  [64]byte
@@ -166,8 +175,7 @@ func (s *shard) init(frames int, data []byte, blockSize int) {
 
 func (s *shard) frame(f uint32) []byte { return s.data[int(f)*s.size:][:s.size] }
 
-// find gives the place of loc in the index; of an empty entry if it is not
-// there.
+// find returns the place of loc in the index, or else that of an empty entry.
 func (s *shard) find(loc layout.Location) (at uint32, ok bool) {
 	mask := uint32(len(s.index) - 1)
 	for at = place(loc, len(s.index)); s.index[at] != 0; at = (at + 1) & mask {
@@ -178,12 +186,12 @@ func (s *shard) find(loc layout.Location) (at uint32, ok bool) {
 	return at, false
 }
 
-// forget takes loc, which is there, out of the index.
+// forget removes loc, which must be there, from the index.
 func (s *shard) forget(loc layout.Location) {
 	hole, _ := s.find(loc)
 	mask := uint32(len(s.index) - 1)
 	for at := (hole + 1) & mask; s.index[at] != 0; at = (at + 1) & mask {
-		// What would not be found any more moves into the hole.
+		// An entry that would not be found any more moves into the hole.
 		if home := place(s.locs[s.index[at]-1], len(s.index)); (at-home)&mask >= (at-hole)&mask {
 			s.index[hole] = s.index[at]
 			hole = at
@@ -207,7 +215,7 @@ func (s *shard) get(loc layout.Location, dst []byte) bool {
 	return true
 }
 
-// put takes blocks of one group.
+// put stores blocks of one group.
 func (s *shard) put(loc layout.Location, data []byte, ahead bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -232,7 +240,7 @@ func (s *shard) put(loc layout.Location, data []byte, ahead bool) {
 	}
 }
 
-// free finds a frame for a new block, evicting one if there is none.
+// free returns a frame for a new block. It evicts one if all are in use.
 func (s *shard) free() uint32 {
 	if int(s.used) < len(s.locs) {
 		s.used++
@@ -242,7 +250,7 @@ func (s *shard) free() uint32 {
 		if f, ok := s.freeAhead(); ok {
 			return f
 		}
-		if s.small.len() > len(s.locs)/smallShare || s.main.len() == 0 {
+		if s.small.length() > len(s.locs)/smallShare || s.main.length() == 0 {
 			f := s.small.pop()
 			if s.reads[f].Load() > 0 {
 				s.reads[f].Store(0)
@@ -264,11 +272,12 @@ func (s *shard) free() uint32 {
 	}
 }
 
-// freeAhead evicts what was read ahead and has been read, or is too much.
+// freeAhead evicts a block that was read ahead, if the oldest has been read or
+// if there are too many.
 func (s *shard) freeAhead() (f uint32, ok bool) {
-	for s.ahead.len() > 0 {
+	for s.ahead.length() > 0 {
 		reads := s.reads[s.ahead.first()].Load()
-		if reads == 0 && s.ahead.len() <= len(s.locs)/aheadShare {
+		if reads == 0 && s.ahead.length() <= len(s.locs)/aheadShare {
 			return 0, false
 		}
 		f = s.ahead.pop()
@@ -277,7 +286,7 @@ func (s *shard) freeAhead() (f uint32, ok bool) {
 			s.main.push(f)
 			continue
 		}
-		if reads > 0 { // else who asks for it now does so for the first time
+		if reads > 0 { // otherwise the next read of it is the first one
 			s.ghosts.add(s.locs[f])
 		}
 		s.forget(s.locs[f])
@@ -288,12 +297,12 @@ func (s *shard) freeAhead() (f uint32, ok bool) {
 
 // fifo is a queue of frames.
 type fifo struct {
-	frames []uint32 // a ring, its length a power of two
-	head   uint32   // of the next to be popped
+	frames []uint32 // a ring; its length is a power of two
+	head   uint32   // index of the next to be popped
 	n      uint32
 }
 
-func (q *fifo) len() int { return int(q.n) }
+func (q *fifo) length() int { return int(q.n) }
 
 func (q *fifo) push(f uint32) {
 	if int(q.n) == len(q.frames) {
@@ -317,13 +326,13 @@ func (q *fifo) pop() uint32 {
 }
 
 // ghosts remembers locations that left the small queue without being read. Each
-// has one place, which the next location that belongs there takes over: about
+// has one place, which the next location with the same place takes over: about
 // as many are remembered as the shard has frames.
 type ghosts []layout.Location
 
 func (g ghosts) add(loc layout.Location) { g[place(loc, len(g))] = loc }
 
-// take says whether loc is remembered, and forgets it.
+// take reports whether loc is remembered, and forgets it.
 func (g ghosts) take(loc layout.Location) bool {
 	p := &g[place(loc, len(g))]
 	if *p != loc {

@@ -26,15 +26,17 @@ func newCache(t testing.TB, blocks int) *Cache {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if err := c.Close(); err != nil {
-			t.Error(err)
+		for range 2 { // the second one has no effect
+			if err := c.Close(); err != nil {
+				t.Error(err)
+			}
 		}
 	})
 	return c
 }
 
-// TestWhatIsThereIsRight: whatever is evicted, a hit gives the block's bytes,
-// also beside writers.
+// TestWhatIsThereIsRight checks that a hit returns the block's bytes, whatever is
+// evicted and while others write.
 func TestWhatIsThereIsRight(t *testing.T) {
 	c := newCache(t, 1000)
 	var wg sync.WaitGroup
@@ -66,8 +68,8 @@ func TestWhatIsThereIsRight(t *testing.T) {
 	}
 }
 
-// TestIndex: whatever was put and evicted, the index has each frame once, where
-// it is found.
+// TestIndex checks that the index has each frame once, where it is found,
+// whatever was put and evicted.
 func TestIndex(t *testing.T) {
 	c := newCache(t, 300)
 	rnd := rand.New(rand.NewPCG(1, 1))
@@ -89,8 +91,8 @@ func TestIndex(t *testing.T) {
 				entries++
 			}
 		}
-		if entries != int(s.used) || s.small.len()+s.main.len()+s.ahead.len() != entries {
-			t.Errorf("%d entries for %d frames, %d, %d and %d in the queues", entries, s.used, s.small.len(), s.main.len(), s.ahead.len())
+		if entries != int(s.used) || s.small.length()+s.main.length()+s.ahead.length() != entries {
+			t.Errorf("%d entries for %d frames, %d, %d and %d in the queues", entries, s.used, s.small.length(), s.main.length(), s.ahead.length())
 		}
 		for f, loc := range s.locs[:s.used] {
 			if e, ok := s.find(loc); !ok || s.index[e] != uint32(f)+1 {
@@ -118,8 +120,8 @@ func TestRunOfBlocks(t *testing.T) {
 	}
 }
 
-// TestScanDisplacesLittle: what is read often stays while ten times the cache
-// is read once.
+// TestScanDisplacesLittle checks that what is read often stays while ten times
+// the size of the cache is read once.
 func TestScanDisplacesLittle(t *testing.T) {
 	c := newCache(t, 2000)
 	p := make([]byte, blockSize)
@@ -150,8 +152,8 @@ func TestScanDisplacesLittle(t *testing.T) {
 	}
 }
 
-// TestReadAheadScanDisplacesLittle: the same where the scan is read ahead, and
-// all of what was read ahead is still there when it is read.
+// TestReadAheadScanDisplacesLittle checks the same for a scan that is read ahead,
+// and that what was read ahead is still there when it is read.
 func TestReadAheadScanDisplacesLittle(t *testing.T) {
 	c := newCache(t, 16<<10)
 	p := make([]byte, blockSize)

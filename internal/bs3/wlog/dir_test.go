@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-// TestInMemory: what statfs(2) says agrees with the table of mounts.
+// TestInMemory checks that statfs(2) agrees with the table of mounts.
 func TestInMemory(t *testing.T) {
 	f, err := os.Open("/proc/self/mounts")
 	if err != nil {

@@ -12,7 +12,7 @@ import (
 	"bs3/internal/bs3/layout"
 )
 
-// locked says whether the mapping of path in this process is locked in memory.
+// locked reports whether the mapping of path in this process is locked in memory.
 func locked(t *testing.T, path string) bool {
 	t.Helper()
 	maps, err := os.ReadFile("/proc/self/smaps")

@@ -18,7 +18,7 @@ const logBlock = 512
 
 var logUUID, logNonce = layout.UUID{1}, layout.Nonce{2}
 
-// newLog makes a log of so many pages that is owned.
+// newLog creates a log of the given number of pages that has an owner.
 func newLog(t testing.TB, dir *Dir, pages int64) *Log {
 	t.Helper()
 	l, err := dir.CreateLog(t.Context(), pages*layout.LogAlign, OpenFile)
@@ -37,11 +37,18 @@ func lockDir(t testing.TB) *Dir {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = dir.Close() })
+	t.Cleanup(func() {
+		for range 2 { // the second one has no effect
+			if err := dir.Close(); err != nil {
+				t.Error(err)
+			}
+		}
+	})
 	return dir
 }
 
-// addition is a frame with a write of so many blocks and a discard.
+// addition returns a frame with a write of the given number of blocks and a
+// discard.
 func addition(k key.Key, seq, synced uint64, blocks int) Addition {
 	data := bytes.Repeat([]byte{byte(seq), byte(seq >> 8), byte(blocks), 7}, blocks*logBlock/4)
 	a := Addition{Data: data, Frame: layout.Frame{FrameHeader: layout.FrameHeader{
@@ -51,7 +58,7 @@ func addition(k key.Key, seq, synced uint64, blocks int) Addition {
 		a.CRCs = append(a.CRCs, layout.CRC(data[at:at+logBlock]))
 	}
 	a.Records = []layout.Record{
-		{Block: seq, Blocks: uint32(blocks), Kind: layout.KindWrite, Index: 40, Seq: seq}, // of the object: not what the frame says
+		{Block: seq, Blocks: uint32(blocks), Kind: layout.KindWrite, Index: 40, Seq: seq}, // in the object; the frame has another one
 		{Block: 1000 + seq, Blocks: 3, Kind: layout.KindZero, Seq: seq + 1},
 	}
 	return a
@@ -82,7 +89,7 @@ func reopen(t testing.TB, dir *Dir, l *Log) *Log {
 	return l
 }
 
-// replays reads from seq on and gives the first number that is missing.
+// replays reads from seq and returns the first sequence number that is missing.
 func replays(t testing.TB, l *Log, seq uint64) uint64 {
 	t.Helper()
 	for {
@@ -109,8 +116,8 @@ func replays(t testing.TB, l *Log, seq uint64) uint64 {
 	}
 }
 
-// TestLogRounds: a ring is written over as fast as room is given back, and
-// holds at each time everything that is needed.
+// TestLogRounds checks that a ring is overwritten as soon as room is released,
+// and that it always holds everything that is needed.
 func TestLogRounds(t *testing.T) {
 	for seed := range uint64(30) {
 		rnd := rand.New(rand.NewPCG(seed, 1))
@@ -169,8 +176,8 @@ func TestLogRounds(t *testing.T) {
 	}
 }
 
-// TestLogTorn: whatever part of a frame is not as it was written ends the log
-// before it, and what a frame says was synced is known.
+// TestLogTorn checks that a frame any part of which is damaged ends the log
+// before it, and that Synced is known from the frames.
 func TestLogTorn(t *testing.T) {
 	dir := lockDir(t)
 	l := newLog(t, dir, 64)
@@ -205,8 +212,8 @@ func TestLogTorn(t *testing.T) {
 	_ = l.Close()
 }
 
-// TestLogCut: a crash may leave any sectors of the last write behind. What is
-// found is the writes before, and of the last one nothing or all.
+// TestLogCut checks that, whichever sectors of the last write a crash leaves
+// behind, the writes before it are found, and of the last one all or nothing.
 func TestLogCut(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(3, 4))
 	dir := lockDir(t)
@@ -256,8 +263,8 @@ func TestLogCut(t *testing.T) {
 	_ = l.Close()
 }
 
-// TestLogForeign: frames of others, of another volume, at another place, or
-// within the data of a frame, are none.
+// TestLogForeign checks that frames of other writers or volumes, at other places,
+// or within the data of a frame do not count.
 func TestLogForeign(t *testing.T) {
 	dir := lockDir(t)
 	l := newLog(t, dir, 64)
@@ -284,7 +291,7 @@ func TestLogForeign(t *testing.T) {
 		t.Fatalf("%d frames, up to %d", l.Frames(), l.Last())
 	}
 
-	// A new owner, and none.
+	// A new owner, then none.
 	if err := l.Own(logUUID, layout.Nonce{5}, logBlock); err != nil {
 		t.Fatal(err)
 	}
@@ -299,14 +306,19 @@ func TestLogForeign(t *testing.T) {
 	}
 }
 
-// TestLogFile: what is no log is called damaged, what is not there missing.
+// TestLogFile checks that a file that is not a log counts as damaged, and a
+// missing one as missing.
 func TestLogFile(t *testing.T) {
 	dir := lockDir(t)
 	if _, err := dir.OpenLog(OpenFile); !errors.Is(err, fs.ErrNotExist) {
 		t.Fatal(err)
 	}
 	l := newLog(t, dir, 8)
-	_ = l.Close()
+	for range 2 { // the second one has no effect
+		if err := l.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
 	good, err := os.ReadFile(l.Path())
 	if err != nil {
 		t.Fatal(err)
@@ -342,7 +354,7 @@ func TestLogFile(t *testing.T) {
 	}
 }
 
-// TestLogNoRoom: what does not fit as a whole takes nothing.
+// TestLogNoRoom checks that a batch that does not fit as a whole takes no room.
 func TestLogNoRoom(t *testing.T) {
 	dir := lockDir(t)
 	l := newLog(t, dir, 8)
@@ -367,8 +379,8 @@ func TestLogNoRoom(t *testing.T) {
 	}
 }
 
-// BenchmarkLogSync is what a flush of one block costs the disk that holds
-// TMPDIR; the raw one beside it is a write of 4 KiB to a written file.
+// BenchmarkLogSync measures what a flush of one block costs on the disk that
+// holds TMPDIR; for comparison, "raw" is a write of 4 KiB to a written file.
 func BenchmarkLogSync(b *testing.B) {
 	dir := lockDir(b)
 	b.Run("log", func(b *testing.B) {
