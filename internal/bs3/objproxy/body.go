@@ -8,9 +8,9 @@ import (
 )
 
 // bodyReader reads Data and then Tail, for one attempt. net/http may close a
-// body in one goroutine while another still reads it, so Close waits for a
-// Read under way and no Read touches the memory after it: Closed means that
-// nobody looks any more.
+// body in one goroutine while another still reads it. So Close waits for a Read
+// in progress, and no Read touches the memory after it: once Closed is called,
+// nobody uses the memory.
 type bodyReader struct {
 	mu     sync.Mutex
 	body   Body

@@ -5,7 +5,7 @@ import (
 	"fmt"
 )
 
-// DeleteError says which name of a Delete failed, and why.
+// DeleteError is the failure of one name of a Delete.
 type DeleteError struct {
 	Name string
 	Err  error
@@ -13,11 +13,11 @@ type DeleteError struct {
 
 func (e *DeleteError) Error() string { return "delete " + e.Name + ": " + e.Err.Error() }
 
-// Unwrap gives the reason.
+// Unwrap returns the reason.
 func (e *DeleteError) Unwrap() error { return e.Err }
 
-// deleteErrors joins what failed in one Delete. A batch of a thousand names
-// that all failed is one line of a log, not a thousand.
+// deleteErrors joins the failures of one Delete. If all names of a batch of a
+// thousand failed, that makes one line of a log, not a thousand.
 type deleteErrors []*DeleteError
 
 func (e deleteErrors) Error() string {
@@ -35,7 +35,8 @@ func (e deleteErrors) Unwrap() []error {
 	return errs
 }
 
-// JoinDelete makes the error of a Delete of its failures; nil for none.
+// JoinDelete returns the error of a Delete that joins failed; nil if that is
+// empty.
 func JoinDelete(failed []*DeleteError) error {
 	if len(failed) == 0 {
 		return nil
@@ -43,8 +44,8 @@ func JoinDelete(failed []*DeleteError) error {
 	return deleteErrors(failed)
 }
 
-// FailedDeletes gives the failures that the error of a Delete joins; nil if
-// it does not say which names failed.
+// FailedDeletes returns the failures that the error of a Delete joins; nil if it
+// does not name any.
 func FailedDeletes(err error) []*DeleteError {
 	if d, ok := errors.AsType[deleteErrors](err); ok {
 		return d

@@ -10,7 +10,7 @@ import (
 type classKey struct{}
 
 // Background marks the requests made under ctx as background work (garbage
-// collection, packing): they wait for everything that a user waits for.
+// collection, checkpoints): they come after everything that a user waits for.
 func Background(ctx context.Context) context.Context {
 	return context.WithValue(ctx, classKey{}, true)
 }
@@ -20,22 +20,23 @@ func isBackground(ctx context.Context) bool {
 	return b
 }
 
-// Priority is a Store that bounds how many requests run at once, with two
-// classes: a user's requests go before those of Background contexts, first in
-// first out within a class. Background work holds at most half of the slots
-// (at least one), so that a user rarely finds a full house and never one of
-// background work alone, unless there is but one slot.
+// Priority is a Store that bounds how many requests run at once, in two classes:
+// a user's requests go before those of Background contexts, first in first out
+// within a class. Background work holds at most half of the slots (at least
+// one), so a user rarely finds all slots taken, and never all by background work
+// unless there is only one slot.
 //
-// It is meant to wrap a Retry, not to be wrapped by one: a request that waits
-// for its next try keeps its slot, so a broken store sees no more requests
-// than a healthy one.
+// It should wrap a Retry, not be wrapped by one: a request that waits for its
+// next try then keeps its slot, so a broken store sees no more requests than a
+// healthy one.
 type Priority struct {
 	inner    Store
 	up, down *slots
 }
 
-// NewPriority lets at most uploaders Puts and Deletes and downloaders Gets
-// and Lists through to inner at once. Both must be at least 1.
+// NewPriority returns a Priority that lets at most uploaders Puts and Deletes,
+// and downloaders Gets and Lists, through to inner at once. Both must be at
+// least 1.
 func NewPriority(inner Store, uploaders, downloaders int) *Priority {
 	return &Priority{inner: inner, up: newSlots(uploaders), down: newSlots(downloaders)}
 }
@@ -86,7 +87,7 @@ type slots struct {
 	free          int
 	background    int // slots held by background work
 	maxBackground int
-	users, others list.List // of chan struct{}, closed when a slot is given
+	users, others list.List // of chan struct{}, closed when a slot is granted
 }
 
 func newSlots(n int) *slots {
@@ -124,7 +125,7 @@ func (s *slots) acquire(ctx context.Context) (release func(), err error) {
 	}
 	s.mu.Lock()
 	select {
-	case <-granted: // both happened: give the slot to the next
+	case <-granted: // both happened: the slot goes to the next
 		s.mu.Unlock()
 		release()
 	default:
@@ -134,7 +135,7 @@ func (s *slots) acquire(ctx context.Context) (release func(), err error) {
 	return nil, ctx.Err()
 }
 
-// grant gives free slots to those who wait. The caller holds s.mu.
+// grant assigns free slots to waiting requests. The caller holds s.mu.
 func (s *slots) grant() {
 	for s.free > 0 {
 		queue := &s.users

@@ -6,18 +6,18 @@ import (
 	"fmt"
 )
 
-// ErrNoConditionalPut: the store does not honour conditions on a Put, so that
-// nothing keeps two writers of one volume apart.
+// ErrNoConditionalPut means that the store does not honour conditions on a Put,
+// so that nothing keeps two writers of one volume apart.
 var ErrNoConditionalPut = errors.New("the store has no conditional puts")
 
-// ProbePrefix begins the names of the objects that Probe makes; one may be
-// left behind by a crash.
+// ProbePrefix begins the names of the objects that Probe creates. A crash may
+// leave one behind.
 const ProbePrefix = "probe/"
 
 // Probe finds out whether s honours conditions. It puts, replaces and deletes
 // one small object whose name ends in nonce, which must never have been used
-// before. ErrNoConditionalPut (wrapped) says which step went wrong; any other
-// error means that the store could not be asked.
+// before. An error that wraps ErrNoConditionalPut names the step that went wrong;
+// any other error means that the store could not be asked.
 func Probe(ctx context.Context, s Store, nonce string) (err error) {
 	name := ProbePrefix + nonce
 	defer func() {
@@ -27,35 +27,35 @@ func Probe(ctx context.Context, s Store, nonce string) (err error) {
 	}()
 	p := prober{ctx: ctx, store: s, name: name}
 
-	// Whether a put that must hold did so is judged by the content alone: its
-	// answer may have been lost, and a second try of it refused.
+	// Whether a put that must succeed did so is judged by the content alone: its
+	// answer may have been lost, and its second try refused.
 	if _, err := p.put("first", IfAbsent()); err != nil {
 		return err
 	}
-	first, err := p.expect("first", "a new object put with If-None-Match is not there")
+	first, err := p.expect("first", "a new object, put on condition that none is there, is not there")
 	if err != nil {
 		return err
 	}
 	if held, err := p.put("again", IfAbsent()); err != nil {
 		return err
 	} else if held {
-		return p.wrong("a put with If-None-Match was accepted over an object")
+		return p.wrong("a put on condition that no object is there was accepted over one")
 	}
-	if _, err := p.expect("first", "a put with If-None-Match was refused but changed the object"); err != nil {
+	if _, err := p.expect("first", "a put on condition that no object is there was refused but changed the object"); err != nil {
 		return err
 	}
 	if _, err := p.put("second", IfVersion(first)); err != nil {
 		return err
 	}
-	if _, err := p.expect("second", "a put with If-Match of the right version did not replace the object"); err != nil {
+	if _, err := p.expect("second", "a put on condition of the right version did not replace the object"); err != nil {
 		return err
 	}
 	if held, err := p.put("third", IfVersion(first)); err != nil {
 		return err
 	} else if held {
-		return p.wrong("a put with If-Match of an old version was accepted")
+		return p.wrong("a put on condition of an old version was accepted")
 	}
-	_, err = p.expect("second", "a put with If-Match of an old version was refused but changed the object")
+	_, err = p.expect("second", "a put on condition of an old version was refused but changed the object")
 	return err
 }
 
@@ -70,7 +70,7 @@ func (p *prober) wrong(what string) error {
 	return fmt.Errorf("probe the store: %w: %s", ErrNoConditionalPut, what)
 }
 
-// put makes one conditional put and says whether the condition held.
+// put makes one conditional put and reports whether the condition held.
 func (p *prober) put(content string, cond Condition) (held bool, err error) {
 	_, err = p.store.Put(p.ctx, p.name, Body{Data: []byte(content)}, cond)
 	switch {
@@ -84,8 +84,8 @@ func (p *prober) put(content string, cond Condition) (held bool, err error) {
 	return true, nil
 }
 
-// expect gives the object's version, or says what is wrong if it is not there
-// or has another content.
+// expect returns the version of the object. If the object is missing or has
+// other content, its error is wrong.
 func (p *prober) expect(content, wrong string) (Version, error) {
 	buf := make([]byte, 64)
 	n, info, err := p.store.Get(p.ctx, p.name, buf, -1)

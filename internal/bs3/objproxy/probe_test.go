@@ -21,8 +21,8 @@ func (c careless) Put(ctx context.Context, name string, body objproxy.Body, cond
 	return c.put(c.Memory, ctx, name, body, cond)
 }
 
-// TestProbe: a store that does not honour conditions, in whatever way, is
-// found out, and the probe leaves nothing behind.
+// TestProbe checks that the probe detects a store that does not honour
+// conditions, in whatever way, and that it leaves nothing behind.
 func TestProbe(t *testing.T) {
 	type m = *objtest.Memory
 	type c = context.Context
@@ -37,13 +37,13 @@ func TestProbe(t *testing.T) {
 		{"honours", m.Put, ""},
 		{"ignores all", func(m m, ctx c, name string, body b, _ cond) (v, error) {
 			return m.Put(ctx, name, body, cond{})
-		}, "If-None-Match was accepted over an object"},
-		{"ignores If-Match", func(m m, ctx c, name string, body b, co cond) (v, error) {
+		}, "that no object is there was accepted over one"},
+		{"ignores versions", func(m m, ctx c, name string, body b, co cond) (v, error) {
 			if !co.Absent() {
 				co = cond{}
 			}
 			return m.Put(ctx, name, body, co)
-		}, "If-Match of an old version was accepted"},
+		}, "of an old version was accepted"},
 		{"refuses but stores", func(m m, ctx c, name string, body b, co cond) (v, error) {
 			ver, err := m.Put(ctx, name, body, co)
 			if errors.Is(err, objproxy.ErrExists) {
@@ -51,7 +51,7 @@ func TestProbe(t *testing.T) {
 			}
 			return ver, err
 		}, "refused but changed"},
-		{"refuses every If-Match", func(m m, ctx c, name string, body b, co cond) (v, error) {
+		{"refuses every version", func(m m, ctx c, name string, body b, co cond) (v, error) {
 			if _, is := co.Version(); is {
 				return "", objproxy.ErrExists
 			}
@@ -80,8 +80,8 @@ func TestProbe(t *testing.T) {
 	}
 }
 
-// TestProbeFaults: whichever call fails, before or after it was done, the
-// probe does not call a good store bad; and with retries it succeeds.
+// TestProbeFaults checks that the probe does not call a good store bad, whichever
+// call fails, before or after it was done, and that it succeeds with retries.
 func TestProbeFaults(t *testing.T) {
 	for _, applied := range []bool{false, true} {
 		for n := 1; ; n++ {

@@ -11,12 +11,12 @@ import (
 	"github.com/rs/zerolog"
 )
 
-// RetryOptions are the settings of a Retry. The zero value is usable: it
-// waits 50 ms at first and 5 s at most, and logs nothing.
+// RetryOptions are the settings of a Retry. The zero value waits 50 ms at first
+// and 5 s at most, and logs nothing.
 type RetryOptions struct {
 	First time.Duration // wait before the second try; 0 = 50 ms
 	Max   time.Duration // longest wait; 0 = 5 s
-	// Random gives numbers in [0,1) for the jitter; nil = math/rand/v2. It
+	// Random returns numbers in [0,1) for the jitter; nil = math/rand/v2. It
 	// must be safe for concurrent use.
 	Random func() float64
 	Log    zerolog.Logger
@@ -29,15 +29,15 @@ const (
 	logEvery = time.Minute
 )
 
-// Retry is a Store that tries again for as long as ctx allows: after any
-// error but the definite answers ErrNotFound, ErrExists, ErrRange and
-// errors.ErrUnsupported (conditions, see Probe). An error that is not ErrTransient is retried too
-// (somebody may free the disk or mend the credentials), at the longest wait
-// from the start.
+// Retry is a Store that tries again as long as ctx allows, after any error but
+// the definite answers ErrNotFound, ErrExists, ErrRange and
+// errors.ErrUnsupported (conditions, see Probe). Errors other than ErrTransient
+// are retried too, because somebody may free the disk or correct the
+// credentials, but with the longest wait from the start.
 //
-// A conditional Put whose answer was lost may have been applied; its next try
-// then gives ErrExists, and only the caller can judge whose object it is.
-// When ctx ends, the error wraps both the ctx's and the store's last one.
+// A conditional Put whose answer was lost may have been applied. Its next try
+// then returns ErrExists, and only the caller can judge whose object it is.
+// When ctx ends, the error wraps both that of ctx and the store's last one.
 type Retry struct {
 	inner Store
 	opt   RetryOptions
@@ -46,16 +46,16 @@ type Retry struct {
 	trouble map[string]*trouble // by kind of request
 }
 
-// trouble is what one kind of request suffers.
+// trouble is the state of one kind of request that keeps failing.
 type trouble struct {
-	waiting int       // requests that have failed and not yet ended
-	since   time.Time // of the first of them
+	waiting int       // requests that have failed and have not ended yet
+	since   time.Time // when the first of them failed
 	last    error
-	logged  time.Time // last report of this kind, also of an earlier trouble
-	said    bool      // this trouble was reported, so its end will be
+	logged  time.Time // last report of this kind, perhaps of an earlier trouble
+	said    bool      // this trouble was reported, so its end will be too
 }
 
-// NewRetry wraps inner.
+// NewRetry returns a Retry around inner.
 func NewRetry(inner Store, opt RetryOptions) *Retry {
 	if opt.First == 0 {
 		opt.First = defaultFirstWait
@@ -69,8 +69,8 @@ func NewRetry(inner Store, opt RetryOptions) *Retry {
 	return &Retry{inner: inner, opt: opt, trouble: make(map[string]*trouble)}
 }
 
-// Waiting says whether requests wait for the store now, since when, and its
-// last error.
+// Waiting reports whether requests wait for the store now, since when, and the
+// store's last error.
 func (r *Retry) Waiting() (since time.Time, lastErr error, waiting bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -139,7 +139,7 @@ func definite(err error) bool {
 	return err == nil
 }
 
-// Do makes any other request to the store with the same patience. kind and
+// Do makes any other request to the store, retrying in the same way. kind and
 // name are for messages; requests of one kind are reported together.
 func (r *Retry) Do(ctx context.Context, kind, name string, try func() error) error {
 	if err := ctx.Err(); err != nil {
@@ -168,7 +168,7 @@ func (r *Retry) Do(ctx context.Context, kind, name string, try func() error) err
 			r.ended(kind, true)
 			return next
 		case ctx.Err() != nil:
-			// This try was cut short; what the store said is in the one before.
+			// This try was cut short; the store's answer is that of the one before.
 			r.ended(kind, false)
 			return fmt.Errorf("%s %s: %w; the store's last answer: %w", kind, name, ctx.Err(), err)
 		}
@@ -206,7 +206,7 @@ func (r *Retry) failed(kind, name string, err error, first bool) {
 	}
 }
 
-// ended notes that a request that had failed is done (answered) or given up.
+// ended notes that a request that had failed was answered or was given up.
 func (r *Retry) ended(kind string, answered bool) {
 	r.mu.Lock()
 	t := r.trouble[kind]
