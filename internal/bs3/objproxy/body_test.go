@@ -34,7 +34,8 @@ func TestBody(t *testing.T) {
 	}
 }
 
-// TestBodyReaders: readers are independent, and each is counted once.
+// TestBodyReaders checks that readers are independent, and that each is counted
+// once.
 func TestBodyReaders(t *testing.T) {
 	var w objtest.BodyWatch
 	b := w.Body([]byte("data"), []byte("tail"))
@@ -58,8 +59,8 @@ func TestBodyReaders(t *testing.T) {
 	}
 }
 
-// TestBodyClosedMeansUnused: memory may be written once Closed was called,
-// though a reader is at work. The race detector is the judge.
+// TestBodyClosedMeansUnused checks that the memory may be written to once Closed
+// was called, even though a reader is active. The race detector judges.
 func TestBodyClosedMeansUnused(t *testing.T) {
 	data := bytes.Repeat([]byte("x"), 1<<16)
 	for range 100 {

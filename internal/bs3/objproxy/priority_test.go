@@ -21,7 +21,7 @@ func TestPriorityContract(t *testing.T) {
 	})
 }
 
-// busy is a store each of whose calls takes a second; it notes in which order
+// busy is a store each of whose calls takes a second. It records in which order
 // they came in and how many of which kind ran at once.
 type busy struct {
 	*objtest.Hooks
@@ -62,7 +62,8 @@ func newBusy() *busy {
 	return b
 }
 
-// TestPriorityOrder: users first, then background, first in first out.
+// TestPriorityOrder checks the order: users first, then background, first in
+// first out.
 func TestPriorityOrder(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBusy()
@@ -90,8 +91,8 @@ func TestPriorityOrder(t *testing.T) {
 	})
 }
 
-// TestPriorityLimits: as many at once as there are slots, uploads beside
-// downloads, and background work in half of them.
+// TestPriorityLimits checks that as many requests run at once as there are slots,
+// uploads apart from downloads, and background work in half of them.
 func TestPriorityLimits(t *testing.T) {
 	for _, c := range []struct{ up, down, mostBackgroundUp int }{{4, 6, 2}, {1, 1, 1}, {3, 2, 1}} {
 		synctest.Test(t, func(t *testing.T) {
@@ -138,8 +139,8 @@ func TestPriorityLimits(t *testing.T) {
 			if b.mostBackground != c.mostBackgroundUp {
 				t.Errorf("%d background at once, want %d", b.mostBackground, c.mostBackgroundUp)
 			}
-			// 3·up user requests and 2·bg background ones keep every slot busy
-			// but at the end, when background work has half of them.
+			// 3·up user requests and 2·bg background ones keep every slot busy,
+			// except at the end, when background work has half of them.
 			if took := time.Since(start); took > 6*time.Second {
 				t.Errorf("took %v: slots stood empty", took)
 			}
@@ -147,8 +148,8 @@ func TestPriorityLimits(t *testing.T) {
 	}
 }
 
-// TestPriorityCancel: who gives up waiting leaves no trace, and a slot that is
-// given at that very moment is not lost.
+// TestPriorityCancel checks that a request that stops waiting leaves no trace,
+// and that a slot granted at that moment is not lost.
 func TestPriorityCancel(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBusy()
@@ -187,7 +188,7 @@ func TestPriorityCancel(t *testing.T) {
 		if b.most[true] > 3 {
 			t.Errorf("%d at once", b.most[true])
 		}
-		// Every slot is there still.
+		// Every slot is still there.
 		start := time.Now()
 		for range 3 {
 			wg.Go(func() {
@@ -203,8 +204,8 @@ func TestPriorityCancel(t *testing.T) {
 	})
 }
 
-// TestPriorityHolds: a request that waits for its next try keeps its slot, and
-// gives it back when its caller gives up.
+// TestPriorityHolds checks that a request that waits for its next try keeps its
+// slot, and releases it when its ctx ends.
 func TestPriorityHolds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s, _ := failing(times(1000, errFlaky))

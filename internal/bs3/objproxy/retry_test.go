@@ -22,8 +22,8 @@ var (
 	errFull  = errors.New("no space left")
 )
 
-// failing gives a store whose calls fail with what next gives, until that is
-// nil, and a list of the (virtual) times of its calls since now.
+// failing returns a store whose calls return what next returns, and a list of
+// the (virtual) times of its calls, counted from now.
 func failing(next func(call int) error) (objproxy.Store, func() []time.Duration) {
 	var mu sync.Mutex
 	var times []time.Duration
@@ -41,7 +41,7 @@ func failing(next func(call int) error) (objproxy.Store, func() []time.Duration)
 	}
 }
 
-// times makes next fail so many calls.
+// times returns a next that fails n calls.
 func times(n int, err error) func(int) error {
 	return func(call int) error {
 		if call <= n {
@@ -51,7 +51,7 @@ func times(n int, err error) func(int) error {
 	}
 }
 
-// options are without jitter: the wait is three quarters of the full one.
+// options are without jitter: each wait is three quarters of the full one.
 func options(log *strings.Builder) objproxy.RetryOptions {
 	o := objproxy.RetryOptions{Random: func() float64 { return 0.5 }}
 	if log != nil {
@@ -66,8 +66,8 @@ func TestRetryContract(t *testing.T) {
 	})
 }
 
-// TestRetryBackoff: waits double up to the longest; a permanent error waits
-// the longest at once.
+// TestRetryBackoff checks that waits double up to the longest, and that the wait
+// after a permanent error is the longest at once.
 func TestRetryBackoff(t *testing.T) {
 	ms := time.Millisecond
 	for _, c := range []struct {
@@ -99,7 +99,7 @@ func TestRetryBackoff(t *testing.T) {
 	}
 }
 
-// TestRetryJitter: a wait lies between half of it and all of it.
+// TestRetryJitter checks that a wait is at least half of the full one.
 func TestRetryJitter(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		for _, random := range []float64{0, 0.999999} {
@@ -119,7 +119,7 @@ func TestRetryJitter(t *testing.T) {
 	})
 }
 
-// TestRetryDefinite: answers that are final are given at once.
+// TestRetryDefinite checks that definite answers are returned at once.
 func TestRetryDefinite(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		for _, want := range []error{objproxy.ErrNotFound, objproxy.ErrExists, objproxy.ErrRange, errors.ErrUnsupported} {
@@ -135,8 +135,8 @@ func TestRetryDefinite(t *testing.T) {
 	})
 }
 
-// TestRetryCancelled: the error is ctx's and tells what the store said last,
-// whether ctx ends during a wait or a call.
+// TestRetryCancelled checks that the error is that of ctx and contains the
+// store's last one, whether ctx ends during a wait or a call.
 func TestRetryCancelled(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		check := func(r *objproxy.Retry, ctx context.Context) {
@@ -184,7 +184,8 @@ func TestRetryCancelled(t *testing.T) {
 	})
 }
 
-// TestRetryStoreDeadline: a deadline of the store's own is no end of ctx.
+// TestRetryStoreDeadline checks that a deadline of the store's own is not taken
+// for the end of ctx.
 func TestRetryStoreDeadline(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s, _ := failing(times(3, context.DeadlineExceeded))
@@ -194,7 +195,7 @@ func TestRetryStoreDeadline(t *testing.T) {
 	})
 }
 
-// TestRetryLostAnswer: a put that was stored but not answered ends as
+// TestRetryLostAnswer checks that a put that was stored but not answered ends as
 // ErrExists, for the caller to judge.
 func TestRetryLostAnswer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -211,7 +212,7 @@ func TestRetryLostAnswer(t *testing.T) {
 	})
 }
 
-// TestRetryDelete: only the names that failed are tried again.
+// TestRetryDelete checks that only the names that failed are tried again.
 func TestRetryDelete(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var asked [][]string
@@ -221,7 +222,7 @@ func TestRetryDelete(t *testing.T) {
 			case 1:
 				return objproxy.JoinDelete([]*objproxy.DeleteError{{Name: "b", Err: errFlaky}, {Name: "c", Err: errFull}})
 			case 2:
-				return errFlaky // about no name: about all
+				return errFlaky // names none, so all failed
 			}
 			return nil
 		}}
@@ -237,8 +238,8 @@ func TestRetryDelete(t *testing.T) {
 	})
 }
 
-// TestRetryStatus: Waiting and the log tell of trouble at once, then once a
-// minute, and once when it is over.
+// TestRetryStatus checks that Waiting and the log report trouble at once, then
+// once a minute, and once when it is over.
 func TestRetryStatus(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const outage = 150 * time.Second
@@ -319,7 +320,8 @@ func TestRetryStatus(t *testing.T) {
 	})
 }
 
-// TestRetryFlapping: a store that fails every other call does not fill the log.
+// TestRetryFlapping checks that a store that fails every other call does not fill
+// the log.
 func TestRetryFlapping(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s, calls := failing(func(call int) error {

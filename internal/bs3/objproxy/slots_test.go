@@ -5,7 +5,7 @@ import (
 	"testing"
 )
 
-// leaving is a ctx that is done, but not at the first look.
+// leaving is a ctx that is done, except at the first call of Err.
 type leaving struct {
 	context.Context
 	looks int
@@ -18,8 +18,8 @@ func (c *leaving) Err() error {
 	return c.Context.Err()
 }
 
-// TestSlotGivenToOneWhoLeft: a slot that is given at the moment at which its
-// waiter gives up goes back.
+// TestSlotGivenToOneWhoLeft checks that a slot goes back that is granted at the
+// moment at which the ctx of its request ends.
 func TestSlotGivenToOneWhoLeft(t *testing.T) {
 	done, cancel := context.WithCancel(t.Context())
 	cancel()

@@ -1,24 +1,24 @@
 // Package dir is a store in a directory of a local (or mounted) file system.
 //
-// One object is one file (path.go says which):
+// An object is a file (path.go describes its name):
 //
 //	 0  8  magic "bs3 dir" and the format version, 1
 //	 8 16  version of the object: random, new with every Put
 //	24  8  length of the content in bytes, little-endian
 //	32     the content
 //
-// Files are never changed. A Put writes a temporary file, syncs it, gives it
-// the object's name in one step, and syncs the directory before it answers.
-// IfAbsent is link(2), which fails where the name is taken; what replaces or
-// removes an object does so under a lock that all processes share, so that
-// nothing comes between looking at a version and replacing it. Readers take
-// no lock: whoever has opened a file has all of one object.
+// Files never change. A Put writes a temporary file, syncs it, links it to the
+// object's name in one step, and syncs the directory before it returns. IfAbsent
+// is link(2), which fails if the name is taken. An object is replaced or removed
+// under a lock that all processes share, so that nothing comes between checking
+// a version and replacing it. Readers take no lock: an open file is all of one
+// object.
 //
-// What is not an object lies in .bs3: the lock, a file that every process
-// holds locked while it has the store open, and temporary files. A temporary
-// file is removed only after the directory was synced. So if Open finds one,
-// a process may have died before what it made was durable, and Open syncs the
-// file system; it removes such files when no other process has the store open.
+// All other files lie in .bs3: the lock, a file that every process holds locked
+// while it has the store open, and temporary files. A temporary file is removed
+// only after the directory was synced. So if Open finds one, a process may have
+// died before its object was durable, and Open syncs the file system. It removes
+// such files when no other process has the store open.
 package dir
 
 import (
@@ -50,7 +50,7 @@ const (
 
 	headerSize    = 32
 	formatVersion = 1
-	// writePiece is how much is written between two looks at ctx.
+	// writePiece is how many bytes are written between two checks of ctx.
 	writePiece = 1 << 20
 )
 
@@ -62,19 +62,19 @@ var magic = [8]byte{'b', 's', '3', ' ', 'd', 'i', 'r', formatVersion}
 type Store struct {
 	path     string
 	root     *os.Root
-	readOnly bool          // nothing of what follows is there then
+	readOnly bool          // the fields below are unset then
 	users    *os.File      // locked, shared, while the store is open
 	lock     *os.File      // locked, exclusively, to replace or remove
-	held     chan struct{} // holds one token: who has it may lock the file
+	held     chan struct{} // one token: its holder may lock the file
 
 	mu    sync.Mutex
-	known map[string]bool // directories made, and synced into their parents, by us
+	known map[string]bool // directories that this process made, or found, and synced into their parents
 }
 
 var _ objproxy.Store = (*Store)(nil)
 
-// Open opens the store in the directory path, which is made if it is missing
-// (mode 0700). Several processes may have one store open.
+// Open opens the store in the directory path, which it creates if it is missing
+// (mode 0700). Several processes may have the same store open.
 func Open(ctx context.Context, path string) (*Store, error) {
 	s, err := open(ctx, path)
 	if err != nil {
@@ -117,20 +117,20 @@ func open(ctx context.Context, path string) (_ *Store, err error) {
 	if err := s.syncDir("."); err != nil {
 		return nil, err
 	}
-	if err := s.recover(); err != nil {
+	if err := s.removeLeftovers(); err != nil {
 		return nil, err
 	}
-	// Whoever is the only user removes temporary files at once, so this waits
-	// for moments at most.
+	// A process that has the lock exclusively only removes temporary files, so
+	// this wait is short.
 	if err := flock(ctx, s.users, unix.LOCK_SH); err != nil {
 		return nil, err
 	}
 	return s, nil
 }
 
-// OpenReadOnly opens the store in the directory path to look at: it makes and
-// removes nothing there, so the directory need not be writable, or a store.
-// Put and Delete fail.
+// OpenReadOnly opens the store in the directory path for reading. It creates and
+// removes nothing there, so the directory need not be writable, or a store. Put
+// and Delete fail.
 func OpenReadOnly(path string) (*Store, error) {
 	abs, err := filepath.Abs(path)
 	if err != nil {
@@ -143,10 +143,11 @@ func OpenReadOnly(path string) (*Store, error) {
 	return &Store{path: abs, root: root, readOnly: true}, nil
 }
 
-// errReadOnly refuses changes to a store that was opened to look at.
+// errReadOnly is the error of changes to a store that OpenReadOnly opened.
 var errReadOnly = errors.New("the store is open for reading only")
 
-// makeDirs is os.MkdirAll that syncs what it makes into its parents.
+// makeDirs is os.MkdirAll, but syncs each directory that it creates into its
+// parent.
 func makeDirs(path string) error {
 	if info, err := os.Stat(path); err == nil && info.IsDir() {
 		return nil
@@ -167,8 +168,9 @@ func makeDirs(path string) error {
 	return errors.Join(d.Sync(), d.Close())
 }
 
-// recover deals with the temporary files of processes that died.
-func (s *Store) recover() error {
+// removeLeftovers makes durable what processes that died may have stored, and
+// removes their temporary files.
+func (s *Store) removeLeftovers() error {
 	entries, err := s.readDir(ownDir)
 	if err != nil {
 		return err
@@ -182,7 +184,7 @@ func (s *Store) recover() error {
 	}
 	switch err := tryFlock(s.users, unix.LOCK_EX); {
 	case errors.Is(err, unix.EWOULDBLOCK):
-		return nil // another process lives, and some of them may be its own
+		return nil // some of them may belong to another process that is alive
 	case err != nil:
 		return err
 	}
@@ -194,12 +196,16 @@ func (s *Store) recover() error {
 	return nil
 }
 
-// Close lets go of the directory. No method may be running or called later.
+// Close closes the store. No method may be running, or be called later, except
+// Close, which then has no effect.
 func (s *Store) Close() error {
 	err := s.root.Close()
 	for _, f := range []*os.File{s.lock, s.users} {
-		if f != nil {
-			err = errors.Join(err, f.Close())
+		if f == nil {
+			continue
+		}
+		if e := f.Close(); !errors.Is(e, fs.ErrClosed) {
+			err = errors.Join(err, e)
 		}
 	}
 	return err
@@ -232,7 +238,7 @@ func (s *Store) put(ctx context.Context, name string, body objproxy.Body, cond o
 	if err != nil {
 		return "", err
 	}
-	defer s.root.Remove(temp) // in vain after a rename; else what stays behind is removed by a later Open
+	defer s.root.Remove(temp) // after a rename there is none; what stays behind, a later Open removes
 	if cond.Absent() {
 		err = s.link(temp, loc)
 	} else {
@@ -265,8 +271,8 @@ func (s *Store) writeTemp(ctx context.Context, body objproxy.Body) (temp string,
 			err = errors.Join(err, s.root.Remove(path))
 		}
 	}()
-	// The body is written from where it lies; its reader only tells the owner
-	// that it is in use.
+	// The body is written from where it lies; the reader only tells its owner that
+	// it is in use.
 	r := body.Open()
 	defer r.Close()
 	for _, part := range [][]byte{header[:], body.Data, body.Tail} {
@@ -282,14 +288,14 @@ func (s *Store) writeTemp(ctx context.Context, body objproxy.Body) (temp string,
 	return path, v, f.Sync()
 }
 
-// link gives temp the name of loc if nothing has it.
+// link links temp to the name of loc, unless that is taken.
 func (s *Store) link(temp string, loc location) error {
 	err := s.root.Link(temp, loc.path())
 	if err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
 	}
-	// What is there is durable before anybody hears of it, also if it is not
-	// ours: an earlier try may have put it and died here.
+	// What is there must be durable before anybody learns of it, even if it is not
+	// ours: another process may have linked it and died at this point.
 	if err := s.syncDir(loc.dir()); err != nil {
 		return err
 	}
@@ -299,8 +305,8 @@ func (s *Store) link(temp string, loc location) error {
 	return nil
 }
 
-// replace gives temp the place of loc if cond holds. A second link to temp
-// stays until the directory is synced, as the package comment promises.
+// replace renames temp to loc if cond holds. A second link to temp stays until
+// the directory is synced, as the package comment promises.
 func (s *Store) replace(ctx context.Context, temp string, loc location, cond objproxy.Condition) error {
 	unlock, err := s.lockNames(ctx)
 	if err != nil {
@@ -323,12 +329,12 @@ func (s *Store) replace(ctx context.Context, temp string, loc location, cond obj
 	return s.syncDir(loc.dir())
 }
 
-// checkVersion gives ErrExists unless the object has version want.
+// checkVersion returns ErrExists unless the object has version want.
 func (s *Store) checkVersion(loc location, want objproxy.Version) error {
 	f, h, err := s.openObject(loc)
 	switch {
 	case errors.Is(err, objproxy.ErrNotFound):
-		return fmt.Errorf("%w: nothing is there, instead of version %q", objproxy.ErrExists, want)
+		return fmt.Errorf("%w: there is no object, instead of version %q", objproxy.ErrExists, want)
 	case err != nil:
 		return err
 	}
@@ -377,7 +383,7 @@ func (s *Store) get(ctx context.Context, name string, p []byte, off int64) (int,
 	return len(p), objproxy.Info{Name: name, Size: h.size, Version: h.version, Modified: h.modified.ModTime()}, nil
 }
 
-// header is what is known of an object besides its content.
+// header is what an object has besides its content.
 type header struct {
 	size     int64
 	version  objproxy.Version
@@ -422,8 +428,8 @@ func (s *Store) openObject(loc location) (_ *os.File, h header, err error) {
 	}
 }
 
-// absent says what it means that a file is missing: that the object is, only
-// if the store is still here.
+// absent returns the error for a missing file: ErrNotFound, but only if the
+// store is still there.
 func (s *Store) absent(missing error) error {
 	if err := s.here(); err != nil {
 		return fmt.Errorf("the store's directory is gone (%w): %w", err, missing)
@@ -431,21 +437,21 @@ func (s *Store) absent(missing error) error {
 	return objproxy.ErrNotFound
 }
 
-// here fails if the store's directory is gone. One that is removed keeps its
-// root open, but not its files, nor its name.
+// here returns an error if the store's directory is gone. A directory that was
+// removed has neither its files nor its name any more, though root is still open.
 func (s *Store) here() error {
 	if !s.readOnly {
 		_, err := s.root.Stat(lockFile)
 		return err
 	}
-	// A copy of a store may be without what is in .bs3.
+	// A copy of a store may lack what is in .bs3.
 	opened, err := s.root.Stat(".")
 	if err != nil {
 		return err
 	}
 	named, err := os.Stat(s.path)
 	if err == nil && !os.SameFile(opened, named) {
-		err = fmt.Errorf("another one is at %s: %w", s.path, fs.ErrNotExist)
+		err = fmt.Errorf("another directory is at %s: %w", s.path, fs.ErrNotExist)
 	}
 	return err
 }
@@ -469,8 +475,8 @@ func (s *Store) Delete(ctx context.Context, names []string) error {
 		removed[dir] = append(removed[dir], name)
 	}
 	for dir, names := range removed {
-		// A name that is not there may have been removed by a process that
-		// died before it could sync.
+		// A missing name may have been removed by a process that died before it
+		// could sync.
 		if err := s.syncDir(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			for _, name := range names {
 				fail(name, err)

@@ -64,7 +64,7 @@ func childCommand(t *testing.T, do, path string) *exec.Cmd {
 	return cmd
 }
 
-// mustOpen leaves closing to the caller.
+// mustOpen returns a store that the caller must close.
 func mustOpen(t *testing.T, path string) *dir.Store {
 	t.Helper()
 	s, err := dir.Open(t.Context(), path)
@@ -78,8 +78,10 @@ func open(t *testing.T, path string) *dir.Store {
 	t.Helper()
 	s := mustOpen(t, path)
 	t.Cleanup(func() {
-		if err := s.Close(); err != nil {
-			t.Error(err)
+		for range 2 { // the second one has no effect
+			if err := s.Close(); err != nil {
+				t.Error(err)
+			}
 		}
 	})
 	return s
@@ -139,8 +141,8 @@ func count(ctx context.Context, s objproxy.Store, out io.Writer) error {
 	return err
 }
 
-// TestTwoProcesses: between two processes (and two stores in this one) no
-// conditional put is lost and no name is taken twice.
+// TestTwoProcesses checks that between two processes (and two stores in this
+// one) no conditional put is lost and no name is taken twice.
 func TestTwoProcesses(t *testing.T) {
 	path := t.TempDir()
 	var outs []io.Reader
@@ -212,8 +214,9 @@ func putForEver(ctx context.Context, s objproxy.Store, out io.Writer) error {
 	}
 }
 
-// TestKilled: a process that is killed while it puts leaves whole objects,
-// all it was told are stored, and no temporary files after the next Open.
+// TestKilled checks that a process that is killed while it puts leaves whole
+// objects, all that were acknowledged, and no temporary files after the next
+// Open.
 func TestKilled(t *testing.T) {
 	path := t.TempDir()
 	for round := range 5 {
@@ -279,7 +282,8 @@ func temporaries(t *testing.T, path string) []string {
 	return temps
 }
 
-// TestLeftovers: a temporary file of a process that may live is left alone.
+// TestLeftovers checks that Open leaves a temporary file alone whose process may
+// be alive.
 func TestLeftovers(t *testing.T) {
 	path := t.TempDir()
 	other := mustOpen(t, path)
@@ -304,7 +308,7 @@ func TestLeftovers(t *testing.T) {
 	}
 }
 
-// TestVersionNeverReturns: equal bytes put again are another version.
+// TestVersionNeverReturns checks that equal bytes put again get another version.
 func TestVersionNeverReturns(t *testing.T) {
 	s := open(t, t.TempDir())
 	a := put(t, s, "volume", "A")
@@ -317,8 +321,8 @@ func TestVersionNeverReturns(t *testing.T) {
 	}
 }
 
-// TestLockHeld: while another process holds the lock, readers and IfAbsent go
-// on, and what must wait gives up with its ctx.
+// TestLockHeld checks that, while another process holds the lock, reads and
+// IfAbsent go on, and other requests wait until their ctx ends.
 func TestLockHeld(t *testing.T) {
 	path := t.TempDir()
 	s := open(t, path)
@@ -357,8 +361,8 @@ func TestLockHeld(t *testing.T) {
 	}
 }
 
-// TestRootGone: a store whose directory vanished cannot be asked; it does not
-// say that objects are not found.
+// TestRootGone checks that objects do not count as not found after the store's
+// directory vanished.
 func TestRootGone(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "a", "b")
 	s := open(t, path)
@@ -385,8 +389,8 @@ func TestRootGone(t *testing.T) {
 	}
 }
 
-// TestReadOnly: who only looks leaves no trace, whatever the directory is, and
-// hears the same answers.
+// TestReadOnly checks that a store that is open for reading leaves no trace,
+// whatever the directory is, and returns the same as another one.
 func TestReadOnly(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "store")
 	s := mustOpen(t, path)
@@ -448,7 +452,8 @@ func TestReadOnly(t *testing.T) {
 	}
 }
 
-// TestDamage: what is not a whole object of ours is refused by name.
+// TestDamage checks that the error for a file that is not a whole object names
+// it.
 func TestDamage(t *testing.T) {
 	path := t.TempDir()
 	s := open(t, path)
@@ -485,7 +490,8 @@ func TestDamage(t *testing.T) {
 	}
 }
 
-// TestForeignFiles: what somebody else put into the directory is no object.
+// TestForeignFiles checks that files that somebody else put into the directory
+// are no objects.
 func TestForeignFiles(t *testing.T) {
 	path := t.TempDir()
 	s := open(t, path)
@@ -506,8 +512,8 @@ func TestForeignFiles(t *testing.T) {
 	}
 }
 
-// TestDiskFull: a full disk is an error that says so and leaves nothing
-// behind, and when there is space again the store goes on.
+// TestDiskFull checks that a full disk is an error that says so and leaves
+// nothing behind, and that the store goes on when there is space again.
 func TestDiskFull(t *testing.T) {
 	mount := t.TempDir()
 	if err := syscall.Mount("tmpfs", mount, "tmpfs", 0, "size=2m"); err != nil {

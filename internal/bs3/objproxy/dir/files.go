@@ -15,8 +15,8 @@ import (
 	"bs3/internal/bs3/objproxy"
 )
 
-// List implements objproxy.Store. It gives no versions. Files whose names are
-// not those of objects are passed over.
+// List implements objproxy.Store. It returns no versions. It passes over files
+// whose names are not those of objects.
 func (s *Store) List(ctx context.Context, prefix, after string, limit int) ([]objproxy.Info, error) {
 	infos, err := s.list(ctx, prefix, after, limit)
 	if err != nil {
@@ -26,7 +26,7 @@ func (s *Store) List(ctx context.Context, prefix, after string, limit int) ([]ob
 }
 
 func (s *Store) list(ctx context.Context, prefix, after string, limit int) ([]objproxy.Info, error) {
-	// A directory counts if names that begin as it does may be asked for.
+	// A directory matters if names that begin like it may match.
 	dirMatches := func(start string) bool {
 		return (strings.HasPrefix(start, prefix) || strings.HasPrefix(prefix, start)) &&
 			(start > after || strings.HasPrefix(after, start))
@@ -54,7 +54,7 @@ func (s *Store) list(ctx context.Context, prefix, after string, limit int) ([]ob
 				}
 				info, err := file.Info()
 				if errors.Is(err, fs.ErrNotExist) {
-					continue // removed while we look
+					continue // it was removed meanwhile
 				}
 				if err != nil {
 					return nil, err
@@ -73,16 +73,16 @@ func (s *Store) list(ctx context.Context, prefix, after string, limit int) ([]ob
 	return infos, nil
 }
 
-// entry is a file or directory, and the (beginning of the) object name that
-// it stands for.
+// entry is a file or directory, with the object name, or the beginning of one,
+// that it stands for.
 type entry struct {
 	fs.DirEntry
 	name string
 }
 
-// entries gives the files (want 0) or directories (fs.ModeDir) that lie in
-// the directory dir, which stands for base, and that match, in the order of
-// the names they stand for.
+// entries returns the files (want 0) or directories (fs.ModeDir) in the
+// directory dir, which stands for base, whose names match, in the order of the
+// names that they stand for.
 func (s *Store) entries(ctx context.Context, dir, base string, want fs.FileMode, matches func(name string) bool) ([]entry, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
@@ -113,9 +113,9 @@ func (s *Store) readDir(dir string) ([]fs.DirEntry, error) {
 	return d.ReadDir(-1)
 }
 
-// makeDirsOf makes the two directories above loc. Those that this process has
-// not yet made sure of are synced into their parents: another process may
-// have made them a moment ago.
+// makeDirsOf creates the two directories above loc. It syncs them into their
+// parents the first time, even if they exist: another process may have created
+// them a moment ago.
 func (s *Store) makeDirsOf(loc location) error {
 	s.mu.Lock()
 	known := s.known[loc.dir()]
@@ -139,7 +139,7 @@ func (s *Store) makeDirsOf(loc location) error {
 	return nil
 }
 
-// forget makes the next Put look whether the directories are there.
+// forget makes the next Put create the directories above loc if they are gone.
 func (s *Store) forget(loc location) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -154,8 +154,8 @@ func (s *Store) syncDir(dir string) error {
 	return errors.Join(d.Sync(), d.Close())
 }
 
-// lockNames waits for the lock that all who replace or remove objects share,
-// in this process and others.
+// lockNames waits for the lock under which objects are replaced and removed, in
+// this process and in others.
 func (s *Store) lockNames(ctx context.Context) (unlock func(), err error) {
 	select {
 	case <-s.held:
@@ -173,26 +173,21 @@ func (s *Store) lockNames(ctx context.Context) (unlock func(), err error) {
 	}, nil
 }
 
-// Another process holds the lock for one rename or removal; if it was stopped
-// meanwhile, ctx decides how long to wait.
+// Another process holds the lock for one rename or removal. If that process is
+// stopped meanwhile, ctx decides how long to wait.
 const (
 	firstLockWait = time.Millisecond
 	maxLockWait   = 20 * time.Millisecond
 )
 
-// flock locks f. It asks again and again, because a blocking flock(2) does
-// not end with ctx.
+// flock locks f. It polls, because a blocking flock(2) does not end with ctx.
 func flock(ctx context.Context, f *os.File, how int) error {
 	for wait := firstLockWait; ; wait = min(2*wait, maxLockWait) {
 		err := tryFlock(f, how)
 		if !errors.Is(err, unix.EWOULDBLOCK) {
 			return err
 		}
-		t := time.NewTimer(wait)
-		select {
-		case <-t.C:
-		case <-ctx.Done():
-			t.Stop()
+		if objproxy.Sleep(ctx, wait) != nil {
 			return fmt.Errorf("wait for the lock %s: %w", f.Name(), ctx.Err())
 		}
 	}

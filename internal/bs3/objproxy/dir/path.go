@@ -6,21 +6,21 @@ import (
 	"strings"
 )
 
-// An object called "c0000000/00000000" is the file c0/0/c0000000%2F00000000:
-// its whole name, escaped, below two levels of directories made of the name's
-// first two bytes and its third. The names of a volume's objects begin with
+// The object "c0000000/00000000" is the file c0/0/c0000000%2F00000000: its whole
+// name, escaped, below two levels of directories, named after the first two bytes
+// of the name and the third. The names of a volume's objects begin with
 // hexadecimal digits in which neighbours differ, so they spread over 4096
-// directories; and because directories and files sort as the names do, a List
-// reads only those directories that it needs.
+// directories. Directories and files sort as the names do, so List reads only the
+// directories that it needs.
 
 const (
 	firstLevel  = 2 // bytes of the name in the first level
 	secondLevel = 1
 	maxFileName = 255 // of Linux
-	empty       = "%" // stands for no bytes at all; no escaped byte looks so
+	empty       = "%" // stands for the empty string; no escaped byte looks like it
 )
 
-// errName says that a name cannot be one of this store.
+// errName means that a name cannot belong to an object of this store.
 var errName = errors.New("bad object name")
 
 // location is where an object is, relative to the root.
@@ -42,8 +42,8 @@ func locate(name string) (location, error) {
 	return location{top: escape(name[:a]), sub: escape(name[a:b]), file: file}, nil
 }
 
-// escape leaves letters, digits, '-' and '_' and writes every other byte as
-// %XX: no '/', and no leading dot, which is for what is not an object.
+// escape keeps letters, digits, '-' and '_' and writes every other byte as %XX.
+// So there is no '/', and no leading dot, which is for files that are no objects.
 func escape(s string) string {
 	if s == "" {
 		return empty
@@ -62,7 +62,7 @@ func escape(s string) string {
 
 const hexDigits = "0123456789ABCDEF"
 
-// unescape is the inverse of escape; ok is false for what escape never gives.
+// unescape is the inverse of escape; ok is false for what escape never returns.
 func unescape(s string) (name string, ok bool) {
 	if s == empty {
 		return "", true

@@ -38,7 +38,7 @@ func TestLocate(t *testing.T) {
 	}
 }
 
-// TestSpread: the objects of a log fill the directories evenly.
+// TestSpread checks that the objects of a log fill the directories evenly.
 func TestSpread(t *testing.T) {
 	count := make(map[string]int)
 	const objects = 1 << 17
@@ -70,7 +70,7 @@ func FuzzEscape(f *testing.F) {
 		if strings.ContainsAny(escape(s), "/.\x00") {
 			t.Errorf("%q is escaped to %q", s, escape(s))
 		}
-		// No two file names are one object.
+		// No two file names stand for one object.
 		if name, ok := unescape(s); ok && escape(name) != s {
 			t.Errorf("%q is taken for %q, which is %q", s, name, escape(name))
 		}

@@ -8,8 +8,8 @@ import (
 	"bs3/internal/bs3/objproxy"
 )
 
-// Benchmark measures what the engine does most: puts of whole objects and
-// reads of single blocks, several at once.
+// Benchmark measures the most frequent requests of the engine: puts of whole
+// objects and reads of single blocks, several at once.
 func Benchmark(b *testing.B, s objproxy.Store) {
 	const objectSize, blockSize = 4 << 20, 4 << 10
 	const name = "volume"

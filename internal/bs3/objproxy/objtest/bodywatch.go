@@ -8,14 +8,15 @@ import (
 	"bs3/internal/bs3/objproxy"
 )
 
-// BodyWatch counts the readers of the bodies it makes. The zero value is ready.
+// BodyWatch counts the readers of the bodies that it makes. The zero value is
+// ready to use.
 type BodyWatch struct {
 	mu           sync.Mutex
 	opened, open int
 	changed      chan struct{} // closed and replaced whenever a reader is closed
 }
 
-// Body makes a body whose readers are counted.
+// Body returns a body whose readers are counted.
 func (w *BodyWatch) Body(data, tail []byte) objproxy.Body {
 	return objproxy.Body{Data: data, Tail: tail, Opened: func() { w.add(1) }, Closed: func() { w.add(-1) }}
 }
@@ -33,14 +34,14 @@ func (w *BodyWatch) add(n int) {
 	}
 }
 
-// Readers says how many readers were ever opened.
+// Readers returns how many readers were ever opened.
 func (w *BodyWatch) Readers() int {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.opened
 }
 
-// Open says how many readers are open.
+// Open returns how many readers are open.
 func (w *BodyWatch) Open() int {
 	w.mu.Lock()
 	defer w.mu.Unlock()

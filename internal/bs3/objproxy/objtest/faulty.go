@@ -13,32 +13,32 @@ import (
 	"bs3/internal/bs3/objproxy"
 )
 
-// Faults says what goes wrong on the way to a store and back. Shares are
-// between 0 and 1; the zero value is a perfect network.
+// Faults are what goes wrong between a process and a store. Shares are between 0
+// and 1; the zero value is a perfect network.
 type Faults struct {
 	Seed uint64
-	// Latency is the longest time a request, and its answer, usually travels;
-	// each takes from 1 ns up to so long.
+	// Latency is the longest time that a request, and its answer, usually
+	// travels; each takes from 1 ns up to that.
 	Latency time.Duration
-	Fail    float64 // share of calls that never arrive; they end with ErrTransient
-	Lost    float64 // share that is done, but whose answer is ErrTransient
-	// Late is the share of Puts and Deletes that end with ErrTransient and
-	// are done afterwards, up to LateBy later. A Put holds its body open until
-	// then, as net/http may.
+	Fail    float64 // share of calls that never arrive and end with ErrTransient
+	Lost    float64 // share of calls that are done, but end with ErrTransient
+	// Late is the share of Puts and Deletes that end with ErrTransient and are
+	// done afterwards, up to LateBy later. A Put keeps its body open until then,
+	// as net/http may.
 	Late float64
 	// Slow is the share of calls whose answer takes up to LateBy.
 	Slow   float64
 	LateBy time.Duration
 }
 
-// ErrKilled is the answer to every call of a process that was killed.
+// ErrKilled is the error of every call of a process that was killed.
 var ErrKilled = errors.New("objtest: the calling process is dead")
 
-// Faulty is one process's unreliable way to a store. What happens to a call
-// depends on the seed, on what it asks for and on how often that was asked
-// before, but not on what other calls are under way; and no two steps of the
-// calls through one Faulty fall on the same nanosecond. So in a synctest
-// bubble one seed gives one run, if its caller is as careful.
+// Faulty is one process's unreliable connection to a store. What happens to a
+// call depends on the seed, on the request and on how often it was made before,
+// but not on what other calls are in progress; and no two steps of the calls
+// through one Faulty fall on the same nanosecond. So in a synctest bubble, each
+// run with one seed is the same, if the caller is as careful.
 type Faulty struct {
 	inner  objproxy.Store
 	faults Faults
@@ -47,11 +47,11 @@ type Faulty struct {
 	late   sync.WaitGroup
 
 	mu   sync.Mutex
-	nth  map[string]uint64  // calls so far, by what they ask for
+	nth  map[string]uint64  // calls so far, by request
 	busy map[int64]struct{} // nanoseconds at which a step is due
 }
 
-// NewFaulty wraps inner.
+// NewFaulty returns a Faulty around inner.
 func NewFaulty(inner objproxy.Store, faults Faults) *Faulty {
 	return &Faulty{
 		inner:  inner,
@@ -66,7 +66,7 @@ func NewFaulty(inner objproxy.Store, faults Faults) *Faulty {
 // Requests on their way may still arrive.
 func (f *Faulty) Kill() { f.kill.Do(func() { close(f.killed) }) }
 
-// Wait returns when no late request is on its way any more.
+// Wait returns when no late request is travelling any more.
 func (f *Faulty) Wait() { f.late.Wait() }
 
 // fate is what happens to one call.
@@ -82,7 +82,7 @@ func (f *Faulty) draw(op Op) fate {
 	nth := f.nth[what]
 	f.mu.Unlock()
 	h := fnv.New64a()
-	_, _ = io.WriteString(h, what) // a hash takes everything
+	_, _ = io.WriteString(h, what) // never fails
 	r := rand.New(rand.NewPCG(f.faults.Seed, h.Sum64()+nth))
 	upTo := func(d time.Duration) time.Duration { return 1 + time.Duration(r.Int64N(int64(d)+1)) }
 	ft := fate{there: upTo(f.faults.Latency), back: upTo(f.faults.Latency), lateBy: upTo(f.faults.LateBy)}
@@ -97,12 +97,12 @@ func (f *Faulty) draw(op Op) fate {
 	if hit(f.faults.Slow) {
 		ft.back = ft.lateBy
 	}
-	// A request whose caller gave up while it travelled: half of them arrive.
+	// Of the requests whose ctx ends while they travel, half arrive.
 	ft.outlivesCall = f.faults.LateBy > 0 && op.Changes() && r.Float64() < 0.5
 	return ft
 }
 
-// reserve gives a timer for d from now, or a few nanoseconds more.
+// reserve returns a timer for d from now, or a few nanoseconds more.
 func (f *Faulty) reserve(d time.Duration) (t *time.Timer, release func()) {
 	now := time.Now()
 	due := now.Add(d).UnixNano()
@@ -138,9 +138,9 @@ func (f *Faulty) travel(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// call lets apply happen to the inner store, or not, or later. later is given
-// for calls that change the store: it prepares a late request at once and
-// gives what to do when it arrives.
+// call calls apply, or does not, or makes the request late. later is set for
+// calls that change the store: it prepares a late request at once and returns
+// what to do when it arrives.
 func (f *Faulty) call(ctx context.Context, op Op, apply func() error, later func() func()) error {
 	if err := ctx.Err(); err != nil {
 		return fmt.Errorf("%s: %w", op, err)
@@ -202,7 +202,7 @@ func (f *Faulty) Put(ctx context.Context, name string, body objproxy.Body, cond 
 				data, err := io.ReadAll(r)
 				r.Close()
 				if err == nil {
-					// Nobody hears how it ended.
+					// Nobody learns how it ended.
 					_, _ = f.inner.Put(context.WithoutCancel(ctx), name, objproxy.Body{Data: data}, cond)
 				}
 			}

@@ -14,11 +14,11 @@ import (
 )
 
 // Memory is a store in memory. It answers at once and never fails; wrap it in
-// Faulty or Hooks for more.
+// Faulty or Hooks for other behaviour.
 type Memory struct {
 	mu      sync.Mutex
 	objects map[string]object
-	puts    uint64 // counts versions; never goes back, not in a clone either
+	puts    uint64 // counts versions; never goes back, not even in a clone
 }
 
 type object struct {
@@ -27,10 +27,10 @@ type object struct {
 	modified time.Time
 }
 
-// NewMemory makes an empty store.
+// NewMemory returns an empty store.
 func NewMemory() *Memory { return &Memory{objects: make(map[string]object)} }
 
-// Clone gives a store that holds what this one holds at this instant.
+// Clone returns a store that holds what m holds at this instant.
 func (m *Memory) Clone() *Memory {
 	m.mu.Lock()
 	defer m.mu.Unlock()

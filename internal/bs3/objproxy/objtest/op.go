@@ -1,9 +1,9 @@
-// Package objtest is what tests of stores and of their users share: a store
-// in memory, wrappers that observe, fail, delay and lose requests, a contract
-// suite that every store must pass, and a real S3 server to run it on.
+// Package objtest is for tests of stores and of their users: a store in memory,
+// wrappers that observe, fail, delay and lose requests, a contract suite that
+// every store must pass, and a real S3 server to run it on.
 //
-// Nothing here uses a clock but through package time, and nothing waits while
-// it holds a mutex, so all of it but the S3 server works in a testing/synctest
+// Nothing here uses a clock other than package time, and nothing waits while it
+// holds a mutex, so everything but the S3 server works in a testing/synctest
 // bubble.
 package objtest
 
@@ -30,15 +30,15 @@ type Op struct {
 	Kind  Kind
 	Name  string             // the object; of a List the prefix, of a Delete the first name
 	Names []string           // of a Delete
-	Bytes int64              // size of the body put, or of the slice to be filled
+	Bytes int64              // size of the body of a Put, or of the slice that a Get fills
 	Off   int64              // of a Get
 	Cond  objproxy.Condition // of a Put
 }
 
-// Changes says whether the call may change what is stored.
+// Changes reports whether the call may change what is stored.
 func (o Op) Changes() bool { return o.Kind == Put || o.Kind == Delete }
 
-// String is one line of a trace.
+// String returns a line of a trace.
 func (o Op) String() string {
 	s := string(o.Kind) + " " + o.Name
 	switch o.Kind {
@@ -62,11 +62,11 @@ func (o Op) String() string {
 // Either hook may be nil; both must be safe for concurrent use. Hooks stack.
 type Hooks struct {
 	Inner objproxy.Store
-	// Before runs before the call; its error is the answer, and the call is
-	// not made.
+	// Before runs before the call. If it returns an error, that is the answer,
+	// and the call is not made.
 	Before func(context.Context, Op) error
-	// After runs after a call that was made, with its error, and gives the
-	// error the caller sees: another one is a lost answer.
+	// After runs after a call that was made, with its error, and returns the
+	// error for the caller: another one is a lost answer.
 	After func(context.Context, Op, error) error
 }
 

@@ -21,7 +21,7 @@ type Call struct {
 	Err error
 }
 
-// NewRecorder wraps inner.
+// NewRecorder returns a Recorder around inner.
 func NewRecorder(inner objproxy.Store) *Recorder {
 	r := &Recorder{}
 	r.Hooks = Hooks{Inner: inner, After: func(_ context.Context, op Op, err error) error {
@@ -33,14 +33,14 @@ func NewRecorder(inner objproxy.Store) *Recorder {
 	return r
 }
 
-// Calls gives what was recorded, in the order of the answers.
+// Calls returns what was recorded, in the order of the answers.
 func (r *Recorder) Calls() []Call {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return append([]Call(nil), r.calls...)
 }
 
-// Count says how many calls of one kind were recorded.
+// Count returns how many calls of one kind were recorded.
 func (r *Recorder) Count(kind Kind) int {
 	n := 0
 	for _, c := range r.Calls() {
@@ -59,15 +59,15 @@ func (r *Recorder) Reset() {
 }
 
 // FailNth is a Store of which one call fails. A test runs its scenario with
-// n = 1, 2, 3, … until Fired is false: then every call had its turn.
+// n = 1, 2, 3, … until Fired returns false: then every call had its turn.
 type FailNth struct {
 	Hooks
 	calls atomic.Int64
 	n     int64
 }
 
-// NewFailNth fails the nth call through it (from 1) with err; if applied, only
-// after the call was made, as if its answer was lost.
+// NewFailNth returns a FailNth around inner whose nth call (from 1) fails with
+// err; if applied is true, after the call was made, as if its answer was lost.
 func NewFailNth(inner objproxy.Store, n int, err error, applied bool) *FailNth {
 	f := &FailNth{n: int64(n)}
 	f.Inner = inner
@@ -89,5 +89,5 @@ func NewFailNth(inner objproxy.Store, n int, err error, applied bool) *FailNth {
 	return f
 }
 
-// Fired says whether the nth call was made.
+// Fired reports whether the nth call was made.
 func (f *FailNth) Fired() bool { return f.calls.Load() >= f.n }

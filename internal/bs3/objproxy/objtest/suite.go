@@ -16,8 +16,8 @@ import (
 	"bs3/internal/bs3/objproxy"
 )
 
-// Suite is the contract of objproxy.Store as a test. open gives a store that
-// is empty. Tests named in without are left out; whoever does so says why.
+// Suite is the contract of objproxy.Store as a test. open returns an empty store.
+// Suite leaves out the tests named in without; the caller must state why.
 func Suite(t *testing.T, open func(t *testing.T) objproxy.Store, without ...string) {
 	for _, c := range []struct {
 		name string
@@ -47,7 +47,7 @@ func Suite(t *testing.T, open func(t *testing.T) objproxy.Store, without ...stri
 	}
 }
 
-// random gives n bytes that depend only on seed.
+// random returns n bytes that depend only on seed.
 func random(seed uint64, n int) []byte {
 	var key [32]byte
 	key[0], key[1] = byte(seed), byte(seed>>8)
@@ -65,7 +65,7 @@ func mustPut(t *testing.T, s objproxy.Store, name string, data []byte) objproxy.
 	return v
 }
 
-// mustHold checks the whole object, read with one byte to spare.
+// mustHold checks the whole object, which it reads with one byte to spare.
 func mustHold(t *testing.T, s objproxy.Store, name string, want []byte) objproxy.Info {
 	t.Helper()
 	p := make([]byte, len(want)+1)
@@ -97,7 +97,7 @@ func testRoundTrip(t *testing.T, s objproxy.Store) {
 		{"checkpoint/17-2-1", 65537, 0},
 		{"map/2-15", 1000, 1000},
 		{"snapshot/before update_1.0-2-3", 31, 0},
-		{"probe/4f2a", 5, 5},
+		{objproxy.ProbePrefix + "4f2a", 5, 5},
 	} {
 		data, tail := random(1, c.data), random(2, c.tail)
 		v, err := s.Put(t.Context(), c.name, objproxy.Body{Data: data, Tail: tail}, objproxy.IfAbsent())
@@ -191,7 +191,7 @@ func testReplace(t *testing.T, s objproxy.Store) {
 		if info := mustHold(t, s, "volume", data); info.Version != v {
 			t.Errorf("put %d: Put said version %q, Get says %q", i, v, info.Version)
 		}
-		// The same bytes may give the same version (an ETag), other bytes never.
+		// The same bytes may have the same version (an ETag), other bytes never.
 		if j, again := seen[v]; again {
 			t.Errorf("put %d has the version of put %d", i, j)
 		}
@@ -252,8 +252,8 @@ func testIfVersion(t *testing.T, s objproxy.Store) {
 	}
 }
 
-// testRace: of many conditional puts at once exactly one wins, and its bytes
-// are the ones stored.
+// testRace checks that of many conditional puts at once exactly one wins, and
+// that its bytes are the ones stored.
 func testRace(t *testing.T, s objproxy.Store) {
 	const rounds, racers = 8, 16
 	name := "volume"
@@ -265,7 +265,7 @@ func testRace(t *testing.T, s objproxy.Store) {
 		var wg sync.WaitGroup
 		for i := range racers {
 			wg.Go(func() {
-				// A busy store may refuse some of those that race (S3: 409).
+				// A busy store may refuse some of the puts that race (S3: 409).
 				retry := objproxy.NewRetry(s, objproxy.RetryOptions{First: time.Millisecond})
 				won[i], errs[i] = retry.Put(t.Context(), name, objproxy.Body{Data: data(i)}, cond)
 			})
@@ -292,8 +292,7 @@ func testRace(t *testing.T, s objproxy.Store) {
 	}
 }
 
-// testCount: who replaces what it has read, if it is still there, loses no
-// update of another.
+// testCount checks that no update is lost if each replaces only what was read.
 func testCount(t *testing.T, s objproxy.Store) {
 	const counters, each = 6, 8
 	mustPut(t, s, "volume", []byte("0"))
@@ -328,16 +327,16 @@ func increment(ctx context.Context, s objproxy.Store, name string) error {
 		if err == nil {
 			return nil
 		}
-		// A busy store may refuse some of those that race (S3: 409); it has
-		// not stored anything then.
+		// A busy store may refuse some of the puts that race (S3: 409); it has
+		// stored nothing then.
 		if !errors.Is(err, objproxy.ErrExists) && !errors.Is(err, objproxy.ErrTransient) {
 			return err
 		}
 	}
 }
 
-// testReadersAndWriter: a reader sees whole objects, and the version of what
-// it sees, while they are replaced.
+// testReadersAndWriter checks that a reader sees whole objects, and the version
+// of what it sees, while they are replaced.
 func testReadersAndWriter(t *testing.T, s objproxy.Store) {
 	const writes = 30
 	content := func(i int) []byte { return bytes.Repeat([]byte{byte(i)}, 10_000+100*i) }
@@ -388,7 +387,7 @@ func testReadersAndWriter(t *testing.T, s objproxy.Store) {
 }
 
 func testList(t *testing.T, s objproxy.Store) {
-	names := []string{"volume", "checkpoint/1-1-1", "checkpoint/2-1-2", "map/1-1", "probe/x", "v", "vol", "volume2", "snapshot/a b%c-1-1"}
+	names := []string{"volume", "checkpoint/1-1-1", "checkpoint/2-1-2", "map/1-1", objproxy.ProbePrefix + "x", "v", "vol", "volume2", "snapshot/a b%c-1-1"}
 	for i := range 30 {
 		names = append(names, fmt.Sprintf("%08x/%08x", i*0x7654321, i%3))
 	}
@@ -430,7 +429,7 @@ func testList(t *testing.T, s objproxy.Store) {
 			t.Errorf("prefix %q after %q limit %d:\ngot  %q\nwant %q", c.prefix, c.after, c.limit, got, want)
 		}
 	}
-	// All of it, page by page.
+	// Everything, page by page.
 	var got []string
 	for after := ""; ; after = got[len(got)-1] {
 		infos, err := s.List(t.Context(), "", after, 7)
@@ -464,8 +463,8 @@ func testDelete(t *testing.T, s objproxy.Store) {
 	mustHold(t, s, "map/1-2", []byte("b"))
 }
 
-// testDeleteMany: more names than one S3 request takes, and more objects than
-// one S3 answer lists.
+// testDeleteMany deletes more names than one request of S3 takes, and lists more
+// objects than one answer of S3 holds.
 func testDeleteMany(t *testing.T, s objproxy.Store) {
 	const n = 1200
 	names := make([]string, n)
@@ -477,7 +476,7 @@ func testDeleteMany(t *testing.T, s objproxy.Store) {
 			limit <- struct{}{}
 			defer func() { <-limit }()
 			if i%100 == 99 {
-				return // not there when it is deleted
+				return // it does not exist when it is deleted
 			}
 			if _, err := s.Put(t.Context(), names[i], objproxy.Body{}, objproxy.IfAbsent()); err != nil {
 				t.Error(err)
@@ -530,8 +529,8 @@ func testCancelled(t *testing.T, s objproxy.Store) {
 	}
 }
 
-// testBodyClosed: every reader of a body is closed, also of puts that fail or
-// are cancelled, so that its memory can be used again.
+// testBodyClosed checks that every reader of a body is closed, also by puts that
+// fail or are cancelled, so that its memory can be used again.
 func testBodyClosed(t *testing.T, s objproxy.Store) {
 	data := random(30, 3<<20)
 	var b BodyWatch

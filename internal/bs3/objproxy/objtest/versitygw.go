@@ -22,8 +22,8 @@ const (
 
 // StartVersitygw runs a real S3 server (github.com/versity/versitygw) on a
 // free port of the loopback interface, with its data in a directory of the
-// test, until the test ends. Without the program the test is skipped, or
-// fails if BS3_REQUIRE_TOOLS is 1.
+// test, until the test ends. Without the program it skips the test, or fails it
+// if BS3_REQUIRE_TOOLS is 1.
 func StartVersitygw(t testing.TB) (endpoint, accessKey, secretKey string) {
 	t.Helper()
 	program, err := findVersitygw()
@@ -46,8 +46,8 @@ func StartVersitygw(t testing.TB) (endpoint, accessKey, secretKey string) {
 	}
 }
 
-// findVersitygw looks where the environment says, where make installs it, and
-// in PATH.
+// findVersitygw looks for the program where the environment variable points,
+// where make installs it, and in PATH.
 func findVersitygw() (string, error) {
 	if path := os.Getenv(versitygwEnv); path != "" {
 		return path, nil
