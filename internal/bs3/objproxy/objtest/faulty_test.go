@@ -29,14 +29,14 @@ func has(t *testing.T, s objproxy.Store, name string) bool {
 	return err == nil
 }
 
-// TestFaults: each fault alone does what it says to every call.
+// TestFaults checks that each fault alone does to every call what it should.
 func TestFaults(t *testing.T) {
 	const latency = time.Second
 	for _, c := range []struct {
 		name         string
 		faults       objtest.Faults
 		fails        bool
-		stored, late bool // is the object there when the answer is, or a minute later
+		stored, late bool // whether the object is there when the answer is, and a minute later
 		atMost       time.Duration
 	}{
 		{"none", objtest.Faults{}, false, true, true, 2 * time.Nanosecond},
@@ -77,7 +77,8 @@ func TestFaults(t *testing.T) {
 	}
 }
 
-// TestLateDelete: it removes what was put meanwhile, as a real one would.
+// TestLateDelete checks that a late Delete removes what was put meanwhile, as a
+// real one would.
 func TestLateDelete(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := objtest.NewMemory()
@@ -95,8 +96,8 @@ func TestLateDelete(t *testing.T) {
 	})
 }
 
-// TestLateBody: a late put keeps its body open until it arrives. Who writes to
-// that memory meanwhile meets the race detector.
+// TestLateBody checks that a late put keeps its body open until it arrives. If
+// the memory is written to meanwhile, the race detector reports it.
 func TestLateBody(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := objtest.NewMemory()
@@ -119,7 +120,7 @@ func TestLateBody(t *testing.T) {
 	})
 }
 
-// history runs some concurrent calls and tells how they ended, and when.
+// history runs some concurrent calls and returns how they ended, and when.
 func history(t *testing.T, seed uint64, names int) []string {
 	var mu sync.Mutex
 	var lines []string
@@ -162,7 +163,8 @@ func history(t *testing.T, seed uint64, names int) []string {
 	return lines
 }
 
-// TestSeed: one seed is one history, to the nanosecond; another is another.
+// TestSeed checks that one seed is one history, to the nanosecond, and another
+// seed is another history.
 func TestSeed(t *testing.T) {
 	run := func(seed uint64) (lines []string) {
 		synctest.Test(t, func(t *testing.T) { lines = history(t, seed, 40) })
@@ -189,7 +191,7 @@ func TestSeed(t *testing.T) {
 	}
 }
 
-// TestOneAtATime: no two steps fall on one instant.
+// TestOneAtATime checks that no two steps fall on the same instant.
 func TestOneAtATime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := objtest.NewMemory()
@@ -220,7 +222,8 @@ func TestOneAtATime(t *testing.T) {
 	})
 }
 
-// TestTryAgain: what happened to a call does not happen to it for ever.
+// TestTryAgain checks that what happened to a call does not happen to every
+// repetition of it.
 func TestTryAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := objtest.NewFaulty(objtest.NewMemory(), objtest.Faults{Fail: 0.5})
@@ -236,7 +239,8 @@ func TestTryAgain(t *testing.T) {
 	})
 }
 
-// TestKill: a dead process gets no answers, but its requests may arrive.
+// TestKill checks that a dead process gets no answers, but that its requests may
+// arrive.
 func TestKill(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		arrived, vanished := 0, 0
@@ -270,7 +274,7 @@ func TestKill(t *testing.T) {
 	})
 }
 
-// TestGiveUp: a call ends with its ctx, wherever the request is.
+// TestGiveUp checks that a call ends with its ctx, wherever the request is.
 func TestGiveUp(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := objtest.NewFaulty(objtest.NewMemory(), objtest.Faults{Latency: time.Hour})
@@ -283,8 +287,8 @@ func TestGiveUp(t *testing.T) {
 	})
 }
 
-// TestClone: what happens to one store does not happen to its copy, and no
-// version is given twice.
+// TestClone checks that a store and its clone do not affect each other, and that
+// no version occurs twice.
 func TestClone(t *testing.T) {
 	m := objtest.NewMemory()
 	if err := put(t.Context(), m, "a", "1"); err != nil {
@@ -308,7 +312,7 @@ func TestClone(t *testing.T) {
 	}
 }
 
-// TestRecorder: every call is remembered with its outcome.
+// TestRecorder checks that every call is recorded with its outcome.
 func TestRecorder(t *testing.T) {
 	r := objtest.NewRecorder(objtest.NewMemory())
 	ctx := t.Context()
@@ -340,7 +344,7 @@ func TestRecorder(t *testing.T) {
 	}
 }
 
-// TestFailNth: exactly the nth call fails, done or not.
+// TestFailNth checks that exactly the nth call fails, done or not.
 func TestFailNth(t *testing.T) {
 	boom := errors.New("boom")
 	for _, applied := range []bool{false, true} {

@@ -11,7 +11,7 @@ func TestMemory(t *testing.T) {
 	objtest.Suite(t, func(*testing.T) objproxy.Store { return objtest.NewMemory() })
 }
 
-// TestPerfectNetwork: Faulty without faults is a store like any other.
+// TestPerfectNetwork checks that Faulty without faults passes the suite.
 func TestPerfectNetwork(t *testing.T) {
 	objtest.Suite(t, func(*testing.T) objproxy.Store {
 		return objtest.NewFaulty(objtest.NewMemory(), objtest.Faults{})

@@ -23,7 +23,7 @@ import (
 	"bs3/internal/bs3/objproxy/s3"
 )
 
-// at makes a store whose bucket is played by handler.
+// at returns a store whose bucket is handler.
 func at(t *testing.T, handler http.HandlerFunc) *s3.Store {
 	t.Helper()
 	srv := httptest.NewServer(handler)
@@ -46,7 +46,7 @@ func errorBody(code string) string {
 	return `<?xml version="1.0" encoding="UTF-8"?><Error><Code>` + code + `</Code><Message>said so</Message></Error>`
 }
 
-// meaning is which of the answers that callers ask for an error is.
+// meaning returns a word for what callers distinguish in an error.
 func meaning(err error) string {
 	var is []string
 	for _, c := range []struct {
@@ -69,7 +69,7 @@ func meaning(err error) string {
 	return strings.Join(is, " and ")
 }
 
-// TestMeaning: what each refusal means for each request.
+// TestMeaning checks what each refusal means for each request.
 func TestMeaning(t *testing.T) {
 	const p, tr = "permanent", "transient"
 	for _, c := range []struct {
@@ -139,7 +139,7 @@ func TestMeaning(t *testing.T) {
 	}
 }
 
-// TestGetAnswers: odd and broken answers to a GET of an object of ten bytes.
+// TestGetAnswers tries odd and broken answers to a GET of an object of ten bytes.
 func TestGetAnswers(t *testing.T) {
 	const object = "0123456789"
 	whole := func(w http.ResponseWriter) { io.WriteString(w, object) }
@@ -225,8 +225,8 @@ func TestGetAnswers(t *testing.T) {
 	}
 }
 
-// TestChecksum: a checksum that the store sends is verified, if that is asked
-// for and the answer is a whole object.
+// TestChecksum checks that a checksum that the store sends is verified, if the
+// options require that and the answer is a whole object.
 func TestChecksum(t *testing.T) {
 	for _, c := range []struct{ sum, want string }{{"poTHxg==", "ok"}, {"AAAAAA==", "transient"}} {
 		srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
@@ -242,8 +242,8 @@ func TestChecksum(t *testing.T) {
 	}
 }
 
-// TestHalfRead: a server reads half of the body and fails; the next try sends
-// the whole body again.
+// TestHalfRead checks that after a server read half of the body and failed, the
+// next try sends the whole body again.
 func TestHalfRead(t *testing.T) {
 	data, tail := bytes.Repeat([]byte("d"), 1<<20), bytes.Repeat([]byte("t"), 5000)
 	for name, fail := range map[string]func(http.ResponseWriter){
@@ -283,8 +283,8 @@ func TestHalfRead(t *testing.T) {
 	}
 }
 
-// TestCancelUpload: when Put returns nobody reads the body any more, though
-// the server still waits for it.
+// TestCancelUpload checks that nobody reads the body after Put has returned, even
+// if the server still waits for it.
 func TestCancelUpload(t *testing.T) {
 	started := make(chan struct{})
 	release := make(chan struct{})
@@ -315,8 +315,9 @@ func TestCancelUpload(t *testing.T) {
 }
 
 // TestRefusedUnread: a store that refuses a conditional put before it has read
-// the body may reset the connection so soon that its answer is lost. The
-// refusal is found out all the same, and a broken connection alone is none.
+// the body may reset the connection so soon that its answer is lost. The test
+// checks that the refusal is detected all the same, and that a broken connection
+// alone is no refusal.
 func TestRefusedUnread(t *testing.T) {
 	for _, c := range []struct {
 		name, there string // the version that is there
@@ -359,7 +360,7 @@ func TestRefusedUnread(t *testing.T) {
 	}
 }
 
-// TestNoServer: nobody listens, or the one who does never answers.
+// TestNoServer tries an address where nobody listens and one that never answers.
 func TestNoServer(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -391,12 +392,12 @@ func TestNoServer(t *testing.T) {
 	}
 }
 
-// TestConnections: connections are used again, also after errors, and as many
-// are kept as there are workers.
+// TestConnections checks that connections are used again, also after errors, and
+// that as many are kept as there are workers.
 func TestConnections(t *testing.T) {
 	const workers = 32
 	var opened atomic.Int32
-	var gate sync.WaitGroup // so that all requests of a round are there at once
+	var gate sync.WaitGroup // so that all requests of a round arrive before one is answered
 	srv := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		io.Copy(io.Discard, r.Body)
 		gate.Done()
@@ -454,7 +455,7 @@ func TestConnections(t *testing.T) {
 	}
 }
 
-// TestRequests: what is sent.
+// TestRequests checks what is sent.
 func TestRequests(t *testing.T) {
 	var last http.Header
 	var path string
@@ -505,7 +506,8 @@ func TestRequests(t *testing.T) {
 	}
 }
 
-// TestCredentialChain: without keys of our own the SDK finds some.
+// TestCredentialChain checks that, without keys in the options, the SDK finds
+// some.
 func TestCredentialChain(t *testing.T) {
 	t.Setenv("AWS_ACCESS_KEY_ID", "key-of-the-environment")
 	t.Setenv("AWS_SECRET_ACCESS_KEY", "secret")
@@ -531,8 +533,8 @@ func TestCredentialChain(t *testing.T) {
 	}
 }
 
-// TestCredentialChainIsSilent: standard error belongs to the daemon's log, which
-// may be JSON; the SDK does not write there.
+// TestCredentialChainIsSilent checks that the SDK does not write to standard
+// error, which belongs to the daemon's log and may be JSON.
 func TestCredentialChainIsSilent(t *testing.T) {
 	refuses := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		w.WriteHeader(http.StatusForbidden)
@@ -565,7 +567,7 @@ func TestCredentialChainIsSilent(t *testing.T) {
 	}
 }
 
-// TestProtocol: HTTP/1.1 unless HTTP2 is set.
+// TestProtocol checks that requests use HTTP/1.1 unless HTTP2 is set.
 func TestProtocol(t *testing.T) {
 	srv := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		io.WriteString(w, r.Proto)
@@ -589,7 +591,8 @@ func TestProtocol(t *testing.T) {
 	}
 }
 
-// TestDeleteSome: the names that a batch could not delete are told apart.
+// TestDeleteSome checks that the error tells which names of a batch were not
+// deleted.
 func TestDeleteSome(t *testing.T) {
 	s := at(t, func(w http.ResponseWriter, r *http.Request) {
 		io.Copy(io.Discard, r.Body)
@@ -612,7 +615,7 @@ func TestDeleteSome(t *testing.T) {
 	}
 }
 
-// TestUnordered: a store that does not list in order is found out.
+// TestUnordered checks that a store that does not list in order is detected.
 func TestUnordered(t *testing.T) {
 	s := at(t, func(w http.ResponseWriter, _ *http.Request) {
 		io.WriteString(w, `<ListBucketResult><Name>bucket</Name><Contents><Key>b</Key></Contents><Contents><Key>a</Key></Contents></ListBucketResult>`)

@@ -13,8 +13,8 @@ import (
 	"bs3/internal/bs3/objproxy/s3"
 )
 
-// TestNoBucket: with real servers, a bucket that is missing does not make
-// objects missing, and several processes may make it at once.
+// TestNoBucket checks with real servers that a missing bucket does not count as
+// missing objects, and that several processes may create it at once.
 func TestNoBucket(t *testing.T) {
 	check := func(t *testing.T, endpoint, access, secret string) {
 		t.Helper()
@@ -36,7 +36,7 @@ func TestNoBucket(t *testing.T) {
 		var wg sync.WaitGroup
 		for range 8 {
 			wg.Go(func() {
-				// versitygw answers 500 while another makes the bucket.
+				// versitygw answers 500 while another process creates the bucket.
 				retry := objproxy.NewRetry(s, objproxy.RetryOptions{First: time.Millisecond})
 				err := retry.Do(t.Context(), "bucket", "new-bucket", func() error { return s.EnsureBucket(t.Context()) })
 				if err != nil {
@@ -56,7 +56,8 @@ func TestNoBucket(t *testing.T) {
 	})
 }
 
-// TestWrongSecret: who is not let in has not been told that there is nothing.
+// TestWrongSecret checks that a store that rejects the credentials has not said
+// that an object is missing.
 func TestWrongSecret(t *testing.T) {
 	endpoint, access, secret := objtest.StartVersitygw(t)
 	open(t, s3.Options{Endpoint: endpoint, AccessKey: access, SecretKey: secret, Bucket: "bucket"})
@@ -70,7 +71,8 @@ func TestWrongSecret(t *testing.T) {
 	}
 }
 
-// TestBucketRefused: each refusal says what to do about it.
+// TestBucketRefused checks that the error for each refusal tells what to do about
+// it.
 func TestBucketRefused(t *testing.T) {
 	for _, c := range []struct {
 		head, create int

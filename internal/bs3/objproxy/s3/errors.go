@@ -13,22 +13,22 @@ import (
 	"bs3/internal/bs3/objproxy"
 )
 
-// errNoETag: a store without ETags has no conditions either.
-var errNoETag = errors.New("the store gave no ETag")
+// errNoETag is an error because a store without ETags has no conditions either.
+var errNoETag = errors.New("the store's answer has no ETag")
 
-// transientCodes are refusals of one attempt, not of the request, whose
-// status does not say so.
+// transientCodes refuse one attempt, not the request, although the status does
+// not show it.
 var transientCodes = []string{
 	skewedCode, "RequestTimeout", "IncompleteBody", "BadDigest", "XAmzContentSHA256Mismatch", "XAmzContentChecksumMismatch",
 }
 
-// skewedCode: one of the two clocks is wrong. The next try is signed with the
-// store's.
+// skewedCode means that one of the two clocks is wrong. The next try is signed
+// with the store's time.
 const skewedCode = "RequestTimeTooSkewed"
 
-// answer takes the status and S3's code from an error of a requester or of the
-// SDK. The status is 0 if there was no answer; the code is empty, or invented
-// by the SDK ("NotFound"), if the answer had no body.
+// answer returns the status and S3's code in an error of a requester or of the
+// SDK. The status is 0 if there was no answer. If the answer had no body, the
+// code is empty or invented by the SDK ("NotFound").
 func answer(err error) (status int, code string) {
 	if e, ok := errors.AsType[*refusal](err); ok {
 		return e.status, e.code
@@ -42,9 +42,9 @@ func answer(err error) (status int, code string) {
 	return status, code
 }
 
-// requestError says what the failure of a request means where it could not be
-// asked: ErrTransient, or permanent. ctx is the caller's, without the time
-// limit of the request. The cause is not wrapped: a time limit of ours
+// requestError returns the error for a failed request, if nothing more specific
+// applies: ErrTransient or a permanent one. ctx is the caller's, without the time
+// limit of the request. The cause is not wrapped, because a time limit of ours
 // must not look like the end of the caller's ctx.
 func requestError(ctx context.Context, what string, err error) error {
 	if e := ctx.Err(); e != nil {
@@ -60,7 +60,8 @@ func transient(err error) bool {
 	status, code := answer(err)
 	switch {
 	case status == 0:
-		// No answer. Else the request was not even made: no credentials.
+		// Without an answer; otherwise the request was not even made (for example
+		// because there are no credentials).
 		_, lost := errors.AsType[*noAnswer](err)
 		_, sent := errors.AsType[*smithyhttp.RequestSendError](err)
 		return lost || sent || errors.Is(err, context.DeadlineExceeded)
@@ -71,7 +72,7 @@ func transient(err error) bool {
 	case status >= 500:
 		return status != http.StatusNotImplemented
 	case status == http.StatusNotFound:
-		// A gateway that has lost what is behind it. S3 itself gives reasons.
+		// A gateway that does not reach what is behind it. S3 itself gives reasons.
 		return code == "" || code == "NotFound" || code == "UnknownError"
 	default:
 		return slices.Contains(transientCodes, code)
@@ -89,7 +90,8 @@ func (s *Store) getError(ctx context.Context, name string, err error) error {
 	return requestError(ctx, what, err)
 }
 
-// bodyError is about an answer that broke off or does not match its checksum.
+// bodyError returns the error for an answer that broke off or does not match its
+// checksum.
 func (s *Store) bodyError(ctx context.Context, name string, err error) error {
 	what := s.describe("get", name)
 	if e := ctx.Err(); e != nil {
@@ -106,16 +108,16 @@ func (s *Store) putError(ctx context.Context, name string, err error, cond objpr
 	}
 	switch status, code := answer(err); {
 	case status == http.StatusPreconditionFailed,
-		// Some stores say so where If-Match finds nothing.
+		// Some stores answer so if If-Match finds no object.
 		status == http.StatusNotFound && code == "NoSuchKey":
 		return fmt.Errorf("%s: %w", what, objproxy.ErrExists)
 	case status == http.StatusNotImplemented:
 		return fmt.Errorf("%s: conditional puts: %w: %s", what, errors.ErrUnsupported, err.Error())
 	case status == 0 && ctx.Err() == nil:
-		// A store may refuse before it has read the body and hang up at once;
-		// then we see a broken connection instead of the refusal, and would
-		// again at the next try. Whether the condition holds can be seen
-		// without sending the body.
+		// A store may refuse before it has read the body and hang up at once. We
+		// then see a broken connection instead of the refusal, and would again at
+		// the next try. A Get tells whether the condition holds without sending
+		// the body.
 		_, there, e := s.Get(ctx, name, nil, 0)
 		if e == nil && (cond.Absent() || there.Version != version) || isVersion && errors.Is(e, objproxy.ErrNotFound) {
 			return fmt.Errorf("%s: %w: seen after %s", what, objproxy.ErrExists, err.Error())
@@ -124,7 +126,8 @@ func (s *Store) putError(ctx context.Context, name string, err error, cond objpr
 	return requestError(ctx, what, err)
 }
 
-// deleteError is about one name of a batch; nil if the object is not there.
+// deleteError returns the error for one name of a batch; nil if there is no such
+// object.
 func deleteError(what, code, message string) error {
 	switch code {
 	case "NoSuchKey":

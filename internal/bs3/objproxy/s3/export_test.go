@@ -8,8 +8,8 @@ import (
 // SetRequestTime replaces the time limit of a request without payload.
 func (s *Store) SetRequestTime(d time.Duration) { s.requestTime = d }
 
-// SignsPayload says whether the signatures of Puts cover their payload.
+// SignsPayload reports whether the signatures of Puts cover their payload.
 func SignsPayload(s *Store) bool { return s.signPayload }
 
-// SetTransport replaces the way of Gets and Puts.
+// SetTransport replaces the transport of Gets and Puts.
 func (s *Store) SetTransport(t http.RoundTripper) { s.objects.transport = t }

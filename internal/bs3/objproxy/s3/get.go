@@ -19,8 +19,8 @@ import (
 // Get implements objproxy.Store.
 func (s *Store) Get(ctx context.Context, name string, p []byte, off int64) (int, objproxy.Info, error) {
 	if len(p) == 0 {
-		// HTTP has no range of no bytes. The last byte says as much of the
-		// object.
+		// HTTP has no empty range. A read of the last byte tells the same about
+		// the object.
 		_, info, err := s.get(ctx, name, make([]byte, 1), -1)
 		if err == nil && off > info.Size {
 			err = s.pastTheEnd(name, 0, off, info.Size)
@@ -46,22 +46,22 @@ func (s *Store) get(ctx context.Context, name string, p []byte, off int64) (int,
 	}
 	n, info, err := s.getOnce(ctx, name, p, off, httpRange)
 	if off < 0 && errors.Is(err, objproxy.ErrRange) {
-		// Some stores refuse a suffix that is longer than the object, or any
-		// of an empty one.
+		// Some stores refuse a suffix range that is longer than the object, or any
+		// of an empty object.
 		return s.getOnce(ctx, name, p, off, "")
 	}
 	return n, info, err
 }
 
-// getOnce makes one request, for a range or, if that is empty, for the whole
-// object, and takes from the answer what p and off ask for.
+// getOnce makes one request, for httpRange or, if that is empty, for the whole
+// object, and takes from the answer what p and off require.
 func (s *Store) getOnce(ctx context.Context, name string, p []byte, off int64, httpRange string) (int, objproxy.Info, error) {
 	fail := func(err error) (int, objproxy.Info, error) { return 0, objproxy.Info{}, err }
 	broken := func(err error) (int, objproxy.Info, error) {
 		return fail(fmt.Errorf("%s: %w: %w", s.describe("get", name), objproxy.ErrTransient, err))
 	}
-	reqCtx, watched, stop := s.watch(ctx, int64(len(p)))
-	defer stop()
+	reqCtx, watched := s.watch(ctx, int64(len(p)))
+	defer watched.stop()
 	header := make(http.Header, 8)
 	if httpRange != "" {
 		header["Range"] = []string{httpRange}
@@ -74,7 +74,7 @@ func (s *Store) getOnce(ctx context.Context, name string, p []byte, off int64, h
 		return fail(s.getError(ctx, name, err))
 	}
 	defer answer.Body.Close()
-	start, end, size, err := extent(answer)
+	part, err := partOf(answer)
 	if err != nil {
 		return broken(err)
 	}
@@ -83,45 +83,45 @@ func (s *Store) getOnce(ctx context.Context, name string, p []byte, off int64, h
 		return broken(errNoETag)
 	}
 	if off < 0 {
-		off = max(0, size-int64(len(p)))
-		p = p[:size-off]
+		off = max(0, part.size-int64(len(p)))
+		p = p[:part.size-off]
 	}
-	last := off + int64(len(p))
-	if last > size {
-		_ = drain(answer.Body) // for the connection's sake
-		return fail(s.pastTheEnd(name, len(p), off, size))
+	end := off + int64(len(p))
+	if end > part.size {
+		_ = drain(answer.Body) // so that the connection can be used again
+		return fail(s.pastTheEnd(name, len(p), off, part.size))
 	}
-	if start > off || end < last {
-		return broken(fmt.Errorf("asked for bytes %d to %d, the store sends %d to %d", off, last, start, end))
+	if part.start > off || part.end < end {
+		return broken(fmt.Errorf("bytes %d to %d were requested, the store sends %d to %d", off, end, part.start, part.end))
 	}
 	body, sum := io.Reader(watchedReader{answer.Body, watched}), (*checksum)(nil)
-	if s.checksums && start == 0 && end == size {
+	if s.checksums && part.start == 0 && part.end == part.size {
 		if sum = newChecksum(answer.Header); sum != nil {
 			body = io.TeeReader(body, sum)
 		}
 	}
-	if off > start {
-		_, err = io.CopyN(io.Discard, body, off-start)
+	if off > part.start {
+		_, err = io.CopyN(io.Discard, body, off-part.start)
 	}
 	if err == nil {
 		_, err = io.ReadFull(body, p)
 	}
 	if err == nil {
-		// The end of the answer frees the connection.
+		// Reading to the end of the answer frees the connection.
 		err = drain(body)
 	}
 	if err == nil && sum != nil {
-		err = sum.verify(size)
+		err = sum.verify(part.size)
 	}
 	if err != nil {
 		return fail(s.bodyError(ctx, name, stuck(reqCtx, err)))
 	}
-	modified, _ := http.ParseTime(answer.Header.Get("Last-Modified")) // it is only for people
-	return len(p), objproxy.Info{Name: name, Size: size, Version: objproxy.Version(version), Modified: modified}, nil
+	modified, _ := http.ParseTime(answer.Header.Get("Last-Modified")) // only for people
+	return len(p), objproxy.Info{Name: name, Size: part.size, Version: objproxy.Version(version), Modified: modified}, nil
 }
 
-// drain reads what is left of an answer if that is little; a longer rest is
-// dropped with its connection.
+// drain reads the rest of an answer if it is short. A longer one is dropped with
+// its connection.
 func drain(r io.Reader) error {
 	const little = 64 << 10
 	_, err := io.CopyN(io.Discard, r, little)
@@ -131,49 +131,53 @@ func drain(r io.Reader) error {
 	return err
 }
 
-// extent says which bytes [start, end) of an object of what size an answer
-// brings.
-func extent(answer *http.Response) (start, end, size int64, err error) {
+// part is the bytes [start, end) of an object of size bytes.
+type part struct{ start, end, size int64 }
+
+// partOf returns which part of an object an answer brings.
+func partOf(answer *http.Response) (part, error) {
 	length := answer.ContentLength
 	if length < 0 {
-		return 0, 0, 0, errors.New("an answer without a length")
+		return part{}, errors.New("an answer without a length")
 	}
 	header := answer.Header.Get("Content-Range")
 	if header == "" {
 		if answer.StatusCode == http.StatusPartialContent {
-			return 0, 0, 0, errors.New("a part of an object, without Content-Range")
+			return part{}, errors.New("a part of an object, without Content-Range")
 		}
-		return 0, length, length, nil
+		return part{0, length, length}, nil
 	}
 	// Content-Range: bytes FIRST-LAST/SIZE (RFC 9110, 14.4).
 	spec, ok := strings.CutPrefix(header, "bytes ")
 	first, spec, dash := strings.Cut(spec, "-")
 	last, all, slash := strings.Cut(spec, "/")
 	ok = ok && dash && slash
+	var p part
 	for _, n := range []struct {
 		text string
 		to   *int64
-	}{{first, &start}, {last, &end}, {all, &size}} {
+	}{{first, &p.start}, {last, &p.end}, {all, &p.size}} {
+		var err error
 		if *n.to, err = strconv.ParseInt(n.text, 10, 64); err != nil {
 			ok = false
 		}
 	}
-	end++
-	if !ok || start < 0 || end <= start || size < end || end-start != length {
-		return 0, 0, 0, fmt.Errorf("an answer of %d bytes with Content-Range %q", length, header)
+	p.end++
+	if !ok || p.start < 0 || p.end <= p.start || p.size < p.end || p.end-p.start != length {
+		return part{}, fmt.Errorf("an answer of %d bytes with Content-Range %q", length, header)
 	}
-	return start, end, size, nil
+	return p, nil
 }
 
-// checksum is what a store says of a whole object, and the hash of what came.
+// checksum is the store's checksum of a whole object, and the hash of what came.
 type checksum struct {
 	hash.Hash32
 	want string
 	n    int64
 }
 
-// newChecksum gives the checksum of an answer that we can compute; nil if there
-// is none. One of parts ("…-3") is not.
+// newChecksum returns a checksum of an answer that we can verify; nil if there is
+// none. We cannot verify one of parts ("…-3").
 func newChecksum(header http.Header) *checksum {
 	for name, table := range map[string]*crc32.Table{
 		"X-Amz-Checksum-Crc32":  crc32.IEEETable,
@@ -192,7 +196,7 @@ func (c *checksum) Write(p []byte) (int, error) {
 	return c.Hash32.Write(p)
 }
 
-// verify compares, if all of the size bytes were read.
+// verify compares the checksums, if all of the size bytes were read.
 func (c *checksum) verify(size int64) error {
 	if got := encodeChecksum(c.Sum32()); c.n == size && got != c.want {
 		return fmt.Errorf("its checksum is %s, the store says %s", got, c.want)
@@ -200,7 +204,7 @@ func (c *checksum) verify(size int64) error {
 	return nil
 }
 
-// encodeChecksum is how S3 writes a CRC.
+// encodeChecksum returns a CRC as S3 writes it.
 func encodeChecksum(sum uint32) string {
 	return base64.StdEncoding.EncodeToString(binary.BigEndian.AppendUint32(nil, sum))
 }

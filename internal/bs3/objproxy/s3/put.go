@@ -19,7 +19,7 @@ func (s *Store) Put(ctx context.Context, name string, body objproxy.Body, cond o
 	case cond.Absent():
 		header["If-None-Match"] = []string{"*"}
 	case isVersion && version == "":
-		return "", fmt.Errorf("%s: %w: nothing has an empty version", s.describe("put", name), objproxy.ErrExists)
+		return "", fmt.Errorf("%s: %w: no object has an empty version", s.describe("put", name), objproxy.ErrExists)
 	case isVersion:
 		header["If-Match"] = []string{string(version)}
 	}
@@ -36,18 +36,18 @@ func (s *Store) Put(ctx context.Context, name string, body objproxy.Body, cond o
 		h.Write(body.Tail)
 		payload = hex.EncodeToString(h.Sum(nil))
 	}
-	// Once it is closed nobody reads the body any more, so nothing of an
-	// abandoned request outlives this call.
+	// Closing r ends all reading of the body, so nothing of an abandoned request
+	// outlives this call.
 	r := body.Open()
 	defer r.Close()
-	reqCtx, watched, stop := s.watch(ctx, body.Size())
-	defer stop()
+	reqCtx, watched := s.watch(ctx, body.Size())
+	defer watched.stop()
 	answer, err := s.objects.do(reqCtx, http.MethodPut, s.prefix+name, header, payload, watchedReader{r, watched}, body.Size())
 	if err != nil {
 		return "", s.putError(ctx, name, err, cond)
 	}
 	defer answer.Body.Close()
-	_ = drain(answer.Body) // for the connection's sake
+	_ = drain(answer.Body) // so that the connection can be used again
 	etag := answer.Header.Get("Etag")
 	if etag == "" {
 		return "", fmt.Errorf("%s: %w: %w", s.describe("put", name), objproxy.ErrTransient, errNoETag)

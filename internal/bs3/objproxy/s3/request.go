@@ -20,35 +20,34 @@ import (
 )
 
 // Values of X-Amz-Content-Sha256 (SigV4, "Authenticating Requests: Using the
-// Authorization Header") that are no hash of this request's payload.
+// Authorization Header") that need no hashing.
 const (
 	emptyPayload    = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855" // SHA-256 of nothing
 	unsignedPayload = "UNSIGNED-PAYLOAD"
 )
 
-// sigV4 is what the SDK's resolver calls the signatures we make.
+// sigV4 is the SDK's name for the signatures that we make.
 const sigV4 = "sigv4"
 
-// requester makes the requests that there are many of: GETs and PUTs of single
-// objects, as plain HTTP requests signed by the SDK's signer. Its operations
-// take two to three times as much CPU. Credentials, region and endpoint are
-// the SDK's.
+// requester makes the frequent requests, GET and PUT of single objects, as plain
+// HTTP requests signed by the SDK's signer. The SDK's own operations take two to
+// three times as much CPU. Credentials, region and endpoint are the SDK's.
 type requester struct {
-	// transport, and no http.Client: a signature is for one address, so a
-	// redirect is an answer.
+	// transport is not wrapped in an http.Client, which would follow redirects; a
+	// signature is valid for one address.
 	transport   http.RoundTripper
 	credentials aws.CredentialsProvider
 	signer      *v4.Signer
-	bucket      string // URL of the bucket with a slash at its end
+	bucket      string // URL of the bucket, with a slash at the end
 	tls         bool
 	region      string // of the signature
 	service     string // of the signature
-	// skew is how much the store's clock is ahead of ours, in ns, if a signature
-	// was refused for that.
+	// skew is how far the store's clock is ahead of ours, in ns, once a signature
+	// was refused because of it.
 	skew atomic.Int64
 }
 
-// newRequester resolves where the bucket is. It sends no request.
+// newRequester resolves the address of the bucket. It sends no request.
 func newRequester(ctx context.Context, transport http.RoundTripper, o s3.Options, bucket string) (*requester, error) {
 	p := s3.EndpointParameters{
 		Bucket:         &bucket,
@@ -87,15 +86,15 @@ func newRequester(ctx context.Context, transport http.RoundTripper, o s3.Options
 		return r, nil
 	}
 	if len(schemes) > 0 {
-		return nil, fmt.Errorf("bucket %s wants signatures of the kind %s, not %s", bucket, schemes[0].SchemeID, sigV4)
+		return nil, fmt.Errorf("bucket %s requires signatures of type %s; bs3 only makes %s", bucket, schemes[0].SchemeID, sigV4)
 	}
 	return r, nil
 }
 
-// do sends one request for an object and gives the answer if that is a success;
-// its body must be closed. Errors: *refusal, *noAnswer, or what kept the request
-// from being made. payload is X-Amz-Content-Sha256; body, which has size bytes,
-// may be nil.
+// do sends one request for an object and returns the answer if that is a success;
+// the caller must close its body. Errors: *refusal, *noAnswer, or what prevented
+// the request. payload is the value of X-Amz-Content-Sha256; body, which has size
+// bytes, may be nil.
 func (r *requester) do(ctx context.Context, method, object string, header http.Header, payload string, body io.ReadCloser, size int64) (*http.Response, error) {
 	u, err := url.Parse(r.bucket + httpbinding.EscapePath(object, false))
 	if err != nil {
@@ -114,7 +113,7 @@ func (r *requester) do(ctx context.Context, method, object string, header http.H
 	if body != nil {
 		req.Body, req.ContentLength = body, size
 		if size == 0 {
-			req.Body = http.NoBody // else its length counts as unknown
+			req.Body = http.NoBody // otherwise net/http takes its length for unknown
 		}
 	}
 	now := time.Now().Add(time.Duration(r.skew.Load()))
@@ -136,17 +135,17 @@ func (r *requester) do(ctx context.Context, method, object string, header http.H
 	return nil, refused
 }
 
-// learnSkew takes the time from an answer.
+// learnSkew sets the skew from the date of an answer.
 func (r *requester) learnSkew(answer *http.Response) {
 	if t, err := http.ParseTime(answer.Header.Get("Date")); err == nil {
 		r.skew.Store(int64(time.Until(t)))
 	}
 }
 
-// refusal is an answer that is no success.
+// refusal is an answer other than success.
 type refusal struct {
 	status        int
-	code, message string // S3's, empty if the answer gave none
+	code, message string // S3's; empty if the answer has none
 	id            string // of the request, for the store's operator
 }
 
@@ -164,7 +163,7 @@ func (r *refusal) Error() string {
 	return s
 }
 
-// noAnswer is a request that was sent, or was to be sent, and got no answer.
+// noAnswer is the failure of a request that got no answer, sent or not.
 type noAnswer struct{ err error }
 
 func (n *noAnswer) Error() string { return n.err.Error() }
@@ -174,14 +173,14 @@ func (n *noAnswer) Unwrap() error { return n.err }
 // connection can be used again.
 func readRefusal(answer *http.Response) *refusal {
 	r := &refusal{status: answer.StatusCode, id: answer.Header.Get("X-Amz-Request-Id")}
-	// An answer that breaks off says what it said so far; the status is known.
+	// If the answer breaks off, what arrived must suffice; the status is known.
 	b, _ := io.ReadAll(io.LimitReader(answer.Body, maxRefusal))
 	var reason struct {
 		XMLName xml.Name `xml:"Error"`
 		Code    string
 		Message string
 	}
-	if xml.Unmarshal(b, &reason) == nil { // a proxy's page has no reason
+	if xml.Unmarshal(b, &reason) == nil { // a page of a proxy has no reason
 		r.code, r.message = reason.Code, reason.Message
 	}
 	return r

@@ -18,7 +18,7 @@ import (
 	"bs3/internal/bs3/objproxy/s3"
 )
 
-// TestSignPayload: what the signature says of the payload.
+// TestSignPayload checks whether the signature covers the payload.
 func TestSignPayload(t *testing.T) {
 	var got string
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -48,7 +48,7 @@ func TestSignPayload(t *testing.T) {
 	}
 }
 
-// TestSkew: a clock that is wrong spoils one try.
+// TestSkew checks that a wrong clock makes only one try fail.
 func TestSkew(t *testing.T) {
 	ahead := 3 * time.Hour
 	var tries int
@@ -84,7 +84,7 @@ func TestSkew(t *testing.T) {
 	}
 }
 
-// TestRefusalTold: an error says what the store said.
+// TestRefusalTold checks that an error contains what the store answered.
 func TestRefusalTold(t *testing.T) {
 	s := at(t, func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("X-Amz-Request-Id", "4711")
@@ -102,8 +102,8 @@ func TestRefusalTold(t *testing.T) {
 	}
 }
 
-// TestNames: a prefix may have characters that URLs and signatures escape. The
-// server checks the signatures.
+// TestNames checks that a prefix may have characters that URLs and signatures
+// escape. The server checks the signatures.
 func TestNames(t *testing.T) {
 	endpoint, access, secret := objtest.StartVersitygw(t)
 	for i, prefix := range []string{"a b", "ü/ö", "1+1=2", "%41", "a&b;c,d", "~!*'()"} {
@@ -128,7 +128,7 @@ func TestNames(t *testing.T) {
 	}
 }
 
-// TestEmptyBody: an object of no bytes has a length, too.
+// TestEmptyBody checks that an empty object is sent with a length.
 func TestEmptyBody(t *testing.T) {
 	var lengths atomic.Int64
 	s := at(t, func(w http.ResponseWriter, r *http.Request) {

@@ -2,10 +2,10 @@
 // its protocol: PutObject with If-None-Match and If-Match, GetObject with
 // ranges, ListObjectsV2, DeleteObjects. Addresses are always path style.
 //
-// A request is tried once; trying again is objproxy.Retry's work. A version is
-// an ETag, which depends on the content alone with most stores: equal bytes
-// put again have the same version. Who relies on versions puts something into
-// the bytes that never returns, as the volume record does.
+// A request is tried once; objproxy.Retry tries again. A version is an ETag,
+// which with most stores depends on the content alone: equal bytes put again
+// have the same version. Callers that rely on versions must put something into
+// the bytes that never repeats, as the volume record does.
 package s3
 
 import (
@@ -29,43 +29,43 @@ import (
 	"bs3/internal/bs3/objproxy"
 )
 
-// Checksums says when requests carry CRC checksums besides their signature.
+// Checksums is when requests carry CRC checksums besides their signature.
 type Checksums string
 
 const (
-	// ChecksumsWhenRequired sends them only where the protocol demands it;
-	// every store understands that. The zero value means this too.
+	// ChecksumsWhenRequired sends them only where the protocol demands it, which
+	// every store understands. The zero value means this too.
 	ChecksumsWhenRequired Checksums = "when_required"
 	// ChecksumsWhenSupported sends them with every Put and verifies those of
 	// whole objects. Some stores refuse such Puts.
 	ChecksumsWhenSupported Checksums = "when_supported"
 )
 
-// SignPayload says whether the signature of a Put covers its payload. Hashing
-// takes more time than all the rest of a Put does.
+// SignPayload is whether the signature of a Put covers its payload. Hashing the
+// payload takes more time than the rest of a Put.
 type SignPayload string
 
 const (
-	// SignPayloadAuto signs it unless the connection is TLS, which protects it
-	// already. The zero value means this too.
+	// SignPayloadAuto signs the payload unless the connection is TLS, which
+	// protects it already. The zero value means this too.
 	SignPayloadAuto SignPayload = "auto"
-	// SignPayloadAlways signs it.
+	// SignPayloadAlways signs the payload.
 	SignPayloadAlways SignPayload = "always"
-	// SignPayloadNever does not: without TLS nothing but TCP's checksum tells
-	// whether what arrives is what was sent.
+	// SignPayloadNever does not sign it. Without TLS, nothing but TCP's checksum
+	// then detects that something else arrived than was sent.
 	SignPayloadNever SignPayload = "never"
 )
 
-// Options says where the bucket is and how to talk to it.
+// Options are where the bucket is and how to talk to it.
 type Options struct {
 	Bucket   string
-	Prefix   string // all names are put below it, if it is not empty
+	Prefix   string // of all names in the bucket, with a slash between; may be empty
 	Endpoint string // URL; empty = Amazon's for the region
 	Region   string
-	// AccessKey and SecretKey: if both are empty, credentials come from the
-	// SDK's own chain (environment, shared files, the machine's role).
+	// AccessKey and SecretKey are the credentials. If both are empty, the SDK
+	// looks for some (environment, shared files, the machine's role).
 	AccessKey, SecretKey string
-	Workers              int  // requests at once: that many connections are kept open
+	Workers              int  // requests at once; as many idle connections are kept open
 	HTTP2                bool // over TLS, if the server offers it
 	StorageClass         string
 	Checksums            Checksums
@@ -73,46 +73,47 @@ type Options struct {
 }
 
 const (
-	// A request may be stuck for requestTime, and in addition the time its
-	// payload takes at slowestRate: 4 MiB get 286 s, for what the kernel still
-	// holds of it is not seen to get on. It bounds requests that hang in ways
-	// TCP does not notice, so it is generous.
+	// A request may make no progress for requestTime plus the time that its
+	// payload takes at slowestRate: 286 s for 4 MiB, because the progress of what
+	// the kernel still buffers is not visible. The limit is for requests that hang
+	// in ways that TCP does not notice, so it is generous.
 	requestTime = 30 * time.Second
 	slowestRate = 16 << 10 // bytes per second
 
 	dialTime = 10 * time.Second
 	// unackedTime is how long sent bytes may stay unacknowledged before the
-	// kernel gives up the connection (TCP_USER_TIMEOUT).
+	// kernel closes the connection (TCP_USER_TIMEOUT).
 	unackedTime = 30 * time.Second
-	idleTime    = 90 * time.Second // an unused connection is closed after it
+	idleTime    = 90 * time.Second // after which an unused connection is closed
 
 	maxBatch = 1000 // names or keys in one request or answer
 )
 
 // Store is an objproxy.Store in a bucket.
 type Store struct {
-	objects      *requester // for GETs and PUTs
-	client       *s3.Client // for the rest
+	objects      *requester // for GET and PUT of objects
+	client       *s3.Client // for all other requests
 	bucket       string
 	prefix       string // empty or ends in a slash
 	endpoint     string // for messages
 	region       string
 	storageClass string
-	checksums    bool // send and verify them wherever that is possible
+	checksums    bool // send and verify them wherever possible
 	signPayload  bool
 	requestTime  time.Duration
 }
 
 var _ objproxy.Store = (*Store)(nil)
 
-// New makes a store. It sends no request to the bucket.
+// New returns a store. It sends no request to the bucket.
 func New(ctx context.Context, o Options) (*Store, error) {
 	var cfg aws.Config
 	if o.AccessKey != "" || o.SecretKey != "" {
 		cfg.Credentials = credentials.NewStaticCredentialsProvider(o.AccessKey, o.SecretKey, "")
 	} else {
 		var err error
-		// Errors are returned, not logged: its lines would be none of our log's.
+		// The SDK must not write to the log, whose format it does not know; it
+		// returns its errors anyway.
 		if cfg, err = config.LoadDefaultConfig(ctx, config.WithLogger(logging.Nop{})); err != nil {
 			return nil, fmt.Errorf("read the configuration of the AWS SDK: %w", err)
 		}
@@ -148,14 +149,14 @@ func New(ctx context.Context, o Options) (*Store, error) {
 		c.UsePathStyle = true
 		c.HTTPClient = &http.Client{
 			Transport: transport,
-			// A signature is for one address: a redirect is an answer.
+			// A signature is valid for one address, so redirects are not followed.
 			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 		}
 		c.Retryer = aws.NopRetryer{}
 		c.RequestChecksumCalculation = requests
 		c.ResponseChecksumValidation = responses
 		c.DisableLogOutputChecksumValidationSkipped = true
-		c.Logger = logging.Nop{} // errors are returned, not logged
+		c.Logger = logging.Nop{} // it returns its errors
 	})
 	var err error
 	if s.objects, err = newRequester(ctx, transport, s.client.Options(), o.Bucket); err != nil {
@@ -173,9 +174,9 @@ func New(ctx context.Context, o Options) (*Store, error) {
 	return s, nil
 }
 
-// Transport is how a store with these options speaks HTTP; for who wants to
-// measure what it could do at most. It is our own and not the SDK's, which is
-// cloned after HTTP/2 was set up in it and then cannot be told otherwise.
+// Transport returns the HTTP transport of a store with these options. It is
+// exported so that benchmarks can measure it alone. It is not the SDK's, which
+// is cloned after HTTP/2 was set up in it, so that HTTP/2 cannot be turned off.
 func Transport(o Options) *http.Transport {
 	dialer := &net.Dialer{Timeout: dialTime, Control: setUnackedTime}
 	t := &http.Transport{
@@ -186,8 +187,8 @@ func Transport(o Options) *http.Transport {
 		IdleConnTimeout:     idleTime,
 		DisableCompression:  true,
 		Protocols:           new(http.Protocols),
-		// A head and a block of 4 KiB fit; net/http's 4 KiB would cost another
-		// system call each. Larger payloads pass them by.
+		// A header and a block of 4 KiB fit; net/http's 4 KiB would cost another
+		// system call for each. Larger payloads bypass the buffers.
 		WriteBufferSize: 16 << 10,
 		ReadBufferSize:  16 << 10,
 	}
@@ -206,7 +207,7 @@ func setUnackedTime(_, _ string, c syscall.RawConn) error {
 	return err
 }
 
-// limit bounds one request that carries so many bytes.
+// limit bounds the time of one request that carries the given number of bytes.
 func (s *Store) limit(ctx context.Context, bytes int64) (context.Context, context.CancelFunc) {
 	return context.WithTimeout(ctx, s.limitOf(bytes))
 }
@@ -215,7 +216,7 @@ func (s *Store) limitOf(bytes int64) time.Duration {
 	return s.requestTime + time.Duration(bytes)*time.Second/slowestRate
 }
 
-// List implements objproxy.Store. It gives no versions.
+// List implements objproxy.Store. It returns no versions.
 func (s *Store) List(ctx context.Context, prefix, after string, count int) ([]objproxy.Info, error) {
 	what := s.describe("list", prefix)
 	in := &s3.ListObjectsV2Input{Bucket: &s.bucket, Prefix: aws.String(s.prefix + prefix)}
@@ -230,14 +231,14 @@ func (s *Store) List(ctx context.Context, prefix, after string, count int) ([]ob
 			return nil, requestError(ctx, what, err)
 		}
 		if out.Name == nil && out.IsTruncated == nil && out.KeyCount == nil {
-			// The SDK takes whatever has none of the elements it looks for,
-			// say a page of a proxy, for an empty list.
-			return nil, fmt.Errorf("%s: %w: the answer is no list", what, objproxy.ErrTransient)
+			// The SDK takes an answer without any element that it knows, such as
+			// a page of a proxy, for an empty list.
+			return nil, fmt.Errorf("%s: %w: the answer is not a list", what, objproxy.ErrTransient)
 		}
 		for _, o := range out.Contents {
 			name := strings.TrimPrefix(aws.ToString(o.Key), s.prefix)
 			if name <= last && last != "" {
-				return nil, fmt.Errorf("%s: the store lists %q after %q, which is not in order", what, name, last)
+				return nil, fmt.Errorf("%s: the store does not list in order: %q after %q", what, name, last)
 			}
 			last = name
 			infos = append(infos, objproxy.Info{Name: name, Size: aws.ToInt64(o.Size), Modified: aws.ToTime(o.LastModified)})
@@ -246,7 +247,7 @@ func (s *Store) List(ctx context.Context, prefix, after string, count int) ([]ob
 			return infos, nil
 		}
 		if aws.ToString(out.NextContinuationToken) == "" {
-			return nil, fmt.Errorf("%s: %w: a truncated list without a way to go on", what, objproxy.ErrTransient)
+			return nil, fmt.Errorf("%s: %w: the list is truncated without a continuation token", what, objproxy.ErrTransient)
 		}
 		in.ContinuationToken = out.NextContinuationToken
 	}
@@ -271,7 +272,7 @@ func (s *Store) Delete(ctx context.Context, names []string) error {
 
 func (s *Store) deleteBatch(ctx context.Context, names []string) (failed []*objproxy.DeleteError) {
 	what := fmt.Sprintf("in bucket %s at %s", s.bucket, s.endpoint)
-	// Not quiet: a name counts as deleted only if the answer says so.
+	// Not quiet, because a name counts as deleted only if the answer says so.
 	in := &s3.DeleteObjectsInput{Bucket: &s.bucket, Delete: &types.Delete{Quiet: aws.Bool(false)}}
 	for _, name := range names {
 		in.Delete.Objects = append(in.Delete.Objects, types.ObjectIdentifier{Key: aws.String(s.prefix + name)})
@@ -279,10 +280,10 @@ func (s *Store) deleteBatch(ctx context.Context, names []string) (failed []*objp
 	reqCtx, cancel := s.limit(ctx, 0)
 	defer cancel()
 	out, err := s.client.DeleteObjects(reqCtx, in, func(o *s3.Options) {
-		// Older stores want this header where newer ones take a CRC.
+		// Older stores require this header where newer ones accept a CRC.
 		o.APIOptions = append(o.APIOptions, smithyhttp.AddContentChecksumMiddleware)
 	})
-	answers := make(map[string]error) // by key; nil is done
+	answers := make(map[string]error) // by key; nil means deleted
 	missing := fmt.Errorf("%s: %w: not in the answer", what, objproxy.ErrTransient)
 	if err != nil {
 		missing = requestError(ctx, what, err)

@@ -14,7 +14,7 @@ import (
 	"bs3/internal/bs3/objproxy/s3"
 )
 
-// open makes a store, with a new bucket, at a server.
+// open returns a store, with a new bucket, at a server.
 func open(t testing.TB, o s3.Options) *s3.Store {
 	t.Helper()
 	o.Region = "us-east-1"
@@ -45,11 +45,11 @@ func TestFake(t *testing.T) {
 	})
 }
 
-// versitygwWithout: a GET of versitygw takes size and ETag by the file's name
-// before it opens the file, so while an object is replaced they may be those
-// of the bytes before. A condition on such an ETag fails, so nothing is lost
-// (see Count); but who reads an object that may just be replaced must expect
-// to find it cut off.
+// versitygwWithout is the test of the suite that versitygw does not pass. Its GET
+// takes size and ETag by the file's name before it opens the file, so while an
+// object is being replaced they may be those of the former bytes. A condition on
+// such an ETag fails, so nothing is lost (see Count), but a reader of an object
+// that is being replaced may find it cut off.
 const versitygwWithout = "ReadersAndWriter"
 
 func TestVersitygw(t *testing.T) {

@@ -13,7 +13,7 @@ import (
 	"bs3/internal/bs3/objproxy/s3"
 )
 
-// slowLine takes pause for each of pieces of a payload, either way.
+// slowLine pauses before each of pieces of a payload, in either direction.
 type slowLine struct {
 	pieces int
 	pause  time.Duration
@@ -32,7 +32,7 @@ func (l slowLine) RoundTrip(req *http.Request) (*http.Response, error) {
 	return answer, err
 }
 
-// slowReader reads a byte at a time, and waits before.
+// slowReader reads a byte at a time, after a pause.
 type slowReader struct {
 	pause time.Duration
 	r     io.Reader
@@ -48,7 +48,8 @@ func (r *slowReader) Read(p []byte) (int, error) {
 	}
 }
 
-// TestSlowLine: a request may take as long as it gets on, and no longer.
+// TestSlowLine checks that a request may take as long as it makes progress, and
+// no longer.
 func TestSlowLine(t *testing.T) {
 	const pieces = 100
 	for _, c := range []struct {
