@@ -10,23 +10,22 @@ import (
 	"strings"
 )
 
-// Below tells f, one by one, of the block devices that the way to path leads
-// over: those of all file systems on it, by the names that they have in sysfs
-// (ublkb0), with what they are made of (partitions, device mapper, RAID, files
-// behind loop devices). It ends with the first error of f, before it looks into
-// a file system whose device f does not like: a look into one whose device has
-// no server would never end. What lies behind a name that is not there yet is
-// the file system that would get it.
+// Below calls f for each block device on the way to path: those of all file
+// systems that the path crosses, by their names in sysfs (ublkb0), with what they
+// are made of (partitions, device mapper, RAID, files behind loop devices). It
+// ends with the first error of f, before it looks into a file system whose device
+// f rejects: if that device has no server, the look would never end. A name that
+// does not exist yet belongs to the file system that would get it.
 func Below(path string, f func(device string) error) error {
 	return system{mountinfo: "/proc/self/mountinfo", sys: "/sys"}.below(path, f)
 }
 
-// system is where Linux describes mounts and devices; tests have another one.
+// system says where Linux describes mounts and devices; tests use their own.
 type system struct {
 	mountinfo, sys string
 }
 
-// mostLinks is the number of symbolic links on a way, as in path_resolution(7).
+// mostLinks bounds the symbolic links in a path, as in path_resolution(7).
 const mostLinks = 40
 
 func (s system) below(path string, f func(device string) error) error {
@@ -38,7 +37,7 @@ func (s system) below(path string, f func(device string) error) error {
 	if err != nil {
 		return err
 	}
-	// Mounted over one another, the last one counts.
+	// Of several mounts at one place the last one counts.
 	enter := func(at string) error {
 		for _, m := range slices.Backward(mounts) {
 			if m.at == at {
@@ -59,7 +58,7 @@ func (s system) below(path string, f func(device string) error) error {
 		}
 		info, err := os.Lstat(next)
 		if err != nil {
-			return nil //nolint:nilerr // it is not there; or who uses it will get the error
+			return nil //nolint:nilerr // it does not exist, or its user will get the error
 		}
 		if info.Mode().Type() != fs.ModeSymlink {
 			at = next
@@ -102,33 +101,33 @@ func (s system) mounts() ([]mount, error) {
 		before, after, _ := strings.Cut(line, " - ")
 		one, other := strings.Fields(before), strings.Fields(after)
 		if len(one) < 5 || len(other) < 2 {
-			return nil, fmt.Errorf("%s: not understood: %q", s.mountinfo, line)
+			return nil, fmt.Errorf("%s: malformed line %q", s.mountinfo, line)
 		}
 		list = append(list, mount{at: unescape(one[4]), number: one[2], source: unescape(other[1])})
 	}
 	return list, nil
 }
 
-// unescape undoes what the kernel does to blanks in paths.
+// unescape undoes the kernel's escapes in paths.
 func unescape(s string) string {
 	return strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`).Replace(s)
 }
 
-// each tells f of the devices of one mount.
+// each calls f for the devices of one mount.
 func (s system) each(m mount, f func(device string) error) error {
 	dir, err := filepath.EvalSymlinks(filepath.Join(s.sys, "dev/block", m.number))
 	if errors.Is(err, fs.ErrNotExist) {
-		// btrfs has no number of its own, and is mounted by one of its devices.
+		// btrfs has no device number; the source is one of its devices.
 		if !strings.HasPrefix(m.source, "/dev/") {
 			return nil
 		}
 		source, err := filepath.EvalSymlinks(m.source)
 		if err != nil {
-			return nil //nolint:nilerr // it is a name, and whatever it named is gone
+			return nil //nolint:nilerr // whatever it named is gone
 		}
 		dir, err = filepath.EvalSymlinks(filepath.Join(s.sys, "class/block", filepath.Base(source)))
 		if err != nil {
-			return nil //nolint:nilerr // it is no block device
+			return nil //nolint:nilerr // not a block device
 		}
 		return s.stack(dir, f)
 	}
@@ -138,8 +137,8 @@ func (s system) each(m mount, f func(device string) error) error {
 	return s.stack(dir, f)
 }
 
-// stack tells f of the device that dir of sysfs describes, and of those that it
-// is made of.
+// stack calls f for the device that dir, in sysfs, describes, and for those that
+// it is made of.
 func (s system) stack(dir string, f func(device string) error) error {
 	if err := f(filepath.Base(dir)); err != nil {
 		return err

@@ -52,7 +52,7 @@ func (l *linux) link(target, path string) {
 	}
 }
 
-// device makes one in sysfs; partition is that of the disk that it is one of.
+// device makes a device in sysfs: a partition if it has a disk, made of parts.
 func (l *linux) device(name, number, disk string, parts ...string) {
 	l.t.Helper()
 	dir := filepath.Join(l.sys, "devices/virtual/block", disk, name)
@@ -67,7 +67,7 @@ func (l *linux) device(name, number, disk string, parts ...string) {
 	}
 }
 
-// mount puts a line into mountinfo; at is below root, or "/".
+// mount adds a line to mountinfo; at is below root, or "/".
 func (l *linux) mount(at, number, source string) {
 	l.t.Helper()
 	if at != "/" {
@@ -113,13 +113,13 @@ func TestBelow(t *testing.T) {
 	l.expect("with blank/state", "vda", "ublkb0")
 	l.expect("database", "vda")
 	l.expect("run/bs3", "vda")
-	l.expect("data/run/x", "vda", "ublkb0p1", "ublkb0") // the way leads over it
+	l.expect("data/run/x", "vda", "ublkb0p1", "ublkb0") // on the way
 
-	// What is mounted over something hides it.
+	// A mount hides what is below it.
 	l.mount("data", "0:24", "tmpfs")
 	l.expect("data/state", "vda")
 
-	// Symbolic links, also with .. and to what is not there.
+	// Symbolic links, also with .. and to what does not exist.
 	l.mount("volume", "259:0", "/dev/ublkb0")
 	l.mkdir(filepath.Join(l.root, "var/lib"))
 	l.link("../../volume/bs3", filepath.Join(l.root, "var/lib/bs3"))
@@ -130,7 +130,7 @@ func TestBelow(t *testing.T) {
 	l.expect("file/x", "vda")
 	l.link("loop", filepath.Join(l.root, "loop"))
 	if err := l.below(filepath.Join(l.root, "loop"), func(string) error { return nil }); err == nil {
-		t.Error("a link to itself ends nowhere")
+		t.Error("a link to itself was followed to an end")
 	}
 }
 
@@ -152,7 +152,7 @@ func TestBelowStacks(t *testing.T) {
 	// btrfs: a number without a device, and the name of one.
 	dev := filepath.Join(l.root, "dev")
 	l.write(filepath.Join(dev, "nbd0"), "")
-	l.mount("btrfs", "0:40", filepath.Join(dev, "nbd0")) // not below /dev: a name of something else
+	l.mount("btrfs", "0:40", filepath.Join(dev, "nbd0")) // not below /dev: something else's name
 	l.expect("btrfs", "vda")
 	if _, err := os.Stat("/dev/null"); err == nil {
 		l.device("null", "99:0", "")
@@ -161,7 +161,7 @@ func TestBelowStacks(t *testing.T) {
 	}
 }
 
-// Nothing is looked at behind what is not liked.
+// Below looks at nothing behind a device that f rejects.
 func TestBelowEnds(t *testing.T) {
 	l := newLinux(t)
 	l.device("ublkb0", "259:0", "")
@@ -182,11 +182,11 @@ func TestBelowEnds(t *testing.T) {
 		t.Fatal(err)
 	}
 	if err := l.below("/", func(string) error { return nil }); err == nil {
-		t.Error("a mountinfo that is none is taken")
+		t.Error("a malformed mountinfo was accepted")
 	}
 }
 
-// The real one: this directory lies somewhere.
+// The real system: this directory is on some device.
 func TestBelowReally(t *testing.T) {
 	if err := Below(".", func(device string) error {
 		if _, err := os.Stat(filepath.Join("/sys/class/block", device)); err != nil {

@@ -1,5 +1,5 @@
-// Package blockdev is what transports do to the block devices that the kernel
-// shows for them, whichever driver it is that shows them.
+// Package blockdev has what transports do with their block devices, whichever
+// driver of the kernel shows them.
 package blockdev
 
 import (
@@ -17,14 +17,13 @@ import (
 // sysfs is where the kernel describes its block devices.
 const sysfs = "/sys/block"
 
-// WriteBack has all that file systems and the page cache hold for the device
-// at path written to it, and waits for that, however long it takes. Unlike
-// fsync it reaches the file system that is mounted on the device.
+// WriteBack has the kernel write all that file systems and the page cache hold
+// for the device at path, and waits for that, however long it takes. Unlike fsync
+// it reaches the file system that is mounted on the device.
 //
-// It waits in another process, if it can: nothing ends this wait but the device,
-// not even SIGKILL. With a thread in it a daemon that is killed stays, and keeps
-// its device and its state open; so the next one gets neither, and the wait is
-// for that one.
+// It waits in another process if it can: only the device ends this wait, SIGKILL
+// does not. A killed daemon with a thread in it stays, and keeps its device and
+// its state open, so that the next daemon, which the wait is for, gets neither.
 func WriteBack(path string) error {
 	if err := writeBackElsewhere(path); err == nil {
 		return nil
@@ -44,7 +43,7 @@ func WriteBack(path string) error {
 func writeBackElsewhere(path string) error {
 	tool, err := exec.LookPath("blockdev")
 	if err != nil {
-		// Who is not root has often no sbin in PATH.
+		// PATH often has no sbin for users other than root.
 		if tool, err = exec.LookPath("/usr/sbin/blockdev"); err != nil {
 			return err
 		}
@@ -57,14 +56,13 @@ func writeBackElsewhere(path string) error {
 	return cmd.Run()
 }
 
-// Attribute is the file in sysfs of an attribute of the device at path.
+// Attribute returns the file in sysfs of an attribute of the device at path.
 func Attribute(path, name string) string {
 	return filepath.Join(sysfs, filepath.Base(path), name)
 }
 
-// SetScheduler has the kernel's I/O scheduler order the requests to the device
-// at path, or not. Of several schedulers it takes the one in use, else
-// mq-deadline, else the first.
+// SetScheduler turns the kernel's I/O scheduler for the device at path on or off.
+// Of several schedulers it takes the one in use, else mq-deadline, else the first.
 func SetScheduler(path string, on bool) error {
 	file := Attribute(path, "queue/scheduler")
 	text, err := os.ReadFile(file)
@@ -72,7 +70,7 @@ func SetScheduler(path string, on bool) error {
 		return err
 	}
 	name := scheduler(strings.Fields(string(text)), on)
-	if name == "" { // a change would wait for the requests under way
+	if name == "" { // a change would wait for the requests in flight
 		return nil
 	}
 	if err := os.WriteFile(file, []byte(name), 0); err != nil {
@@ -83,8 +81,8 @@ func SetScheduler(path string, on bool) error {
 
 const none = "none"
 
-// scheduler chooses from a list in which the one in use stands in brackets.
-// Empty: it is as it should be, or there is nothing to choose from.
+// scheduler chooses from a list in which the one in use is in brackets. It returns
+// "" if that one is right or there is nothing to choose from.
 func scheduler(list []string, on bool) string {
 	used := ""
 	for i, name := range list {

@@ -47,7 +47,7 @@ func TestNoSuchDevice(t *testing.T) {
 	}
 }
 
-// The wait is another process's, which has nothing of this one open.
+// Another process waits, which has none of this one's files open.
 func TestWriteBackElsewhere(t *testing.T) {
 	dir := t.TempDir()
 	state, err := os.Open(dir) // as the daemon has its device and its state
@@ -62,16 +62,16 @@ func TestWriteBackElsewhere(t *testing.T) {
 	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
 	path := filepath.Join(dir, "device")
 	if err := WriteBack(path); err != nil {
-		t.Errorf("the tool has done it: %v", err)
+		t.Errorf("the tool succeeded: %v", err)
 	}
 	if called, err := os.ReadFile(filepath.Join(dir, "called")); err != nil || string(called) != "--flushbufs "+path+"\n" {
 		t.Errorf("called with %q, %v", called, err)
 	}
 	if open, err := os.ReadFile(filepath.Join(dir, "open")); err != nil || len(open) == 0 || strings.Contains(string(open), dir+"\n") {
-		t.Errorf("it has open: %s, %v", open, err)
+		t.Errorf("the tool has open: %s, %v", open, err)
 	}
 
-	// A tool that has not done it is no reason to lose what is held.
+	// If the tool fails, WriteBack does it itself.
 	if err := os.WriteFile(filepath.Join(dir, "blockdev"), []byte("#!/bin/sh\nkill -9 $$\n"), 0o700); err != nil {
 		t.Fatal(err)
 	}

@@ -1,38 +1,38 @@
 // Package buse shows a device.Volume as /dev/buseN, by the kernel module BUSE
 // of asch/buse and its Go library.
 //
-// The module takes a write by copying it into a chunk of memory that it shares
-// with this process, and acknowledges it there and then: what it has is the
-// volatile cache of the device. A chunk is handed over when it is full, when
-// the device is flushed, or when one of its blocks is read; the library calls
-// BuseWrite for it, on a goroutine of its own. There is a queue for each
-// thread, each with chunks of its own, and nothing orders the chunks of one
-// queue with those of another, nor the goroutines of one queue. What orders
-// writes is the number that the module gives each; see sequence.go.
+// The module copies each write into a chunk of memory that it shares with this
+// process, and acknowledges it at once: its chunks are the volatile cache of the
+// device. It hands over a chunk when that is full, when the device is flushed, or
+// when one of its blocks is read; the library calls BuseWrite for it, on a new
+// goroutine. There is a queue for each thread, each with its own chunks. Nothing
+// orders the chunks of different queues, nor the goroutines of one queue. The
+// order of writes comes from the number that the module gives each; see
+// sequence.go.
 //
-// A flush is sent down every queue behind the chunks that were filled before
-// it. The library answers it, without a call, when the chunks before it in its
-// queue are done; the module's flush is done when all queues have answered.
-// Hence BuseWrite returns only when its chunk has been taken and then flushed:
-// that makes a flush of the device one of the volume, whatever the volume's
-// mode means by that, and keeps everything that is written after a flush
-// behind what was written before it. (The library can be told to answer
-// flushes at once instead. A chunk from before the flush may then be taken
-// after one from behind it, so that is never asked for: if the volume's flush
-// only keeps the order, this costs nothing but the wait for memory.)
+// The module sends a flush down every queue behind the chunks that were filled
+// before it. The library answers it, without a call, when the chunks before it in
+// its queue are done; the module's flush is done when all queues have answered.
+// Hence BuseWrite returns only when its chunk has been written and then flushed:
+// that makes a flush of the device one of the volume, whatever the volume's mode
+// means by that, and keeps what is written after a flush behind what was written
+// before it. (The library can also answer flushes at once. A chunk from before the
+// flush may then be written after one from behind it, so this package never asks
+// for that: if the volume's flush only keeps the order, it costs nothing but the
+// wait for memory.)
 //
-// There is no way to say that a request failed: when a callback returns, with
-// an error or without, the library tells the module that it was done. So a
+// A request cannot be reported as failed: when a callback returns, with an error
+// or without, the library tells the module that the request was done. So a
 // callback that failed does not return; see requests.go.
 //
-// The numbers start again at 1 with every start of a device, and so does all
-// that this package keeps of them. A daemon that was killed leaves its device
-// behind with the requests in it. The module would hand them over again, but to
-// one who still knows the numbers of before; as nobody does, a device that is
-// there already is refused.
+// The numbers start again at 1 with every start of a device, and so does all that
+// this package keeps of them. A killed daemon leaves its device behind with the
+// requests in it. The module would hand them over again, but only to a process
+// that still knows the earlier numbers; none does, so a device that already exists
+// is refused.
 //
 // The module counts in sectors of 512 bytes, whatever the block size. Such
-// variables are called sectors512, and there are none outside of this package.
+// variables are called sectors512.
 package buse
 
 import (
@@ -54,7 +54,7 @@ const shownPoll = 20 * time.Millisecond
 // device.
 var ErrStopped = errors.New("the device was stopped by another process")
 
-// Device is one BUSE device. Make it with New; Run it once.
+// Device is one BUSE device. Make it with New; call Run once.
 type Device struct {
 	vol      device.Volume
 	geometry device.Geometry
@@ -63,7 +63,7 @@ type Device struct {
 	requests requests
 }
 
-// New makes a device of vol.
+// New returns a device of vol.
 func New(vol device.Volume, opts Options) *Device {
 	return newDevice(vol, opts, linux())
 }
@@ -73,19 +73,19 @@ func newDevice(vol device.Volume, opts Options, sys system) *Device {
 	return &Device{vol: vol, geometry: vol.Geometry(), opts: opts, sys: sys}
 }
 
-// Path is the block device in the file system.
+// Path returns the path of the block device.
 func (d *Device) Path() string { return d.sys.blockDevice(d.opts.Major) }
 
 // Run makes the device, serves it until ctx is cancelled, and removes it. It
-// returns nil if all that the module had was taken by the volume.
+// returns nil if the volume has taken all that the module had.
 //
-// A clean stop waits for the volume as long as the volume makes it wait.
+// A clean stop waits as long as the volume makes it wait.
 //
-// If a request fails for good, because the volume has stopped or the module
-// sends what it cannot mean, Run returns an error and leaves the device behind,
-// since removing it would tell its users that their requests were done. The
-// process has to end then: goroutines of the library stay, though none of them
-// will use the volume again.
+// If a request fails for good, because the volume has stopped or the module sent
+// something malformed, Run returns an error and leaves the device behind, since
+// removing it would tell its users that their requests were done. The process then
+// has to end: goroutines of the library stay, though none of them uses the volume
+// again.
 func (d *Device) Run(ctx context.Context) error {
 	if err := d.opts.Validate(d.geometry); err != nil {
 		return fmt.Errorf("BUSE device %s: %w", d.Path(), err)
@@ -93,7 +93,7 @@ func (d *Device) Run(ctx context.Context) error {
 	if err := d.sys.vacant(d.opts.Major); err != nil {
 		return err
 	}
-	// What the module has acknowledged is to be taken even after ctx ends.
+	// What the module has acknowledged must be taken even after ctx ends.
 	serving, abandon := context.WithCancel(context.WithoutCancel(ctx))
 	defer abandon()
 	d.requests.start(serving, d.vol, d.opts, d.sys.hang)
@@ -130,9 +130,9 @@ func (d *Device) Run(ctx context.Context) error {
 	return err
 }
 
-// stop waits for the end of ctx and stops the device then. It returns when the
-// library has ended (clean), or when it will not because a request has failed
-// or the device cannot be stopped.
+// stop waits for the end of ctx and then stops the device. It returns when the
+// library has ended (clean), or when it will not because a request has failed or
+// the device cannot be stopped.
 func (d *Device) stop(ctx context.Context, dev kernelDevice, ended <-chan struct{}) (clean bool, err error) {
 	select {
 	case <-ended:
@@ -143,8 +143,8 @@ func (d *Device) stop(ctx context.Context, dev kernelDevice, ended <-chan struct
 	}
 	stopped := make(chan error, 1)
 	go func() { stopped <- dev.StopDevice() }()
-	// The module answers when it has handed over what it had, and that may take
-	// as long as the volume makes it wait.
+	// The module answers when it has handed over what it had, which takes as long
+	// as the volume makes it wait.
 	select {
 	case <-d.requests.failed:
 		return false, d.requests.failure()
@@ -163,7 +163,7 @@ func (d *Device) stop(ctx context.Context, dev kernelDevice, ended <-chan struct
 	}
 }
 
-// announce calls Options.Ready when the block device is there.
+// announce calls Options.Ready when the block device has appeared.
 func (d *Device) announce(ctx context.Context) {
 	if d.opts.Ready == nil {
 		return
@@ -180,7 +180,7 @@ func (d *Device) announce(ctx context.Context) {
 	d.opts.Ready(d.Path())
 }
 
-// library translates the options for the library.
+// library returns the options for the library.
 func (d *Device) library() lib.Options {
 	o, g := d.opts, d.geometry
 	return lib.Options{

@@ -10,8 +10,8 @@ import (
 
 // A chunk, as the module's wqueue fills it, little-endian:
 //
-//	0                     chunk size / block size records, of which the first
-//	                      so many count as the call says
+//	0                     chunk size / block size records, of which the call
+//	                      says how many, from the first, are in use
 //	after all of these    the data of the writes, in the order of the records
 //
 // and a record:
@@ -27,9 +27,9 @@ const (
 	sectorSize = 512 // bytes
 )
 
-// operation is what a record asks for. Secure erase and write same are refused:
-// the first promises what a log cannot keep, and the module does not pass on
-// the data of the second. The library has the module offer none but writes.
+// operation is what a record asks for. Secure erase and write same are refused: a
+// log cannot keep what the first promises, and the module does not pass on the
+// data of the second. The library has the module offer only writes.
 type operation uint64
 
 const (
@@ -38,7 +38,7 @@ const (
 	opWriteZeroes operation = 9
 )
 
-// errChunk is returned (wrapped) for a chunk that no module fills so.
+// errChunk is returned (wrapped) for a malformed chunk.
 var errChunk = errors.New("damaged chunk of writes")
 
 // record is a request in a chunk.
@@ -50,7 +50,7 @@ type record struct {
 	data   []byte // in the chunk; of writes only
 }
 
-// format is what is to be known of a device to read its chunks.
+// format is what reading the chunks of a device requires.
 type format struct {
 	blockSize  int64 // bytes
 	blocks     int64 // of the device
@@ -62,8 +62,8 @@ func newFormat(g device.Geometry, collisionArea int64) format {
 	return format{blockSize: bs, blocks: g.Size / bs, areaBlocks: collisionArea / bs}
 }
 
-// parse reads the first n records of a chunk. All of them are good, or there
-// is an error. The records keep pointing to the chunk's data.
+// parse reads the first n records of a chunk, or returns an error if any of them is
+// malformed. The records point to the chunk's data.
 func (f format) parse(n int64, chunk []byte) ([]record, error) {
 	slots := int64(len(chunk)) / f.blockSize
 	if n < 0 || n > slots {
@@ -89,7 +89,7 @@ func (f format) parse(n int64, chunk []byte) ([]record, error) {
 	return records, nil
 }
 
-// record reads one.
+// record reads one record.
 func (f format) record(p []byte) (record, error) {
 	first512 := binary.LittleEndian.Uint64(p)
 	sectors512 := binary.LittleEndian.Uint64(p[8:])

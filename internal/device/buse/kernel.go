@@ -13,34 +13,35 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Why a device cannot be made; Run returns them wrapped.
+// Why Run, which wraps these, cannot make a device.
 var (
-	// ErrNoModule: the kernel module is not there.
+	// ErrNoModule: the kernel module is not loaded.
 	ErrNoModule = errors.New("the kernel module buse is not loaded")
-	// ErrExists: there is a device of that number.
-	ErrExists = errors.New("the BUSE device exists already")
+	// ErrExists: there is already a device of that number.
+	ErrExists = errors.New("the BUSE device already exists")
 )
 
-// Available says whether this machine has the kernel module loaded (nil), or
-// why not. Errors: ErrNoModule.
+// Available returns nil if the kernel module is loaded, or why it cannot be used.
+// Errors: ErrNoModule.
 func Available() error { return linux().module() }
 
-// kernelDevice is a device as the library gives it.
+// kernelDevice is a device of the library.
 type kernelDevice interface {
-	// Run serves the queues until the device was stopped and all its requests
-	// are done.
+	// Run serves the queues until the device is stopped and all its requests are
+	// done.
 	Run()
-	// StopDevice has the module refuse further requests and end the queues
-	// when it has handed over the rest.
+	// StopDevice has the module refuse further requests and end the queues when
+	// it has handed over the rest.
 	StopDevice() error
-	// RemoveDevice removes a device that was stopped.
+	// RemoveDevice removes a stopped device.
 	RemoveDevice() error
-	// queueCount is how many queues for reads, and how many for writes, it has.
+	// queueCount returns the number of queues for reads, which is also that for
+	// writes.
 	queueCount() int
 }
 
-// system is the machine: where the kernel shows what, and the library. Tests
-// have their own.
+// system is the machine: the places where the kernel shows its devices, and the
+// library. Tests use their own.
 type system struct {
 	configfs string // where configfs is mounted
 	dev      string // where the devices are
@@ -68,24 +69,24 @@ func (d *libraryDevice) queueCount() int { return d.Options.Threads }
 
 func name(major int) string { return "buse" + strconv.Itoa(major) }
 
-// blockDevice is the path of the block device.
+// blockDevice returns the path of the block device.
 func (s system) blockDevice(major int) string { return filepath.Join(s.dev, name(major)) }
 
-// directory is where the module has the settings of a device. Making it makes
-// the device.
+// directory returns the directory with the module's settings of a device. Making it
+// makes the device.
 func (s system) directory(major int) string {
 	return filepath.Join(s.configfs, "buse", strconv.Itoa(major))
 }
 
-// module says whether the module is loaded.
+// module returns nil if the module is loaded.
 func (s system) module() error {
 	if _, err := os.Stat(filepath.Join(s.configfs, "buse")); err == nil {
 		return nil
 	} else if !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("look for the kernel module buse: %w", err)
 	}
-	// Its mount point is there whenever the kernel has configfs, and shows
-	// what subsystems registered, if anything, only once it is mounted.
+	// The mount point is there whenever the kernel has configfs, but shows what
+	// subsystems have registered only once configfs is mounted.
 	if _, err := os.Stat(s.configfs); errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("%w, nor is configfs: modprobe configfs; mount -t configfs none %s; modprobe buse", ErrNoModule, s.configfs)
 	}
@@ -93,7 +94,7 @@ func (s system) module() error {
 		"(it builds only for kernels around 5.11; newer ones have ublk and nbd)", ErrNoModule, s.configfs)
 }
 
-// vacant says whether a device of this number can be made.
+// vacant returns nil if a device of this number can be made.
 func (s system) vacant(major int) error {
 	if err := s.module(); err != nil {
 		return err
@@ -112,25 +113,25 @@ func (s system) vacant(major int) error {
 	return fmt.Errorf("%w: another daemon serves %s, or one that was killed has left it behind. %s", ErrExists, name(major), s.remedy(major))
 }
 
-// remedy says how to get rid of a device that nobody serves.
+// remedy returns how to get rid of a device that nobody serves.
 func (s system) remedy(major int) string {
 	return fmt.Sprintf("If no daemon serves it, unmount what is on %s, then: echo 0 > %[2]s/power && rmdir %[2]s. "+
 		"(Not rmdir first. The echo hangs for good if requests are left in the device: then only a reboot clears it.) "+
 		"Another number (major) can be used at once", s.blockDevice(major), s.directory(major))
 }
 
-// left is the error of a device that cannot be removed, for the given reason.
+// left returns the error of a device that cannot be removed, for the given reason.
 func (s system) left(major int, reason error) error {
 	return fmt.Errorf("BUSE device %s is left behind with requests that cannot be done: %w. When this process has ended: %s",
 		s.blockDevice(major), reason, s.remedy(major))
 }
 
-// explain clears away what create has left, and says what its error means.
+// explain removes what create has left, and returns its error with an explanation.
 func (s system) explain(major int, err error) error {
 	dir := s.directory(major)
 	var path *fs.PathError
 	if errors.As(err, &path) && filepath.Dir(path.Path) == dir {
-		// Past making the directory, so it is ours.
+		// The directory was made, so it is ours.
 		if removed := unix.Rmdir(dir); removed != nil {
 			err = errors.Join(err, fmt.Errorf("remove %s: %w", dir, removed))
 		}
@@ -143,12 +144,12 @@ func (s system) explain(major int, err error) error {
 			err = fmt.Errorf("%w (the loaded module has no such setting: it is of another version than the library)", err)
 		}
 	} else if errors.Is(err, fs.ErrExist) {
-		err = fmt.Errorf("%w: somebody was faster: %w", ErrExists, err)
+		err = fmt.Errorf("%w: somebody else made it first: %w", ErrExists, err)
 	}
 	return fmt.Errorf("make BUSE device %s: %w", name(major), err)
 }
 
-// complete says whether the queues can be opened.
+// complete returns nil if the queues can be opened.
 func (s system) complete(major, queues int) error {
 	for i := range queues {
 		for _, kind := range []string{"r", "w"} {
@@ -161,7 +162,7 @@ func (s system) complete(major, queues int) error {
 	return nil
 }
 
-// shown says whether the block device is there and has got its size.
+// shown reports whether the block device has appeared and has its size.
 func (s system) shown(major int) bool {
 	size, err := os.ReadFile(filepath.Join(s.block, name(major), "size"))
 	return err == nil && strings.TrimSpace(string(size)) != "0"

@@ -99,7 +99,7 @@ func TestDeviceCannotBeMade(t *testing.T) {
 		"older module":  {fail: setting("io_opt", unix.EACCES), is: unix.EACCES, text: "another version"},
 		"power refused": {fail: setting("power", unix.EINVAL), is: unix.EINVAL, text: "make BUSE device buse0"},
 		"too late": {fail: func(dir string) error { return &fs.PathError{Op: "mkdir", Path: dir, Err: unix.EEXIST} }, is: ErrExists,
-			text: "faster", theirs: true},
+			text: "made it first", theirs: true},
 		"too late by name": {fail: func(string) error { return errIO }, is: errIO, text: "make BUSE device buse0", theirs: true},
 	} {
 		t.Run(name, func(t *testing.T) {

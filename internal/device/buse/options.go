@@ -9,21 +9,21 @@ import (
 	"bs3/internal/device"
 )
 
-// Options of a Device. Zero values mean the defaults. Size, block size and the
-// preferred sizes of requests are the volume's.
+// Options of a Device. Zero values mean the defaults. Size, block size and preferred
+// sizes of requests are the volume's.
 type Options struct {
-	Major   int // N of /dev/buseN (it is no major number; the name is as ever)
-	Threads int // queues; 0 = one for each CPU, which is the most there can be
+	Major   int // N of /dev/buseN (not a major number; the name is historical)
+	Threads int // queues; 0 = one for each CPU, which is also the maximum
 
-	// CPUsPerNode is how many CPUs a NUMA node has: the thread of a queue stays
-	// on its node. 0 = all of them.
+	// CPUsPerNode is the number of CPUs of a NUMA node: the thread of a queue
+	// stays on its node. 0 = all of them.
 	CPUsPerNode int
 
 	QueueDepth int  // requests in a queue, 128 by default
 	Scheduler  bool // use the kernel's I/O scheduler
 
-	// WriteBuffer and ReadBuffer are the memory that each queue shares with the
-	// kernel for writes and reads, in bytes, 32 MiB each by default.
+	// WriteBuffer and ReadBuffer are the bytes of memory that each queue shares
+	// with the kernel for writes and reads, 32 MiB each by default.
 	WriteBuffer, ReadBuffer int64
 	// ChunkSize is the size of a chunk of writes with its records, in bytes,
 	// 4 MiB by default.
@@ -34,7 +34,7 @@ type Options struct {
 
 	Log zerolog.Logger
 
-	// Ready, if set, is called once, when the block device is there.
+	// Ready, if set, is called once, when the block device has appeared.
 	Ready func(path string)
 }
 
@@ -47,8 +47,8 @@ const (
 	pageSize         = 4096      // bytes
 	maxQueueDepth    = 10240     // BLK_MQ_MAX_DEPTH
 	maxMajor         = 1<<16 - 1 // 16 minor numbers each, of 2^20
-	maxWriteBuffer   = 1 << 32   // bytes: above it the module takes an offset for a flush
-	maxCollisionArea = 1 << 30   // bytes: the module compares with its default size, if ours comes later
+	maxWriteBuffer   = 1 << 32   // bytes: above it the module mistakes an offset for a flush
+	maxCollisionArea = 1 << 30   // bytes: the module compares with its default size if ours comes later
 )
 
 func (o *Options) fill() {
@@ -70,7 +70,7 @@ func (o *Options) fill() {
 	}
 }
 
-// Validate says, all at once, what of o and g the library or the module would
+// Validate returns, all at once, what in o and g the library or the module would
 // refuse, replace by something else, or not survive. It does not look at the
 // machine. Run calls it first.
 func (o Options) Validate(g device.Geometry) error {
@@ -93,22 +93,22 @@ func (o Options) Validate(g device.Geometry) error {
 	require(o.CPUsPerNode >= 0, "CPUs of a node %d: must not be negative", o.CPUsPerNode)
 	require(o.QueueDepth >= 1 && o.QueueDepth <= maxQueueDepth, "queue depth %d: must be 1 to %d", o.QueueDepth, maxQueueDepth)
 
-	// The module sizes its largest request by what the records leave of a
-	// chunk, and does not round that to blocks.
+	// The largest request of the module is what the records leave of a chunk, not
+	// rounded to blocks.
 	unit := block * block / recordSize
 	chunk := o.ChunkSize > 0 && o.ChunkSize%unit == 0
 	require(chunk, "chunk size %d: must be a multiple of %d, so that its records fill whole blocks", o.ChunkSize, unit)
 	require(o.WriteBuffer > 0 && o.WriteBuffer%pageSize == 0 && o.WriteBuffer <= maxWriteBuffer,
 		"write buffer %d: must be whole pages and at most %d", o.WriteBuffer, int64(maxWriteBuffer))
 	require(!chunk || o.WriteBuffer%o.ChunkSize == 0, "write buffer %d: must be a multiple of the chunk size %d", o.WriteBuffer, o.ChunkSize)
-	// A read gets a power of two of blocks, and waits for ever if there is none
-	// so large. The pages of the read buffer are checked against the size of
+	// A read takes a power of two of blocks, and waits for ever if there is none
+	// so large. The module checks the pages of the read buffer against the size of
 	// the write buffer.
 	require(o.ReadBuffer%pageSize == 0 && o.ReadBuffer >= 2*o.ChunkSize && o.ReadBuffer <= o.WriteBuffer,
 		"read buffer %d: must be whole pages, at least two chunks (%d) and at most the write buffer (%d)",
 		o.ReadBuffer, 2*o.ChunkSize, o.WriteBuffer)
 	// The module rounds with masks, counts only whole areas of the device, and
-	// uses areas of one block where it does not like the size.
+	// uses areas of one block if it rejects the size.
 	area := o.CollisionArea >= block && o.CollisionArea&(o.CollisionArea-1) == 0 && o.CollisionArea <= maxCollisionArea
 	require(area, "collision area %d: must be a power of two from %d to %d", o.CollisionArea, block, maxCollisionArea)
 	require(!area || g.Size > 0 && g.Size%o.CollisionArea == 0, "size %d: must be a multiple of the collision area %d", g.Size, o.CollisionArea)

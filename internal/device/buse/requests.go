@@ -12,23 +12,22 @@ import (
 	"bs3/internal/device"
 )
 
-// requests serves what the library calls for.
+// requests serves the calls of the library.
 //
-// A request cannot be refused. If the callback of one that failed returned, a
+// A request cannot be refused. If the callback of a failed request returned, a
 // chunk that is in no store would count as written and its flush as done, or a
-// buffer as what was read. So what the volume refuses is asked for again and
-// again: an object that is missing may be restored, and the rest of the device
-// goes on meanwhile.
+// buffer as what was read. So what the volume refuses is tried again and again: a
+// missing object may be restored, and the rest of the device works meanwhile.
 //
-// A request fails for good when the volume has stopped, or its chunk is
-// damaged. Its callback then stays where it is for as long as the process
-// lives. The first that does has Run end with its error, so that the daemon
-// says why, and ends; to those who use the device it is a disk whose cable was
-// pulled out. The module is not told to stop the device: it would wait for
-// these requests inside of a system call that no signal ends.
+// A request fails for good when the volume has stopped or its chunk is damaged.
+// Its callback then stays where it is as long as the process lives. The first such
+// failure makes Run return its error, so that the daemon says why and ends; to its
+// users the device is a disk whose cable was pulled. The module is not told to
+// stop the device: it would wait for these requests in a system call that no
+// signal ends.
 type requests struct {
 	log      zerolog.Logger
-	errLog   zerolog.Logger // for what is said again and again
+	errLog   zerolog.Logger // for what would be logged again and again
 	hang     func()         // does not return
 	vol      device.Volume
 	geometry device.Geometry
@@ -40,11 +39,11 @@ type requests struct {
 	mu     sync.Mutex
 	err    error // the first failure
 	active int   // requests that may use the volume
-	closed bool  // no more of them
+	closed bool  // no more requests may begin
 	idle   chan struct{}
 }
 
-// start prepares r for a new start of a device. What it does ends with ctx.
+// start prepares r for a new start of a device. Its requests end with ctx.
 func (r *requests) start(ctx context.Context, vol device.Volume, opts Options, hang func()) {
 	r.geometry = vol.Geometry()
 	r.log, r.hang = opts.Log, hang
@@ -55,7 +54,7 @@ func (r *requests) start(ctx context.Context, vol device.Volume, opts Options, h
 	r.failed, r.idle = make(chan struct{}), make(chan struct{})
 }
 
-// fail notes a failure; the first counts.
+// fail records a failure; the first counts.
 func (r *requests) fail(err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -64,17 +63,17 @@ func (r *requests) fail(err error) {
 	}
 	r.err = err
 	close(r.failed)
-	r.log.Error().Err(err).Msg("a BUSE request failed for good and cannot be refused: the device hangs, and is given up")
+	r.log.Error().Err(err).Msg("a BUSE request failed for good and cannot be refused: giving up the device, which hangs")
 }
 
-// failure is the first failure, or nil.
+// failure returns the first failure, or nil.
 func (r *requests) failure() error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.err
 }
 
-// end returns when no request uses the volume, and none will any more.
+// end returns when no request uses the volume and none will.
 func (r *requests) end() {
 	r.mu.Lock()
 	r.closed = true
@@ -85,7 +84,7 @@ func (r *requests) end() {
 	<-r.idle
 }
 
-// begin counts a request in, if it may still use the volume.
+// begin counts a request if it may still use the volume, and reports whether it may.
 func (r *requests) begin() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -95,7 +94,7 @@ func (r *requests) begin() bool {
 	return !r.closed
 }
 
-// done counts one out.
+// done ends the count of a request.
 func (r *requests) done() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -105,7 +104,7 @@ func (r *requests) done() {
 	}
 }
 
-// do returns when f has succeeded, and otherwise not.
+// do returns only when f has succeeded.
 func (r *requests) do(f func() error) {
 	if !r.begin() {
 		r.hang()
@@ -120,13 +119,13 @@ func (r *requests) do(f func() error) {
 	}
 }
 
-// Pauses between two tries of what the volume refuses; they double.
+// Pauses between tries of what the volume refuses; they double.
 const (
 	firstRetry = 100 * time.Millisecond
 	mostRetry  = 10 * time.Second
 )
 
-// insist does f until it succeeds, the volume has stopped, or r ends.
+// insist repeats f until it succeeds, the volume has stopped, or r ends.
 func (r *requests) insist(f func() error) error {
 	for pause := firstRetry; ; pause = min(2*pause, mostRetry) {
 		err := f()
@@ -144,7 +143,7 @@ func (r *requests) insist(f func() error) error {
 	}
 }
 
-// write takes a chunk of n records.
+// write writes a chunk of n records and flushes.
 func (r *requests) write(n int64, chunk []byte) error {
 	records, err := r.format.parse(n, chunk)
 	if err != nil {
@@ -161,7 +160,7 @@ func (r *requests) write(n int64, chunk []byte) error {
 	return nil
 }
 
-// take has the volume take what is new in rec.
+// take passes what is new in rec to the volume.
 func (r *requests) take(rec record) error {
 	a, err := r.newest.enter(r.ctx, rec.first)
 	if err != nil {
@@ -185,7 +184,7 @@ func (r *requests) take(rec record) error {
 	return nil
 }
 
-// apply does what rec asks for to n of its blocks.
+// apply does what rec asks for to n of its blocks, from first.
 func (r *requests) apply(rec record, first, n int64) error {
 	bs := r.format.blockSize
 	off, length := first*bs, n*bs
@@ -202,7 +201,7 @@ func (r *requests) apply(rec record, first, n int64) error {
 	})
 }
 
-// read fills p, the memory that the module reads it from.
+// read reads blocks into p, from where the module takes them.
 func (r *requests) read(first, blocks int64, p []byte) error {
 	bs := r.format.blockSize
 	if first < 0 || blocks <= 0 || first > r.format.blocks || blocks > r.format.blocks-first || int64(len(p)) < blocks*bs {
@@ -218,7 +217,7 @@ func (r *requests) read(first, blocks int64, p []byte) error {
 // callbacks is what the library calls, from many goroutines at a time.
 type callbacks struct{ requests *requests }
 
-// BuseWrite takes a chunk of writes and flushes it.
+// BuseWrite writes a chunk and flushes.
 func (c *callbacks) BuseWrite(writes int64, chunk []byte) error {
 	c.requests.do(func() error {
 		if err := c.requests.write(writes, chunk); err != nil {
@@ -229,7 +228,7 @@ func (c *callbacks) BuseWrite(writes int64, chunk []byte) error {
 	return nil
 }
 
-// BuseRead fills chunk. The library counts in blocks here.
+// BuseRead reads into chunk. Here the library counts in blocks.
 func (c *callbacks) BuseRead(sector, length int64, chunk []byte) error {
 	c.requests.do(func() error { return c.requests.read(sector, length, chunk) })
 	return nil

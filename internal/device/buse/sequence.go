@@ -5,37 +5,37 @@ import (
 	"sync/atomic"
 )
 
-// sequences knows for each block the number of the newest write that the volume
-// has taken.
+// sequences has for each block the number of the newest write that the volume has
+// taken.
 //
-// The module has a counter for each collision area and gives every write of it
-// the next number, beginning with 1, at the moment at which it acknowledges the
-// write. So of two writes to a block the one with the higher number is newer,
-// and it has to win in whatever order their chunks come.
+// The module has a counter for each collision area and gives every write in it the
+// next number, beginning with 1, at the moment when it acknowledges the write. So
+// of two writes to a block the one with the higher number is newer, and it has to
+// win in whatever order their chunks come.
 //
-// Why it does. For each area there is a turn, held by one goroutine at a time,
+// Why it does. For each area there is a turn, which one goroutine at a time holds
 // from before it compares a record with what is known of its blocks until the
-// volume has taken what is newer and that is noted down here. Be A and B
-// records with block b in common, B of the higher number.
+// volume has taken what is newer and that is noted here. Let A and B be records
+// with a common block b, B with the higher number.
 //
-//   - A has its turn first: B finds the number of A or of one still older
-//     below its own, and writes b after A did.
-//   - B has its turn first: the volume has taken B when A gets its turn, A
-//     finds a number that is not below its own, and leaves b alone. So a block
-//     that A passes over is in the volume already, and the flush by which
-//     A's chunk ends covers it: nothing of an acknowledged flush depends on a
-//     write that only might be taken.
+//   - A has its turn first: B finds the number of A or a still older one, below
+//     its own, and writes b after A did.
+//   - B has its turn first: the volume has taken B when A gets its turn. A finds a
+//     number that is not below its own, and leaves b alone. So a block that A
+//     skips is already in the volume, and the flush at the end of A's chunk covers
+//     it: nothing of an acknowledged flush depends on a write that may never be
+//     taken.
 //   - B fails: its number is not noted, A writes b, and B is not acknowledged.
 //
-// A goroutine has one turn at a time and waits for nobody but the volume while
-// it has it, so this cannot deadlock.
+// A goroutine has one turn at a time, during which it waits only for the volume, so
+// this cannot deadlock.
 //
-// The counters have 32 bits, and a busy area goes round in days. Numbers are
-// therefore compared by their difference as a signed number, which is right as
-// long as the two are less than 2^31 apart. For numbers on their way they are:
-// the memory that is shared with the kernel holds not even 2^25 records. That
-// of a block that was not written for long is forgotten before it comes near
-// that: it cannot be needed, since whatever was older than it has long come.
+// The counters have 32 bits, and that of a busy area wraps around within days. So
+// numbers are compared by their difference as a signed number, which is right as
+// long as the two are less than 2^31 apart. Numbers in flight are: the memory that
+// is shared with the kernel holds less than 2^25 records. The number of a block
+// that was not written for long is forgotten before it comes near that: it cannot
+// be needed, since every older write has long arrived.
 type sequences struct {
 	areaBlocks int64
 	areas      []atomic.Pointer[area] // made by the first record
@@ -43,18 +43,18 @@ type sequences struct {
 
 // area is a collision area.
 type area struct {
-	turn    chan struct{} // holds one value, taken by who has the turn
+	turn    chan struct{} // holds one value, which the holder of the turn takes
 	highest uint32        // of all numbers
 	swept   uint32        // what highest was at the last sweep
-	newest  []uint32      // for each block; none = no write that matters
+	newest  []uint32      // for each block; none if no write matters
 }
 
 const (
-	// none is no number. That of a write whose number it is becomes one lower,
-	// which is as good: no write lies between.
+	// none is no number. A write that has it gets one less, which is as good: no
+	// write lies between.
 	none = 0
 	// sweepEvery is by how much the highest number grows between two sweeps, and
-	// how old a number is that is forgotten. Two of it are well below 2^31.
+	// the age at which a number is forgotten. Twice that is well below 2^31.
 	sweepEvery = 1 << 29
 )
 
@@ -88,9 +88,9 @@ func (s *sequences) enter(ctx context.Context, block int64) (*area, error) {
 
 func (a *area) leave() { a.turn <- struct{}{} }
 
-// newer says how many of the blocks from i to end (exclusive), counted in the
-// area, have to be passed over because a newer write was taken, and how many
-// behind those have not.
+// newer returns how many of the blocks from i to end (exclusive), counted in the
+// area, have to be skipped because a newer write was taken, and how many behind
+// those have not.
 func (a *area) newer(i, end int64, number uint32) (skip, take int64) {
 	for i < end && !a.older(i, number) {
 		skip, i = skip+1, i+1
@@ -101,13 +101,13 @@ func (a *area) newer(i, end int64, number uint32) (skip, take int64) {
 	return skip, take
 }
 
-// older says whether what was taken for block i is older than number.
+// older reports whether what was taken for block i is older than number.
 func (a *area) older(i int64, number uint32) bool {
 	last := a.newest[i]
 	return last == none || int32(number-last) > 0
 }
 
-// note says that the write of the blocks from i to end was taken.
+// note records that the write of the blocks from i to end was taken.
 func (a *area) note(i, end int64, number uint32) {
 	if int32(number-a.highest) > 0 {
 		a.highest = number

@@ -12,8 +12,8 @@ import (
 	"bs3/internal/device"
 )
 
-// BlockDevice is a block device of Linux as a Volume, past the page cache. So
-// the contract suite can be run through a driver of the kernel.
+// BlockDevice is a block device of Linux as a Volume, without the page cache. It
+// lets the contract suite run through a driver of the kernel.
 type BlockDevice struct {
 	f *os.File
 	g device.Geometry
@@ -47,7 +47,7 @@ func (b *BlockDevice) Close() error { return b.f.Close() }
 // Geometry implements device.Volume.
 func (b *BlockDevice) Geometry() device.Geometry { return b.g }
 
-// Aligned is n bytes of memory that O_DIRECT takes.
+// Aligned returns n bytes of memory that O_DIRECT accepts.
 func Aligned(n int) []byte {
 	p := make([]byte, n+4096)
 	at := int(-uintptr(unsafe.Pointer(&p[0])) & 4095)

@@ -18,8 +18,8 @@ const minSize = 1 << 20
 const region = 4 << 20
 
 // Run checks that a volume keeps the contract of device.Volume, and that of
-// device.Fast and device.Allocator if it has them. open gives a fresh volume
-// of at least 1 MiB that was never written to, and may register a cleanup.
+// device.Fast and device.Allocator if it has them. open returns a fresh volume of
+// at least 1 MiB that was never written to, and may register a cleanup.
 func Run(t *testing.T, open func(t *testing.T) device.Volume) {
 	t.Helper()
 	for _, test := range []struct {
@@ -62,7 +62,7 @@ func (s *suite) write(t testing.TB, p []byte, off int64) {
 	}
 }
 
-// read reads into a buffer full of rubbish, so that bytes left alone show.
+// read reads into a buffer full of rubbish, so that untouched bytes show.
 func (s *suite) read(t testing.TB, off, n int64) []byte {
 	t.Helper()
 	p := bytes.Repeat([]byte{0xA5}, int(n))
@@ -79,7 +79,7 @@ func (s *suite) flush(t testing.TB) {
 	}
 }
 
-// drop makes [off, off+n) zero by do, in pieces that the volume allows.
+// drop zeroes [off, off+n) with do, in pieces that the volume allows.
 func (s *suite) drop(t testing.TB, do func(context.Context, int64, int64) error, off, n int64) {
 	t.Helper()
 	err := s.g.Pieces(off, n, func(off, n int64) error {
@@ -173,7 +173,7 @@ func testDrop(t *testing.T, s *suite) {
 	}
 }
 
-// A request whose context is over may fail or succeed, but it must not take
+// A request whose context is cancelled may fail or succeed, but must not take
 // effect after it has returned an error.
 func testCancelled(t *testing.T, s *suite) {
 	over, cancel := context.WithCancel(t.Context())
@@ -217,7 +217,7 @@ func testFast(t *testing.T, s *suite) {
 	if fast.TryReadAt(got, 0) {
 		want := append(append(make([]byte, s.bs), p...), make([]byte, s.bs)...)
 		if !bytes.Equal(got, want) {
-			t.Error("TryReadAt gave something else than what was written")
+			t.Error("TryReadAt returned other data than was written")
 		}
 	}
 }
@@ -236,7 +236,7 @@ func testAllocation(t *testing.T, s *suite) {
 			t.Fatalf("allocation at %d: %v", off, err)
 		}
 		if len(extents) == 0 {
-			t.Fatalf("allocation at %d says nothing", off)
+			t.Fatalf("allocation at %d is empty", off)
 		}
 		for _, e := range extents {
 			if e.Length <= 0 || e.Length%s.bs != 0 || e.Length > end-off {
@@ -245,7 +245,7 @@ func testAllocation(t *testing.T, s *suite) {
 			if e.Hole {
 				s.want(t, off, make([]byte, e.Length))
 			} else if off >= 16*s.bs || off+e.Length <= 8*s.bs {
-				t.Errorf("%d bytes at %d were never written and are data", e.Length, off)
+				t.Errorf("%d bytes at %d are data, but were never written", e.Length, off)
 			}
 			off += e.Length
 		}
@@ -286,7 +286,7 @@ func testRandom(t *testing.T, s *suite) {
 	s.want(t, 0, model)
 }
 
-// testNeighbours has writers on blocks of their own, side by side.
+// testNeighbours runs writers that each have their own blocks, side by side.
 func testNeighbours(t *testing.T, s *suite) {
 	const writers, rounds, blocks = 8, 40, 64
 	var wg sync.WaitGroup
@@ -326,8 +326,8 @@ func testNeighbours(t *testing.T, s *suite) {
 	wg.Wait()
 }
 
-// testSameBlocks has writers on the same blocks: in the end each block is what
-// one of them wrote, whole.
+// testSameBlocks runs writers on the same blocks: in the end each block is whole
+// as one of them wrote it.
 func testSameBlocks(t *testing.T, s *suite) {
 	const writers, rounds, blocks = 8, 40, 8
 	var wg sync.WaitGroup

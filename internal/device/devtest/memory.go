@@ -1,7 +1,6 @@
-// Package devtest holds what tests of volumes and of transports share: a
-// contract suite for device.Volume, to be run on a volume directly or through
-// a transport, and Memory, the volume that does it right and can be told to
-// block or to fail.
+// Package devtest has what tests of volumes and of transports share: a contract
+// suite for device.Volume, to be run on a volume directly or through a transport,
+// and Memory, a correct volume that can be told to block or to fail.
 package devtest
 
 import (
@@ -25,9 +24,9 @@ const (
 	ops // how many there are
 )
 
-// Memory is a sparse volume in memory. It refuses, with an error, requests
-// that break the contract of device.Volume (unaligned, out of range, above
-// MaxDiscard), so that a transport that sends one is found out. It is safe for
+// Memory is a sparse volume in memory. It refuses, with an error, requests that
+// break the contract of device.Volume (unaligned, out of range, above
+// MaxDiscard), which exposes a transport that sends one. It is safe for
 // concurrent use.
 type Memory struct {
 	geometry device.Geometry
@@ -47,21 +46,21 @@ var (
 	_ device.Allocator = (*Memory)(nil)
 )
 
-// NewMemory makes an empty volume of geometry g.
+// NewMemory returns an empty volume of geometry g.
 func NewMemory(g device.Geometry) *Memory {
 	return &Memory{geometry: g, blocks: make(map[int64][]byte), changed: make(chan struct{})}
 }
 
-// Block makes the given operations wait until release is called or their
-// context is cancelled; Try* of them says false. Blocking an operation that is
-// blocked already is a mistake of the test.
+// Block makes the given operations wait until release is called or their context
+// is cancelled; their Try* return false. Blocking an operation that is already
+// blocked is a mistake of the test.
 func (m *Memory) Block(list ...Op) (release func()) {
 	gate := make(chan struct{})
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for _, op := range list {
 		if m.blocked[op] != nil {
-			panic("devtest: operation is blocked already")
+			panic("devtest: operation is already blocked")
 		}
 		m.blocked[op] = gate
 	}
@@ -75,8 +74,8 @@ func (m *Memory) Block(list ...Op) (release func()) {
 	})
 }
 
-// Fail makes the given operations return err, and Try* of them say false,
-// until it is called with nil.
+// Fail makes the given operations return err, and their Try* return false, until
+// it is called with nil.
 func (m *Memory) Fail(err error, list ...Op) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -124,45 +123,45 @@ func (m *Memory) notify() {
 	m.changed = make(chan struct{})
 }
 
-// Geometry gives what NewMemory was told.
+// Geometry implements device.Volume.
 func (m *Memory) Geometry() device.Geometry { return m.geometry }
 
-// ReadAt is device.Volume's.
+// ReadAt implements device.Volume.
 func (m *Memory) ReadAt(ctx context.Context, p []byte, off int64) error {
 	return m.do(ctx, Read, off, int64(len(p)), func() { m.read(p, off) })
 }
 
-// WriteAt is device.Volume's.
+// WriteAt implements device.Volume.
 func (m *Memory) WriteAt(ctx context.Context, p []byte, off int64) error {
 	return m.do(ctx, Write, off, int64(len(p)), func() { m.write(p, off) })
 }
 
-// Flush is device.Volume's; memory has nothing to flush to.
+// Flush implements device.Volume; memory has nothing to flush to.
 func (m *Memory) Flush(ctx context.Context) error {
 	return m.do(ctx, Flush, 0, int64(m.geometry.BlockSize), func() {})
 }
 
-// Discard is device.Volume's.
+// Discard implements device.Volume.
 func (m *Memory) Discard(ctx context.Context, off, n int64) error {
 	return m.do(ctx, Discard, off, n, func() { m.drop(off, n) })
 }
 
-// WriteZeroes is device.Volume's.
+// WriteZeroes implements device.Volume.
 func (m *Memory) WriteZeroes(ctx context.Context, off, n int64) error {
 	return m.do(ctx, WriteZeroes, off, n, func() { m.drop(off, n) })
 }
 
-// TryReadAt is device.Fast's.
+// TryReadAt implements device.Fast.
 func (m *Memory) TryReadAt(p []byte, off int64) bool {
 	return m.try(Read, off, int64(len(p)), func() { m.read(p, off) })
 }
 
-// TryWriteAt is device.Fast's.
+// TryWriteAt implements device.Fast.
 func (m *Memory) TryWriteAt(p []byte, off int64) bool {
 	return m.try(Write, off, int64(len(p)), func() { m.write(p, off) })
 }
 
-// Allocation is device.Allocator's: blocks that were written are data.
+// Allocation implements device.Allocator: blocks that were written are data.
 func (m *Memory) Allocation(ctx context.Context, off, n int64) ([]device.Extent, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
@@ -185,8 +184,8 @@ func (m *Memory) Allocation(ctx context.Context, off, n int64) ([]device.Extent,
 	return extents, nil
 }
 
-// do runs one operation: it waits while op is blocked, then lets effect
-// happen under the lock unless ctx was cancelled before.
+// do runs one operation: it waits while op is blocked, then calls effect under
+// the lock unless ctx was cancelled before.
 func (m *Memory) do(ctx context.Context, op Op, off, n int64, effect func()) error {
 	if err := m.check(op, off, n); err != nil {
 		return err
@@ -248,7 +247,7 @@ func (m *Memory) check(op Op, off, n int64) error {
 	case g.ReadOnly && op != Read && op != Flush:
 		return fmt.Errorf("devtest: change of a read-only volume at %d of %d bytes", off, n)
 	case (op == Discard || op == WriteZeroes) && g.MaxDiscard > 0 && n > g.MaxDiscard:
-		return fmt.Errorf("devtest: %d bytes in one go are more than %d", n, g.MaxDiscard)
+		return fmt.Errorf("devtest: %d bytes in one request are more than %d", n, g.MaxDiscard)
 	}
 	return nil
 }

@@ -7,18 +7,17 @@ import (
 	"net"
 )
 
-// errStopped is for a client that comes when the server has stopped.
+// errStopped is returned for a client that comes after the server has stopped.
 var errStopped = errors.New("NBD server has stopped")
 
-// Flags are the transmission flags that mean something to a client that
-// negotiates nothing, such as that of Linux.
+// Flags returns the transmission flags for a client that negotiates nothing, such
+// as that of Linux.
 func (s *Server) Flags() uint16 { return s.flags() }
 
-// Serve serves a client that was connected without a handshake: it has got
-// size and Flags in another way, sends requests at once and reads simple
-// replies. Serve closes nc and returns when nothing of the connection goes on:
-// nil if the client has said NBD_CMD_DISC, else an error, also when the server's
-// Run has stopped.
+// Serve serves a client that was connected without a handshake: it learnt size and
+// Flags in another way, sends requests at once and reads simple replies. Serve
+// closes nc and returns when nothing of the connection is left: nil if the client
+// sent NBD_CMD_DISC, else an error, also when the server's Run has stopped.
 func (s *Server) Serve(ctx context.Context, nc net.Conn) error {
 	c, err := newConn(ctx, s, nc)
 	if err != nil {
@@ -36,7 +35,7 @@ func (s *Server) Serve(ctx context.Context, nc net.Conn) error {
 	return nil
 }
 
-// add counts a connection in, unless the server has stopped.
+// add adds a connection unless the server has stopped, and reports whether it did.
 func (s *Server) add(c *conn) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -22,7 +22,7 @@ type buffer struct {
 	class int
 }
 
-// get gives a buffer of n bytes, which is at most 1<<maxBufferBits.
+// get returns a buffer of n bytes, at most 1<<maxBufferBits.
 func (b *buffers) get(n int) *buffer {
 	class := max(bits.Len(uint(max(n, 1)-1)), minBufferBits) - minBufferBits
 	if got, ok := b.pools[class].Get().(*buffer); ok {
@@ -32,7 +32,7 @@ func (b *buffers) get(n int) *buffer {
 	return &buffer{p: make([]byte, n, 1<<(class+minBufferBits)), class: class}
 }
 
-// put takes a buffer back; nil is allowed.
+// put takes back a buffer, which may be nil.
 func (b *buffers) put(got *buffer) {
 	if got != nil {
 		b.pools[got.class].Put(got)

@@ -24,34 +24,35 @@ const (
 	peekMax = readerSize / 2
 	// batchSize bounds the replies that wait to be sent together, in bytes.
 	batchSize = 128 << 10
-	// sendBuffer is asked for on unix sockets, in bytes: with the kernel's
-	// default of 208 KiB a large reply needs several turns with the client.
-	// (Measured: 2.3 times the rate of 1 MiB reads, 1.5 times that of 64 KiB
-	// ones.) TCP sizes its buffers itself.
+	// sendBuffer is the size requested for unix sockets, in bytes: with the
+	// kernel's default of 208 KiB a large reply takes several turns with the
+	// client. (Measured: 2.3 times the rate of 1 MiB reads, 1.5 times that of
+	// 64 KiB ones.) TCP sizes its buffers itself.
 	sendBuffer = 2 << 20
 )
 
 var (
 	errDisconnect = errors.New("client disconnected")
-	errStopping   = errors.New("server stops")
+	errStopping   = errors.New("server is stopping")
 	errUnread     = errors.New("client hung up and left too many requests")
 )
 
-// longAgo is a deadline that wakes whoever reads.
+// longAgo returns a deadline that wakes the reader.
 func longAgo() time.Time { return time.Unix(1, 0) }
 
-// conn is one connection. One goroutine reads from it and serves what can be
-// served at once; what may wait is served by goroutines of its own (tasks).
+// conn is one connection. One goroutine, the reader, reads from it and serves what
+// can be served at once; each request that may wait gets a goroutine of its own
+// (tasks).
 //
-// The life of a client that goes away. Its requests must not take effect after
-// it could know: it may send them again elsewhere and go on. The reader finds
-// out from the end of the stream; but between its last read and that it has
-// requests in its buffer, and at the limit of waiting tasks it does not read
-// at all. So it also asks the socket, after every read and while it is at the
-// limit, whether the other side has hung up. From then on nothing more can
-// arrive than what the socket holds. What is read from there is parked, not
-// served, until the last word is known: NBD_CMD_DISC, and all is finished; or
-// a bare end, and all of it is dropped, the tasks under way cancelled.
+// What happens when a client goes away. Its requests must not take effect after
+// it could know that it is gone: it may send them again elsewhere and go on
+// writing. The reader learns it from the end of the stream; but between its last
+// read and that end it has requests in its buffer, and at the limit of waiting
+// tasks it does not read at all. So it also asks the socket, after every read and
+// while it is at the limit, whether the other side has hung up. From then on
+// nothing can arrive but what the socket holds. What is read of that is parked,
+// not served, until the end is known: after NBD_CMD_DISC all of it is finished;
+// after a bare end all of it is dropped and the running tasks are cancelled.
 type conn struct {
 	srv    *Server
 	nc     net.Conn
@@ -61,7 +62,7 @@ type conn struct {
 	cancel context.CancelFunc
 	sender *sender
 
-	// Of the reader's goroutine alone.
+	// For the reader only.
 	r           *bufio.Reader // over conn.Read
 	out         []byte        // replies not handed to sender yet
 	hungUp      bool          // the other side has hung up; requests are parked
@@ -80,7 +81,7 @@ type conn struct {
 	changes atomic.Int64
 
 	serving  atomic.Bool   // the transmission phase has begun
-	stopping atomic.Bool   // the server stops: read no more
+	stopping atomic.Bool   // the server is stopping: read no more
 	settled  chan struct{} // closed when no request of a client that vanished can take effect any more
 
 	tasks sync.WaitGroup
@@ -119,12 +120,12 @@ func newConn(ctx context.Context, s *Server, nc net.Conn) (*conn, error) {
 	return c, nil
 }
 
-// serve runs the connection from handshake to end, and returns when all its
-// tasks have ended.
+// serve runs the connection from the handshake to the end, and returns when all
+// its tasks have ended.
 func (c *conn) serve() {
 	defer c.cut()
 	if err := c.handshake(); err != nil {
-		c.flush(nil) // the answer to NBD_OPT_ABORT; the client need not wait for it
+		c.flush(nil) // the answer to NBD_OPT_ABORT, which the client need not wait for
 		c.log.Debug().Err(err).Msg("NBD handshake ended")
 		return
 	}
@@ -155,8 +156,8 @@ func (c *conn) serveRequests() error {
 	return err
 }
 
-// transmit serves requests until one of errDisconnect, errStopping, or the
-// error that says how the connection died.
+// transmit serves requests until it returns errDisconnect, errStopping, or the
+// error that ended the connection.
 func (c *conn) transmit() error {
 	// What the handshake has read ahead may be all there is.
 	c.hungUp = c.hungUp || c.hasHungUp()
@@ -168,25 +169,25 @@ func (c *conn) transmit() error {
 	}
 }
 
-// cut ends the connection at once: its tasks are cancelled.
+// cut ends the connection at once and cancels its tasks.
 func (c *conn) cut() {
 	c.cancel()
-	_ = c.nc.Close() // nothing is left to be lost
+	_ = c.nc.Close() // nothing is left to lose
 }
 
-// stop makes the reader end with errStopping when it has served what it has.
+// stop makes the reader end with errStopping after what it has read.
 func (c *conn) stop() {
 	c.stopping.Store(true)
 	_ = c.nc.SetReadDeadline(longAgo()) // fails only if the connection has ended
 }
 
-// abandon cancels the tasks but lets their replies go out, if the client reads.
+// abandon cancels the tasks but still sends their replies if the client reads.
 func (c *conn) abandon() {
 	c.cancel()
 	_ = c.nc.SetWriteDeadline(time.Now().Add(lastWordWait)) // as in stop
 }
 
-// rearm makes reading possible after a deadline has woken the reader.
+// rearm allows reading again after a deadline has woken the reader.
 func (c *conn) rearm() {
 	_ = c.nc.SetReadDeadline(time.Time{}) // a failure shows at the next read
 	if c.stopping.Load() {                // stop may have come between
@@ -195,7 +196,7 @@ func (c *conn) rearm() {
 }
 
 // Read reads from the socket for c.r. It first sends the replies that have
-// come together since the last time.
+// accumulated.
 func (c *conn) Read(p []byte) (int, error) {
 	c.flush(nil)
 	for {
@@ -215,9 +216,9 @@ func (c *conn) Read(p []byte) (int, error) {
 	}
 }
 
-// flush sends the replies that wait and, if it is not empty, body. A client
-// that takes no replies is gone, but what it has sent is still read: the last
-// of it may be NBD_CMD_DISC.
+// flush sends the accumulated replies and, if it is not empty, body. A client that
+// takes no replies is gone, but what it has sent is still read: its last request
+// may be NBD_CMD_DISC.
 func (c *conn) flush(body []byte) {
 	var err error
 	switch {
@@ -232,11 +233,11 @@ func (c *conn) flush(body []byte) {
 	}
 }
 
-// skip drops n bytes that are in the buffer already.
+// skip drops n bytes that the buffer holds.
 func (c *conn) skip(n int) { _, _ = c.r.Discard(n) }
 
-// start runs t on a goroutine of its own. At the limit it waits for room, and
-// parks t if the client hangs up meanwhile.
+// start runs t on a goroutine of its own. At the limit it waits for room first; if
+// the client hangs up, it parks t.
 func (c *conn) start(t *task) error {
 	for !c.hungUp {
 		if c.enter(t.cost) {
@@ -259,7 +260,7 @@ func (c *conn) start(t *task) error {
 	return nil
 }
 
-// enter counts a task of cost bytes in, if there is room.
+// enter counts a task of cost bytes if there is room, and reports whether it did.
 func (c *conn) enter(cost int64) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -274,7 +275,7 @@ func (c *conn) enter(cost int64) bool {
 	return true
 }
 
-// leave counts a task out and wakes the reader if that waits for room.
+// leave ends the count of a task and wakes the reader if it waits for room.
 func (c *conn) leave(cost int64) {
 	c.mu.Lock()
 	c.waiting--
@@ -287,11 +288,11 @@ func (c *conn) leave(cost int64) {
 	}
 }
 
-// awaitRoom returns when a task has left or the client has hung up. Data in
-// the socket do not wake it.
+// awaitRoom returns when a task has left or the client has hung up. Data in the
+// socket does not wake it.
 func (c *conn) awaitRoom() error {
 	c.flush(nil)
-	// The runtime calls again on every event of the socket, a hang-up is one.
+	// The runtime calls again at every event of the socket; a hang-up is one.
 	err := c.raw.Read(c.poll.ask)
 	switch {
 	case err == nil:
@@ -305,21 +306,20 @@ func (c *conn) awaitRoom() error {
 	}
 }
 
-// hasHungUp asks whether the other side has closed or half-closed the socket,
-// whatever is still to be read.
+// hasHungUp reports whether the other side has closed or half-closed the socket,
+// whatever is still to be read. Only for the reader.
 func (c *conn) hasHungUp() bool {
 	return c.raw.Control(c.poll.control) != nil || c.poll.yes
 }
 
-// vanished is hasHungUp for other goroutines than the reader's.
+// vanished is hasHungUp for all other goroutines.
 func (c *conn) vanished() bool {
 	p := newHangUpPoll()
 	return c.raw.Control(p.control) != nil || p.yes
 }
 
-// hangUpPoll is the memory of asking a socket, and the functions that the
-// runtime wants for it, so that asking does not allocate. It is for one
-// goroutine at a time.
+// hangUpPoll has what asking a socket needs, the memory and the functions for the
+// runtime, so that asking does not allocate. It is for one goroutine at a time.
 type hangUpPoll struct {
 	fds     [1]unix.PollFd
 	yes     bool

@@ -6,8 +6,8 @@ import (
 	"fmt"
 )
 
-// execute does what t asks for and returns the payload of its reply, if it has
-// one. It may wait, but no longer than the connection lives.
+// execute does what t asks for and returns the payload of the reply, if any. It
+// may wait, but not longer than the connection lives.
 func (c *conn) execute(t *task) (payload []byte, err error) {
 	s := c.srv
 	switch t.cmd {
@@ -31,7 +31,7 @@ func (c *conn) execute(t *task) (payload []byte, err error) {
 	return nil, nil
 }
 
-// change does what t asks for when its turn has come.
+// change waits for the turn of t and does what it asks for.
 func (c *conn) change(t *task) error {
 	if t.span == nil {
 		return nil // a trim of less than a block
@@ -44,18 +44,18 @@ func (c *conn) change(t *task) error {
 	case cmdWrite:
 		return c.writeBlocks(t)
 	case cmdTrim:
-		// A hint: the parts of blocks at its edges are left alone.
+		// A trim is a hint: partial blocks at its edges stay as they are.
 		off, n := c.srv.inner(t.request)
 		return c.pieces(off, n, c.srv.vol.Discard)
 	default:
-		// NBD_CMD_FLAG_NO_HOLE asks that later writes find room. A Volume has no
-		// room to reserve: it takes every write to a new place.
+		// NBD_CMD_FLAG_NO_HOLE asks that later writes find room. A Volume cannot
+		// reserve any: every write goes to a new place.
 		return c.writeZeroes(t.request)
 	}
 }
 
-// writeBlocks writes the payload of t, filling up the blocks at its edges with
-// what is there, in one write.
+// writeBlocks writes the payload of t in one write, completing the blocks at its
+// edges with what they hold.
 func (c *conn) writeBlocks(t *task) error {
 	s := c.srv
 	off, n, head := s.cover(t.request)
@@ -131,8 +131,8 @@ func (c *conn) pieces(off, n int64, do func(ctx context.Context, off, n int64) e
 	return c.srv.geometry.Pieces(off, n, func(off, n int64) error { return do(c.ctx, off, n) })
 }
 
-// blockStatus gives the payload of a reply to NBD_CMD_BLOCK_STATUS. It may
-// describe less than was asked for; the protocol allows that.
+// blockStatus returns the payload of a reply to NBD_CMD_BLOCK_STATUS. It may
+// describe less than was asked for, as the protocol allows.
 func (c *conn) blockStatus(req request) ([]byte, error) {
 	s := c.srv
 	off, n, head := s.cover(req)
@@ -162,7 +162,7 @@ func (c *conn) blockStatus(req request) ([]byte, error) {
 		b = binary.BigEndian.AppendUint32(b, state)
 	}
 	if left == int64(req.length) {
-		return nil, fmt.Errorf("volume has no answer about its allocation at %d", req.off)
+		return nil, fmt.Errorf("volume returned no allocation at %d", req.off)
 	}
 	return b, nil
 }

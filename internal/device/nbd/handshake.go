@@ -9,19 +9,18 @@ import (
 	"time"
 )
 
-// contextID is the number of base:allocation, the only metadata context.
+// The only metadata context, base:allocation, and its number.
 const (
 	contextID   = 1
 	contextBase = "base:"
 	contextName = "base:allocation"
 )
 
-// errAborted ends a connection whose client had enough of the handshake.
+// errAborted ends a connection whose client aborted the handshake.
 var errAborted = errors.New("client aborted the handshake")
 
-// handshake negotiates until the client chooses the export (nil) or the
-// connection has to end (an error). Its replies are sent when the next option
-// is read, see Read.
+// handshake negotiates until the client chooses the export (nil) or the connection
+// has to end (an error). Reading the next option sends the replies, see Read.
 func (c *conn) handshake() error {
 	if err := c.nc.SetDeadline(time.Now().Add(c.srv.opts.HandshakeTimeout)); err != nil {
 		return err
@@ -69,11 +68,11 @@ func (c *conn) handshake() error {
 	}
 }
 
-// option answers one option; done says that the transmission phase begins.
+// option answers one option. It reports whether the transmission phase begins.
 func (c *conn) option(option uint32, data []byte, noZeroes bool) (done bool, err error) {
 	switch option {
 	case optExportName:
-		// The one option that cannot be answered with an error.
+		// The only option that has no error reply.
 		if name := string(data); !c.srv.exports(name) {
 			return false, fmt.Errorf("client asked for unknown export %.64q", name)
 		}
@@ -114,7 +113,7 @@ func (c *conn) option(option uint32, data []byte, noZeroes bool) (done bool, err
 	}
 }
 
-// info answers NBD_OPT_INFO and NBD_OPT_GO, and says whether to go.
+// info answers NBD_OPT_INFO and NBD_OPT_GO, and reports whether to go.
 func (c *conn) info(option uint32, data []byte) bool {
 	name, kinds, err := parseInfo(data)
 	if err != nil {
@@ -153,7 +152,7 @@ func (c *conn) info(option uint32, data []byte) bool {
 // meta answers NBD_OPT_LIST_META_CONTEXT and NBD_OPT_SET_META_CONTEXT.
 func (c *conn) meta(option uint32, data []byte) {
 	if option == optSetMetaContext {
-		c.status = false // also a failing one forgets what was selected before
+		c.status = false // even if it fails, it forgets the previous selection
 	}
 	name, queries, err := parseMeta(data)
 	switch {
@@ -186,8 +185,8 @@ func (c *conn) meta(option uint32, data []byte) {
 	c.reply(option, repAck)
 }
 
-// choose is told the name that the client goes on with. A metadata context that
-// was selected for another one is dropped: the protocol ties them together.
+// choose takes the export name that the client chose. A metadata context that was
+// selected for another name is dropped: the protocol ties them together.
 func (c *conn) choose(name string) {
 	if c.statusOf != name {
 		c.status = false
@@ -199,7 +198,7 @@ func (c *conn) reply(option, kind uint32, data ...byte) {
 	c.out = appendOptReply(c.out, option, kind, data...)
 }
 
-// refuse appends an error reply to an option, with a reason for people.
+// refuse appends an error reply to an option, with a reason for humans.
 func (c *conn) refuse(option, kind uint32, why string) {
 	c.reply(option, kind, []byte(why)...)
 }
@@ -213,7 +212,7 @@ func (c *conn) appendExport(b []byte) []byte {
 	return binary.BigEndian.AppendUint16(binary.BigEndian.AppendUint64(b, uint64(g.Size)), flags)
 }
 
-// flags are the transmission flags that need no structured replies.
+// flags returns the transmission flags that need no structured replies.
 func (s *Server) flags() uint16 {
 	flags := uint16(flagHasFlags | flagSendFlush | flagSendFUA | flagMultiConn)
 	if s.geometry.ReadOnly {
@@ -222,11 +221,11 @@ func (s *Server) flags() uint16 {
 	return flags | flagSendTrim | flagSendWriteZeroes | flagSendFastZero
 }
 
-// exports says whether a client may ask for name.
+// exports reports whether a client may ask for name.
 func (s *Server) exports(name string) bool { return name == "" || name == s.opts.ExportName }
 
-// preferredBlockSize is the smallest request that is served without reading
-// what is around it, or what the volume prefers; a power of two, in bytes.
+// preferredBlockSize returns the size that the volume prefers or, unless that is a
+// usable power of two, the block size, in bytes.
 func (s *Server) preferredBlockSize() uint32 {
 	p := s.geometry.IOMin
 	if p < s.geometry.BlockSize || p > maxRequest || bits.OnesCount(uint(p)) != 1 {

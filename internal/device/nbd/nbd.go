@@ -2,17 +2,17 @@
 // doc/proto.md of the NBD project) on a unix socket or TCP.
 //
 // Each connection has one goroutine that reads requests. Reads and writes that
-// device.Fast can serve at once are served right there, straight from and to
-// the connection's buffers, and their replies go out together when the
-// goroutine is about to read from the socket again. Whatever may wait runs on
-// a goroutine of its own, so that it holds up nothing behind it; a bounded
-// number of those per connection, beyond which the connection reads no further.
+// device.Fast can serve at once are served right there, directly from and to the
+// connection's buffers, and their replies go out together when the goroutine is
+// about to read from the socket again. Each request that may wait gets a goroutine
+// of its own, so that it holds up nothing behind it. Their number is bounded; at
+// the limit the connection reads no further.
 //
-// A client that hangs up has its waiting requests cancelled, and none of them
-// takes effect afterwards: it may come back on another connection, send them
-// again and go on writing. A client that says NBD_CMD_DISC first has them
-// finished. See conn.go for how that is kept, overlaps for requests that are
-// no multiple of the block size.
+// If a client hangs up, its waiting requests are cancelled, and none of them takes
+// effect afterwards: it may come back on another connection, send them again and
+// go on writing. If it sends NBD_CMD_DISC first, they are finished. See conn for
+// how that is ensured, and overlaps for requests that are not multiples of the
+// block size.
 package nbd
 
 import (
@@ -35,25 +35,25 @@ type Options struct {
 	Network string // "unix" or "tcp"
 	Address string // path of the socket, or host:port
 
-	// ExportName is the name that is listed. Clients may ask for it or for ""
-	// (the default export, by the protocol); any other name is refused.
+	// ExportName is the name in the list of exports. Clients may ask for it or
+	// for "" (the protocol's default export); other names are refused.
 	ExportName string
 
 	Log zerolog.Logger
 
-	// MaxConns bounds the connections at a time, 128 by default; further ones
-	// are closed at once.
+	// MaxConns bounds the number of connections, 128 by default; further ones are
+	// closed at once.
 	MaxConns int
 
 	// HandshakeTimeout bounds the time from accepting a connection to its
 	// transmission phase, 30 s by default.
 	HandshakeTimeout time.Duration
 
-	// StopTimeout bounds how long Run, once stopped, lets requests already
-	// received go on, 10 s by default. Then they are cancelled.
+	// StopTimeout bounds how long Run, once stopped, waits for requests that it
+	// has received, 10 s by default. Then it cancels them.
 	StopTimeout time.Duration
 
-	// Listening, if set, is called once, when clients can connect.
+	// Listening, if set, is called once, as soon as clients can connect.
 	Listening func(net.Addr)
 }
 
@@ -62,13 +62,13 @@ const (
 	defaultHandshakeTimeout = 30 * time.Second
 	defaultStopTimeout      = 10 * time.Second
 
-	// hangUpWait bounds how long a new connection waits for one whose client
-	// has hung up to read what is left in its socket; see settle.
+	// hangUpWait bounds how long a new connection waits until one whose client
+	// has hung up has read what is left in its socket; see settle.
 	hangUpWait = time.Second
 	// lastWordWait bounds the writing of the last replies to a client whose
 	// requests were cancelled because the server stops.
 	lastWordWait = time.Second
-	// acceptRetry is the pause after an accept that failed for want of
+	// acceptRetry is the pause after an accept that failed for lack of
 	// descriptors or memory.
 	acceptRetry = 100 * time.Millisecond
 )
@@ -80,7 +80,7 @@ type Server struct {
 	alloc    device.Allocator // nil if vol has none
 	geometry device.Geometry
 	opts     Options
-	errLog   zerolog.Logger // for what a broken volume would repeat without end
+	errLog   zerolog.Logger // for what a broken volume would repeat endlessly
 
 	buffers  buffers
 	overlaps overlaps
@@ -88,10 +88,10 @@ type Server struct {
 	wg      sync.WaitGroup // one for each connection
 	mu      sync.Mutex
 	conns   map[*conn]struct{}
-	stopped bool // no more of them
+	stopped bool // accepts no more of them
 }
 
-// New makes a server of vol.
+// New returns a server of vol.
 func New(vol device.Volume, opts Options) *Server {
 	if opts.MaxConns == 0 {
 		opts.MaxConns = defaultMaxConns
@@ -114,11 +114,10 @@ func New(vol device.Volume, opts Options) *Server {
 	return s
 }
 
-// Run listens and serves until ctx is cancelled, and returns nil then. It
-// stops in this order: it accepts no more, reads no more, lets the requests
-// already received finish for at most StopTimeout, cancels the rest, closes
-// the connections and waits for all that it started. The error, if any, says
-// why it could not listen or accept.
+// Run listens and serves until ctx is cancelled, and then returns nil. It stops in
+// this order: it accepts no more, reads no more, waits for at most StopTimeout for
+// the requests that it has received, cancels the rest, closes the connections and
+// waits for all that it started. An error says why it could not listen or accept.
 func (s *Server) Run(ctx context.Context) error {
 	l, release, err := listen.Listen(ctx, s.opts.Network, s.opts.Address)
 	if err != nil {
@@ -134,7 +133,7 @@ func (s *Server) Run(ctx context.Context) error {
 	})
 	err = s.accept(ctx, l)
 	if unwatch() {
-		// Not stopped, but failed.
+		// It has failed, and was not stopped.
 		release()
 		closed <- l.Close()
 	}
@@ -146,7 +145,7 @@ func (s *Server) Run(ctx context.Context) error {
 	return nil
 }
 
-// accept takes connections until ctx is cancelled (nil) or the listener fails.
+// accept accepts connections until ctx is cancelled (nil) or the listener fails.
 func (s *Server) accept(ctx context.Context, l net.Listener) error {
 	for {
 		nc, err := l.Accept()
@@ -178,7 +177,7 @@ func (s *Server) take(ctx context.Context, nc net.Conn) {
 	if err == nil {
 		s.mu.Lock()
 		if len(s.conns) >= s.opts.MaxConns {
-			err = fmt.Errorf("there are %d connections already", len(s.conns))
+			err = fmt.Errorf("there are already %d connections", len(s.conns))
 		} else {
 			s.conns[c] = struct{}{}
 		}
@@ -186,7 +185,7 @@ func (s *Server) take(ctx context.Context, nc net.Conn) {
 	}
 	if err != nil {
 		s.errLog.Warn().Err(err).Stringer("client", nc.RemoteAddr()).Msg("NBD connection refused")
-		_ = nc.Close() // nothing was said on it
+		_ = nc.Close() // nothing was sent on it
 		return
 	}
 	s.wg.Go(func() {
@@ -215,7 +214,7 @@ func (s *Server) stop() {
 		return
 	case <-timeout.C:
 	}
-	s.opts.Log.Warn().Dur("after", s.opts.StopTimeout).Msg("NBD requests do not end, cancelling them")
+	s.opts.Log.Warn().Dur("after", s.opts.StopTimeout).Msg("NBD requests do not end: cancelling them")
 	for _, c := range s.connections() {
 		c.abandon()
 	}
@@ -232,11 +231,11 @@ func (s *Server) connections() []*conn {
 	return list
 }
 
-// settle returns when no request of a client that has hung up can take effect
-// any more, unless the client asked for it with NBD_CMD_DISC. newcomer calls
-// it before its first request: it may be such a client, come back to send its
-// requests again. What hung up has nothing to read but what is in its socket,
-// so this is short; one that takes longer is cut off.
+// settle returns when no request of a client that has hung up can take effect any
+// more, unless the client asked for that with NBD_CMD_DISC. newcomer calls it
+// before its first request: its client may have come back to send its requests
+// again. A connection that was hung up has only to read what is in its socket, so
+// this is short; one that takes longer is cut off.
 func (s *Server) settle(newcomer *conn) {
 	for _, c := range s.connections() {
 		if c == newcomer || !c.serving.Load() || !c.vanished() {

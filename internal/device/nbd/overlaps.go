@@ -8,38 +8,37 @@ import (
 
 // overlaps orders changes of the same blocks. It makes two promises:
 //
-//   - A request that is no multiple of the block size is served by reading the
+//   - A request that is not a multiple of the block size is served by reading the
 //     blocks at its edges and writing them back whole (a read-modify-write).
-//     No other change of those blocks, on whatever connection, is lost by that.
+//     That loses no other change of those blocks, on whatever connection.
 //   - Changes of the same blocks by one connection take effect in the order in
-//     which they were received. The protocol does not ask for it, but there are
+//     which they were received. The protocol does not require it, but there are
 //     clients that trim a block and write it without waiting in between.
 //
 // There are two kinds of changes. Those that may wait run on goroutines of
-// their own (tasks) and hold a span of blocks in a table from when they were
-// received until they are done; of two spans with a block in common the later
+// their own (tasks) and hold a span of blocks in a table from when they are
+// received until they are done; of two spans with a common block the later
 // waits for the earlier. A write through device.Fast runs on the goroutine
-// that received it, holds nothing, and only looks, inside the gate of its
-// connection, whether it may: no read-modify-write is announced, and no span
-// with a block in common is in the table if the connection has any there.
-// Otherwise it becomes a task.
+// that received it and holds nothing. Inside the gate of its connection it only
+// checks whether it may: no read-modify-write is announced, and no span with a
+// common block is in the table if the connection has any there. Otherwise it
+// becomes a task.
 //
 // Why no change W is lost to a read-modify-write R of one of its blocks. If W
 // is a task, the table orders the two. If W went through Fast, it did so
 // inside the gate of its connection and saw announced == 0 there. R adds to
 // announced first (1), then takes and releases the gate of every connection
-// (2), and only then reads (3). W's turn in the gate is either before R's, so
-// W took effect before (3) and R reads it; or it is after, and then W must
-// have seen (1), since the gate orders (1) before W's look, and announced
-// stays above zero until R has written. A connection that R does not find in
-// (2) was added to the server's set after R held its lock, which orders (1)
-// before all that this connection does. Fast never blocks, so (2) waits for
-// nothing but processor time.
+// (2), and only then reads (3). If W has the gate before R, W took effect before
+// (3) and R reads it. If W has it after R, W must have seen (1), since the gate
+// orders (1) before W's check, and announced stays above zero until R has
+// written. A connection that R does not find in (2) was added to the server's set
+// after R held its lock, which orders (1) before all that this connection does.
+// Fast never blocks, so (2) waits for nothing but processor time.
 //
-// Why a connection's order holds. Only the goroutine that receives adds spans
-// and makes writes through Fast. What it finds no span of has taken effect.
+// Why the order of a connection holds. Only the receiving goroutine adds spans
+// and writes through Fast. A change whose span it does not find has taken effect.
 //
-// A write through Fast pays for this one uncontended lock and the load of two
+// All this costs a write through Fast one uncontended lock and the load of two
 // counters that nobody writes unless there are such requests.
 type overlaps struct {
 	announced atomic.Int64 // read-modify-writes between (1) and their end
@@ -52,11 +51,11 @@ type overlaps struct {
 type span struct {
 	first, last int64
 	index       int             // in overlaps.spans
-	before      []chan struct{} // the earlier spans that it waits for
+	before      []chan struct{} // of the earlier spans that it waits for
 	freed       chan struct{}   // made by the first later one that waits for this
 }
 
-// add enters s behind all spans that have a block in common with it.
+// add adds s behind all spans that have a block in common with it.
 func (l *overlaps) add(s *span) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -72,8 +71,8 @@ func (l *overlaps) add(s *span) {
 	l.spans = append(l.spans, s)
 }
 
-// wait returns when s is the first of those it overlaps, or when ctx is over.
-// Waiting only for earlier ones, it cannot deadlock.
+// wait returns when s is the first of those that it overlaps, or when ctx is
+// cancelled. It waits only for earlier spans, so it cannot deadlock.
 func (s *span) wait(ctx context.Context) error {
 	for _, freed := range s.before {
 		select {
@@ -85,8 +84,8 @@ func (s *span) wait(ctx context.Context) error {
 	return nil
 }
 
-// remove takes s out, whether it has waited to its end or not: whoever waits
-// for s waits for those before it as well.
+// remove removes s, which need not have finished its wait: whoever waits for s
+// also waits for those before it.
 func (l *overlaps) remove(s *span) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -100,7 +99,7 @@ func (l *overlaps) remove(s *span) {
 	}
 }
 
-// taken says whether a span has a block from first to last.
+// taken reports whether a span has a block from first to last.
 func (l *overlaps) taken(first, last int64) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -112,8 +111,8 @@ func (l *overlaps) taken(first, last int64) bool {
 	return false
 }
 
-// beginRMW announces a read-modify-write and returns when no write through
-// Fast that has not seen it is under way. endRMW has to follow.
+// beginRMW announces a read-modify-write and returns when no write through Fast
+// is running that has not seen it. endRMW has to follow.
 func (s *Server) beginRMW() {
 	s.overlaps.announced.Add(1)
 	s.mu.Lock()
@@ -126,8 +125,8 @@ func (s *Server) beginRMW() {
 
 func (s *Server) endRMW() { s.overlaps.announced.Add(-1) }
 
-// enlist gives t its place in the order of changes. The goroutine that
-// receives calls it; change ends it.
+// enlist gives t its place in the order of changes. The receiving goroutine calls
+// it; change ends it.
 func (c *conn) enlist(t *task) {
 	var off, n int64
 	switch t.cmd {
@@ -151,7 +150,8 @@ func (c *conn) delist(t *task) {
 	c.changes.Add(-1)
 }
 
-// tryWrite writes whole blocks if that needs no waiting, see overlaps.
+// tryWrite writes whole blocks if that needs no wait (see overlaps), and reports
+// whether it did.
 func (c *conn) tryWrite(p []byte, off int64) bool {
 	s := c.srv
 	if s.fast == nil || c.hungUp {

@@ -19,7 +19,7 @@ const (
 	magicStructured = 0x668e33ef
 )
 
-// Handshake flags, the server's and the client's answer to them.
+// Handshake flags, of the server and in the client's answer.
 const (
 	flagFixedNewstyle = 1 << 0
 	flagNoZeroes      = 1 << 1
@@ -88,8 +88,8 @@ const (
 	cmdFlagFastZero = 1 << 4
 )
 
-// Structured replies: the one flag, the types of chunks, and the states of
-// the base:allocation context.
+// Structured replies: the only flag, the types of chunks, and the states of the
+// base:allocation context.
 const (
 	replyFlagDone = 1 << 0
 
@@ -127,7 +127,7 @@ const (
 // Bounds on what a client may send, in bytes.
 const (
 	maxRequest = 32 << 20 // payload of a read or write; the maximum block size we advertise
-	maxDropped = 64 << 20 // payload of a refused write that is read and dropped; beyond it the connection is closed
+	maxDropped = 64 << 20 // payload of a refused write that is read and dropped; above it the connection is closed
 	maxOption  = 64 << 10 // data of an option
 	maxName    = 4096     // an export name or a query, as the protocol says
 	maxTotal   = 64 << 20 // payloads waiting on one connection
@@ -147,8 +147,8 @@ type request struct {
 	length uint32 // bytes
 }
 
-// parseRequest decodes the requestSize bytes of a request's header. A wrong
-// magic number means that the stream is out of step for good.
+// parseRequest decodes the requestSize bytes of a request's header. A wrong magic
+// number means that the stream is out of step for good.
 func parseRequest(b []byte) (request, error) {
 	_ = b[requestSize-1]
 	if m := binary.BigEndian.Uint32(b); m != magicRequest {
@@ -176,8 +176,8 @@ func parseOption(b []byte) (option, length uint32, err error) {
 	return option, length, nil
 }
 
-// errOption says that the data of an option are not what the protocol
-// describes; the client is told and may go on.
+// errOption: the data of an option is not as the protocol describes it. The client
+// gets an error reply and may continue.
 var errOption = errors.New("malformed option")
 
 // parseInfo decodes the data of NBD_OPT_INFO and NBD_OPT_GO:
@@ -228,7 +228,7 @@ func parseMeta(b []byte) (name string, queries []string, err error) {
 	return name, queries, nil
 }
 
-// takeString splits a string, led by its length in 32 bits, off b.
+// takeString splits off b a string that its length in 32 bits precedes.
 func takeString(b []byte) (s string, rest []byte, err error) {
 	if len(b) < 4 {
 		return "", nil, fmt.Errorf("%w: the length of a string is missing", errOption)
@@ -260,8 +260,8 @@ func appendSimple(b []byte, cookie uint64, e errno) []byte {
 	return binary.BigEndian.AppendUint64(b, cookie)
 }
 
-// appendChunk appends the header of a chunk that is alone in its reply;
-// length bytes of payload have to follow.
+// appendChunk appends the header of the only chunk of a reply; length bytes of
+// payload have to follow.
 func appendChunk(b []byte, cookie uint64, kind uint16, length int) []byte {
 	b = binary.BigEndian.AppendUint32(b, magicStructured)
 	b = binary.BigEndian.AppendUint16(b, replyFlagDone)

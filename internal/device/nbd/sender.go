@@ -5,8 +5,8 @@ import (
 	"sync"
 )
 
-// sender writes replies to one connection. Replies handed over while a system
-// call is under way wait and go out together in the next one.
+// sender writes replies to one connection. Replies that come during a system call
+// wait and go out together in the next one.
 type sender struct {
 	nc net.Conn
 
@@ -16,7 +16,7 @@ type sender struct {
 	spare   net.Buffers // the memory of queue while that is being written
 	batch   net.Buffers // what is being written
 	filling uint64      // number of the batch that queue belongs to
-	written uint64      // number of the first batch that is not written yet
+	written uint64      // number of the first batch that is not yet written
 	busy    bool        // somebody is writing
 	err     error       // the first failure; nothing is written after it
 }
@@ -27,8 +27,8 @@ func newSender(nc net.Conn) *sender {
 	return s
 }
 
-// send writes all bufs, one behind the other, and returns when they were
-// written or when the connection has failed. The caller may reuse bufs then.
+// send writes all bufs in order, and returns when they are written or the
+// connection has failed. Then the caller may reuse bufs.
 func (s *sender) send(bufs ...[]byte) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -43,7 +43,7 @@ func (s *sender) send(bufs ...[]byte) error {
 	if s.written > mine || s.err != nil {
 		return s.err
 	}
-	// Nobody writes, and what waits is our batch: write it for all.
+	// Nobody is writing, and our batch is next: write it for all.
 	s.busy = true
 	s.spare, s.queue = s.queue, s.spare[:0]
 	s.filling++

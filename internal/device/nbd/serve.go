@@ -13,8 +13,8 @@ import (
 // task is a request that may wait.
 type task struct {
 	request
-	// buf holds the payload of a write, or takes that of a read. It covers
-	// whole blocks; the payload begins at head.
+	// buf is for the payload of a write or of a read. It covers whole blocks; the
+	// payload begins at head.
 	buf    *buffer
 	head   int
 	cost   int64 // bytes of memory, counted against maxTotal
@@ -66,7 +66,7 @@ func (c *conn) next() error {
 	}
 }
 
-// check says what is wrong with a request, if anything.
+// check returns what is wrong with a request; 0 if nothing is.
 func (c *conn) check(req request) (errno, string) {
 	g := c.srv.geometry
 	allowed, changes := uint16(cmdFlagFUA), false
@@ -106,12 +106,12 @@ func (c *conn) check(req request) (errno, string) {
 	case req.cmd == cmdBlockStatus && req.length == 0:
 		return errnoINVAL, "block status of nothing"
 	case req.flags&cmdFlagFastZero != 0 && req.length > 0 && !c.srv.coversBlock(req):
-		return errnoNOTSUP, "zeroing a part of a block is no faster than writing it"
+		return errnoNOTSUP, "zeroing part of a block is no faster than writing it"
 	}
 	return 0, ""
 }
 
-// cover gives the whole blocks that req touches, and where in them it begins.
+// cover returns the whole blocks that req touches, and where in them it begins.
 func (s *Server) cover(req request) (off, n int64, head int) {
 	bs := int64(s.geometry.BlockSize)
 	off = int64(req.off) &^ (bs - 1)
@@ -119,7 +119,7 @@ func (s *Server) cover(req request) (off, n int64, head int) {
 	return off, n, int(int64(req.off) - off)
 }
 
-// inner gives the whole blocks inside req, if any (n > 0).
+// inner returns the whole blocks inside req, if any (n > 0).
 func (s *Server) inner(req request) (off, n int64) {
 	bs := int64(s.geometry.BlockSize)
 	off = (int64(req.off) + bs - 1) &^ (bs - 1)
@@ -131,7 +131,7 @@ func (s *Server) coversBlock(req request) bool {
 	return n > 0
 }
 
-// aligned says whether req is made of whole blocks.
+// aligned reports whether req consists of whole blocks.
 func (s *Server) aligned(req request) bool {
 	return (req.off|uint64(req.length))&uint64(s.geometry.BlockSize-1) == 0
 }
@@ -149,7 +149,7 @@ func (c *conn) read(req request) error {
 	}
 	try := s.fast != nil && !c.hungUp
 	if try && fits && s.aligned(req) {
-		// Straight into the batch of replies.
+		// Directly into the batch of replies.
 		start := len(c.out)
 		c.out = c.appendReadHeader(c.out, req)
 		body := len(c.out)
@@ -176,15 +176,14 @@ func (c *conn) read(req request) error {
 	return nil
 }
 
-// write takes the payload of a write and hands it to the volume, or starts a
-// task.
+// write passes the payload of a write to the volume, or starts a task.
 func (c *conn) write(req request) error {
 	s := c.srv
 	n := int(req.length)
 	aligned := s.aligned(req)
 	tried := !aligned
 	if aligned && n <= peekMax {
-		// Straight from the buffer of the connection.
+		// Directly from the buffer of the connection.
 		p, err := c.r.Peek(n)
 		if err != nil {
 			return err
@@ -207,8 +206,8 @@ func (c *conn) write(req request) error {
 	return c.start(&task{request: req, buf: buf, head: head, cost: int64(cap(buf.p))})
 }
 
-// written answers a write that the volume has taken. With FUA that needs a
-// flush, and a flush may wait.
+// written answers a write that the volume has done. With FUA that needs a flush,
+// and a flush may wait.
 func (c *conn) written(req request) error {
 	if req.flags&cmdFlagFUA == 0 {
 		c.acknowledge(req)
@@ -226,8 +225,8 @@ func (c *conn) acknowledge(req request) {
 }
 
 // appendDone appends a reply without payload. It is a simple one wherever the
-// protocol allows it, whatever was negotiated: clients have to read a
-// structured one in two steps, and libnbd makes two system calls of them.
+// protocol allows that, whatever was negotiated: clients have to read a structured
+// one in two steps, for which libnbd makes two system calls.
 func (c *conn) appendDone(b []byte, req request) []byte {
 	if c.structured && req.cmd == cmdRead {
 		return appendChunk(b, req.cookie, chunkNone, 0)
@@ -278,7 +277,7 @@ func (c *conn) run(t *task) {
 	default:
 		b = c.appendDone(b, t.request)
 	}
-	// A failure shows to the reader as well.
+	// The reader sees a failure as well.
 	if len(payload) > 0 {
 		_ = c.sender.send(b, payload)
 	} else {
@@ -286,7 +285,7 @@ func (c *conn) run(t *task) {
 	}
 }
 
-// errnoOf translates an error of the volume.
+// errnoOf returns the errno for an error of the volume.
 func errnoOf(err error) errno {
 	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) || errors.Is(err, device.ErrStopped) {
 		return errnoSHUTDOWN

@@ -2,9 +2,9 @@ package ublk
 
 import "unsafe"
 
-// What follows is Linux' ABI, from linux/ublk_cmd.h (to the version of Linux
-// 6.12; names are those of the header, shortened). The tests pin sizes and
-// offsets. Integers have the byte order of the machine.
+// What follows is Linux' ABI, from linux/ublk_cmd.h (up to Linux 6.12; the names
+// are those of the header, shortened). The tests pin sizes and offsets. Integers
+// have the byte order of the machine.
 
 // The numbers of the control commands, given to /dev/ublk-control.
 const (
@@ -62,8 +62,8 @@ const (
 	stateQuiesced = 2 // its server died, its requests wait
 )
 
-// UBLK_IO_OP_*, in the low 8 bits of ioDesc.opFlags, and the flag above them
-// that means something to us.
+// UBLK_IO_OP_*, in the low 8 bits of ioDesc.opFlags, and the one flag above them
+// that matters to us.
 const (
 	opRead        = 0
 	opWrite       = 1
@@ -88,7 +88,7 @@ const (
 type ctrlCmd struct {
 	devID   uint32
 	queueID uint16 // noQueue
-	len     uint16 // of what addr points to
+	len     uint16 // of the data at addr
 	addr    uint64
 	data    [2]uint64
 }
@@ -106,10 +106,10 @@ type devInfo struct {
 	_           uint16
 	maxIOBytes  uint32
 	id          uint32
-	pid         int32 // of its server, as that said
+	pid         int32 // of its server, as the server reported it
 	_           uint32
 	flags       uint64
-	serverFlags uint64    // for the server; the kernel keeps them as they are
+	serverFlags uint64    // for the server; the kernel only keeps them
 	_           [2]uint32 // uid and gid of its owner
 	_           [2]uint64
 }
@@ -153,8 +153,7 @@ type paramDiscard struct {
 	_                 uint16
 }
 
-// params is struct ublk_params, as far as it was in Linux 6.0. The kernel goes
-// by len.
+// params is struct ublk_params as of Linux 6.0. The kernel observes len.
 type params struct {
 	len     uint32
 	types   uint32
@@ -163,8 +162,8 @@ type params struct {
 	_       uint32
 }
 
-// encode gives the operation code of command nr in the encoding of ioctl
-// numbers, which newer drivers want and those before Linux 6.4 do not know.
+// encode returns the operation code of command nr in the encoding of ioctl
+// numbers, which newer drivers require and those before Linux 6.4 do not know.
 // ioctl.h: direction in bits 30-31 (2 = the server reads), size of the
 // argument from bit 16, type from bit 8, number.
 func encode(nr uint32) uint32 {
@@ -179,7 +178,7 @@ func encode(nr uint32) uint32 {
 	return dir<<30 | size<<16 | 'u'<<8 | nr
 }
 
-// dataOffset is where the data of a request begins in the character device.
+// dataOffset returns where the data of a request begins in the character device.
 func dataOffset(queue, tag uint16) int64 {
 	return ioBufOffset + int64(queue)<<(ioBufBits+tagBits) + int64(tag)<<ioBufBits
 }

@@ -12,28 +12,28 @@ import (
 const (
 	minBuffer = 12 // log2 of the smallest buffer, a page
 	maxBuffer = ioBufBits
-	// keepBytes bounds the memory of buffers that nobody uses.
+	// keepBytes bounds the memory of unused buffers.
 	keepBytes = 64 << 20
 )
 
-// buffer holds the data of one request. It is mapped memory outside of the Go
-// heap: the kernel may be given its address.
+// buffer holds the data of one request. It is mapped memory outside of the Go heap,
+// so that its address can be given to the kernel.
 type buffer struct {
 	p   []byte // what was asked for
-	mem []byte // all of it, a power of two
+	mem []byte // all of it; its length is a power of two
 }
 
-// address is where the buffer lies, for the kernel.
+// address returns the address of the buffer for the kernel.
 func (b *buffer) address() uint64 { return uint64(uintptr(unsafe.Pointer(&b.mem[0]))) }
 
-// buffers keeps buffers of all queues for reuse. It is safe for concurrent use.
+// buffers keeps the buffers of all queues for reuse. It is safe for concurrent use.
 type buffers struct {
 	mu   sync.Mutex
 	free [maxBuffer - minBuffer + 1][]*buffer
 	kept int // bytes in free
 }
 
-// get gives a buffer of n bytes, at most 1<<maxBuffer, with arbitrary content.
+// get returns a buffer of n bytes, at most 1<<maxBuffer, with arbitrary content.
 func (b *buffers) get(n int) (*buffer, error) {
 	class := max(0, bits.Len(uint(n-1))-minBuffer)
 	b.mu.Lock()
@@ -53,7 +53,7 @@ func (b *buffers) get(n int) (*buffer, error) {
 	return &buffer{p: mem[:n], mem: mem}, nil
 }
 
-// put takes a buffer back; nil is nothing.
+// put takes back a buffer, which may be nil.
 func (b *buffers) put(buf *buffer) {
 	if buf == nil {
 		return
@@ -67,11 +67,11 @@ func (b *buffers) put(buf *buffer) {
 	}
 	b.mu.Unlock()
 	if !keep {
-		_ = unix.Munmap(buf.mem) // it fails only for what is not mapped
+		_ = unix.Munmap(buf.mem) // fails only for what is not mapped
 	}
 }
 
-// release unmaps what is kept.
+// release unmaps all unused buffers.
 func (b *buffers) release() {
 	b.mu.Lock()
 	defer b.mu.Unlock()

@@ -12,8 +12,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Available says whether this process can use the ublk driver of the kernel
-// (nil), or why not. Errors: ErrNoDriver.
+// Available returns nil if this process can use the ublk driver of the kernel, or
+// why it cannot. Errors: ErrNoDriver.
 func Available() error { return available(linux{}) }
 
 func available(d driver) error {
@@ -24,7 +24,7 @@ func available(d driver) error {
 	return ctl.close()
 }
 
-// openControl opens the way for control commands. Errors: ErrNoDriver.
+// openControl opens the control device. Errors: ErrNoDriver.
 func openControl(d driver) (control, error) {
 	ctl, err := d.control()
 	if errors.Is(err, fs.ErrNotExist) {
@@ -33,11 +33,10 @@ func openControl(d driver) (control, error) {
 	return ctl, err
 }
 
-// RemoveLeft removes the devices that dead servers of the volume with this
-// identity have left. It is for a daemon that shows the volume in another way:
-// what it writes is not in the caches of such a device, which must therefore
-// never be taken over. There is nothing to do without a driver, nor for a
-// process that may not use it.
+// RemoveLeft removes the devices that dead servers of the volume with this identity
+// left. It is for a daemon that shows the volume in another way: what that writes
+// is not in the caches of such a device, which therefore must never be taken over.
+// Without a driver, or the right to use it, there is nothing to do.
 func RemoveLeft(ctx context.Context, identity uint64, log zerolog.Logger) error {
 	return removeLeft(ctx, linux{}, identity, log)
 }
@@ -58,15 +57,15 @@ func removeLeft(ctx context.Context, d driver, identity uint64, log zerolog.Logg
 	return nil
 }
 
-// Waits says whether a block device, by its name in sysfs (ublkbN), is one of
-// ublk whose server has died: what is asked of it waits for the next one.
+// Waits reports whether a block device, by its name in sysfs (ublkbN), is a ublk
+// device whose server has died: its requests wait for the next server.
 func Waits(name string) (bool, error) { return waits(linux{}, name) }
 
 func waits(d driver, name string) (bool, error) {
 	number, ours := strings.CutPrefix(name, "ublkb")
 	id, err := strconv.ParseUint(number, 10, 32)
 	if !ours || err != nil {
-		return false, nil //nolint:nilerr // it is something else
+		return false, nil //nolint:nilerr // not a ublk device
 	}
 	ctl, err := openControl(d)
 	if err != nil {
@@ -74,12 +73,12 @@ func waits(d driver, name string) (bool, error) {
 	}
 	info, err := newManager(ctl).info(uint32(id))
 	switch err = errors.Join(err, ctl.close()); {
-	case errors.Is(err, unix.ENODEV): // whoever still uses it gets errors
+	case errors.Is(err, unix.ENODEV): // its remaining users get errors
 		return false, nil
 	case err != nil:
 		return false, fmt.Errorf("ublk: ask for %s: %w", name, err)
 	}
-	// The kernel needs a moment to see that a server is dead.
+	// The kernel needs a moment to notice that a server is dead.
 	dead := errors.Is(unix.Kill(int(info.pid), 0), unix.ESRCH)
 	return info.state == stateQuiesced || info.state == stateLive && dead, nil
 }

@@ -17,61 +17,61 @@ import (
 	"bs3/internal/device/blockdev"
 )
 
-// What follows is the edge to the kernel; the tests put another one there.
+// What follows is the edge to the kernel, which the tests replace.
 
 // driver is ublk_drv, the driver in the kernel.
 type driver interface {
-	// control opens the way for control commands.
+	// control opens the control device.
 	control() (control, error)
-	// devices lists the numbers of the devices there are.
+	// devices lists the numbers of the existing devices.
 	devices() ([]int, error)
-	// open opens the character device of device id: as its server.
+	// open opens the character device of device id, as its server.
 	open(id int) (charDevice, error)
-	// writeBack has what file systems and the kernel hold of the block device
-	// written to it.
+	// writeBack writes back what file systems and the page cache hold for the
+	// block device.
 	writeBack(id int) error
 }
 
-// control gives control commands.
+// control sends control commands.
 type control interface {
-	// command gives one, and waits for its end; with a limit above 0 no longer
-	// than that. data, if any, is what the command's address shall point to.
-	// Errors: those of the kernel (unix.Errno); errLimit.
+	// command sends a command and waits for its end, at most for limit if that is
+	// above 0. data, if any, is what the command's address will point to. Errors:
+	// those of the kernel (unix.Errno); errLimit.
 	command(op uint32, cmd ctrlCmd, data []byte, limit time.Duration) error
 	close() error
 }
 
-// errLimit: a command goes on in the kernel.
+// errLimit: a command is still running in the kernel.
 var errLimit = errors.New("not done in time")
 
 // charDevice is an open /dev/ublkcN.
 type charDevice interface {
-	// descriptors maps those of a queue, read-only and shared with the kernel.
+	// descriptors maps the descriptors of a queue, read-only, shared with the kernel.
 	descriptors(queue uint16, depth int) ([]ioDesc, error)
-	// ring makes the ring of a queue. The thread that calls it is the one of
-	// that queue from then on.
+	// ring makes the ring of a queue. The calling thread is that of the queue from
+	// then on.
 	ring(depth int) (ring, error)
-	// ReadAt gets the data of a write request, WriteAt puts that of a read
+	// ReadAt reads the data of a write request, WriteAt writes that of a read
 	// request, at offsets from dataOffset on.
 	ReadAt(p []byte, off int64) error
 	WriteAt(p []byte, off int64) error
-	// close is called after the rings were closed and their threads are gone.
+	// close is called after the rings are closed and their threads gone.
 	close() error
 }
 
-// ring is the io_uring of one queue. Only wake may be called by others than
-// the thread that made it.
+// ring is the io_uring of one queue. Threads other than the one that made it may
+// call only wake.
 type ring interface {
 	// command prepares a command, at most one for each tag at a time.
 	command(op uint32, cmd ioCmd)
-	// submit submits what is prepared.
+	// submit submits the prepared commands.
 	submit() error
-	// wait does as well, and waits for a completion or for wake; it may return
+	// wait submits them and waits for a completion or for wake; it may return
 	// early.
 	wait() error
-	// next takes a completion, if there is one.
+	// next returns a completion if there is one.
 	next() (tag uint16, res int32, ok bool)
-	// wake makes a wait, the present or the next one, return.
+	// wake makes the current or the next wait return.
 	wake()
 	close() error
 }
@@ -84,7 +84,7 @@ const (
 	charName    = "ublkc"
 )
 
-// blockPath is where the block device of device id appears.
+// blockPath returns the path of the block device of device id.
 func blockPath(id int) string { return "/dev/ublkb" + strconv.Itoa(id) }
 
 func (linux) control() (control, error) {
@@ -125,7 +125,7 @@ func (linux) open(id int) (charDevice, error) {
 
 func (linux) writeBack(id int) error { return blockdev.WriteBack(blockPath(id)) }
 
-// controlRing gives control commands, one after the other.
+// controlRing sends control commands, one after the other.
 type controlRing struct {
 	f    *os.File
 	u    *uring
@@ -158,7 +158,7 @@ func (c *controlRing) command(op uint32, cmd ctrlCmd, data []byte, limit time.Du
 			done, ok := c.u.next()
 			switch {
 			case !ok:
-			case done.userData != c.sent: // one that took too long, and has ended now
+			case done.userData != c.sent: // one that exceeded its limit and has now ended
 				continue
 			case done.res < 0:
 				return unix.Errno(-done.res)
@@ -176,7 +176,7 @@ func (c *controlRing) close() error { return errors.Join(c.u.close(), c.f.Close(
 type charFile struct {
 	fd int
 
-	mu   sync.Mutex // queues begin together
+	mu   sync.Mutex // queues start together
 	maps [][]byte
 }
 
@@ -202,7 +202,7 @@ func (f *charFile) WriteAt(p []byte, off int64) error {
 	return all(p, off, func(p []byte, off int64) (int, error) { return unix.Pwrite(f.fd, p, off) })
 }
 
-// all repeats what may do less than it was asked for.
+// all repeats do, which may copy less than p, until all of p is copied.
 func all(p []byte, off int64, do func([]byte, int64) (int, error)) error {
 	for len(p) > 0 {
 		n, err := do(p, off)

@@ -15,31 +15,31 @@ import (
 const (
 	// deathWait bounds how long a dying server may take to let go of its device.
 	deathWait = 30 * time.Second
-	// holdWait bounds how long the users of a removed device may take for that.
+	// holdWait bounds how long the users of a removed device may take to close it.
 	holdWait = 5 * time.Second
 )
 
-// errHeld: a device was removed, but somebody has it open. Its number is not
-// free until it is closed.
-var errHeld = errors.New("somebody still has the device open, perhaps by a mounted file system")
+// errHeld: a device was removed, but somebody has it open. Its number becomes free
+// when it is closed.
+var errHeld = errors.New("the device is still open, perhaps because of a mounted file system")
 
-// manager gives control commands.
+// manager sends control commands.
 type manager struct {
 	ctl      control
-	features uint64 // of the driver; 0 = it cannot say
-	legacy   bool   // it does not know encoded commands, or few of them
+	features uint64 // of the driver; 0 if it cannot report them
+	legacy   bool   // the driver knows no encoded commands, or few
 }
 
 func newManager(ctl control) *manager {
 	m := &manager{ctl: ctl}
-	// Drivers before Linux 6.5 do not know the question and answer all sorts of
+	// Drivers before Linux 6.5 do not know this command and return all sorts of
 	// errors. They know the old numbers, which newer ones may not.
 	err := m.command(cmdGetFeatures, anyID, bytesOf(&m.features))
 	m.legacy = err != nil
 	return m
 }
 
-// bytesOf is the memory of a struct of the ABI.
+// bytesOf returns the memory of a struct of the ABI.
 func bytesOf[T any](v *T) []byte {
 	return unsafe.Slice((*byte)(unsafe.Pointer(v)), unsafe.Sizeof(*v))
 }
@@ -56,13 +56,13 @@ func (m *manager) commandWithin(limit time.Duration, nr, id uint32, data []byte,
 	return m.ctl.command(op, ctrlCmd{devID: id, queueID: noQueue, data: [2]uint64{value}}, data, limit)
 }
 
-// info describes a device. Errors: ENODEV if there is none.
+// info returns the description of a device. Errors: ENODEV if there is none.
 func (m *manager) info(id uint32) (info devInfo, err error) {
 	err = m.command(cmdGetDevInfo, id, bytesOf(&info))
 	return info, err
 }
 
-// add makes a device and gives it its parameters. want.id may be anyID.
+// add makes a device and sets its parameters. want.id may be anyID.
 func (m *manager) add(want devInfo, p params) (devInfo, error) {
 	info := want
 	info.flags = flagUserRecovery | flagUserRecoveryReissue
@@ -74,10 +74,10 @@ func (m *manager) add(want devInfo, p params) (devInfo, error) {
 	if err := m.command(cmdAddDev, want.id, bytesOf(&info)); err != nil {
 		return info, err
 	}
-	// The flags are now those that the driver knows.
+	// Now info has the flags that the driver knows.
 	err := m.command(cmdSetParams, info.id, bytesOf(&p))
 	if err == nil && info.flags&(flagUserCopy|flagNeedGetData) == 0 {
-		err = errors.New("the driver knows no way to copy data that is known here")
+		err = errors.New("the driver and this server have no common way to copy data")
 	}
 	if err != nil {
 		return info, errors.Join(fmt.Errorf("set up device %d: %w", info.id, err), m.command(cmdDelDev, info.id, nil))
@@ -85,33 +85,33 @@ func (m *manager) add(want devInfo, p params) (devInfo, error) {
 	return info, nil
 }
 
-// params gives those of a device.
+// params returns the parameters of a device.
 func (m *manager) params(id uint32) (params, error) {
 	p := params{len: uint32(unsafe.Sizeof(params{}))}
 	err := m.command(cmdGetParams, id, bytesOf(&p))
 	return p, err
 }
 
-// start shows the block device. It waits for the reads that look for
+// start makes the block device appear. It waits for the reads that look for
 // partitions.
 func (m *manager) start(id uint32, pid int) error {
 	return m.commandWithin(0, cmdStartDev, id, nil, uint64(pid))
 }
 
-// startRecovery makes a device whose server died ready for another one.
+// startRecovery prepares a device whose server died for another one.
 func (m *manager) startRecovery(id uint32) error { return m.command(cmdStartUserRecovery, id, nil) }
 
-// endRecovery lets the requests go on that have waited.
+// endRecovery releases the requests that have waited.
 func (m *manager) endRecovery(id uint32, pid int) error {
 	return m.commandWithin(0, cmdEndUserRecovery, id, nil, uint64(pid))
 }
 
-// stop takes the block device away, after the requests under way. Those that
-// wait for a new server fail.
+// stop removes the block device after the requests in flight. Those that wait for a
+// new server fail.
 func (m *manager) stop(id uint32) error { return m.command(cmdStopDev, id, nil) }
 
-// remove removes a stopped device; one that is gone already is no error.
-// Errors: errHeld.
+// remove removes a stopped device. It is no error if that is already gone. Errors:
+// errHeld.
 func (m *manager) remove(ctx context.Context, id uint32) error {
 	err := m.tryRemove(ctx, id)
 	if errors.Is(err, unix.ENODEV) {
@@ -140,7 +140,7 @@ func (m *manager) tryRemove(ctx context.Context, id uint32) error {
 			return err
 		}
 	}
-	// Before Linux 6.3 nothing gets this command out of its wait for the users.
+	// Before Linux 6.3 nothing interrupts the wait of this command for the users.
 	err := m.commandWithin(holdWait, cmdDelDev, id, nil, 0)
 	if errors.Is(err, errLimit) {
 		err = errHeld

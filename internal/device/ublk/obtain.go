@@ -12,9 +12,8 @@ import (
 	"bs3/internal/device/blockdev"
 )
 
-// obtain gives a device to serve: the one that a dead server of this volume
-// left, if it may go on (taken), or a new one. What a dead server left and may
-// not go on is removed.
+// obtain returns a device to serve: one that a dead server of this volume left, if
+// that may be taken over (taken), or a new one. It removes those that may not.
 func (s *Server) obtain(ctx context.Context, m *manager) (info devInfo, taken bool, err error) {
 	if info, taken, err = s.claim(ctx, m); taken || err != nil {
 		return info, taken, err
@@ -26,10 +25,10 @@ func (s *Server) obtain(ctx context.Context, m *manager) (info devInfo, taken bo
 	if s.opts.ID >= 0 {
 		want.id = uint32(s.opts.ID)
 	}
-	if err := s.unmark(); err != nil { // of a device that is gone
+	if err := s.unmark(); err != nil { // for a device that is gone
 		return info, false, err
 	}
-	// A number is not free at once when the last user of a removed device leaves.
+	// The number of a removed device becomes free a moment after its last user left.
 	added, err := blockdev.Await(ctx, holdWait, func() (bool, error) {
 		info, err = m.add(want, newParams(s.vol.Geometry()))
 		if errors.Is(err, unix.EEXIST) {
@@ -45,7 +44,7 @@ func (s *Server) obtain(ctx context.Context, m *manager) (info devInfo, taken bo
 	return info, false, err
 }
 
-// claim takes over what a dead server of this volume has left (taken), or
+// claim takes over a device that a dead server of this volume left (taken), or
 // removes it.
 func (s *Server) claim(ctx context.Context, m *manager) (info devInfo, taken bool, err error) {
 	ids, err := s.driver.devices()
@@ -73,12 +72,12 @@ func (s *Server) claim(ctx context.Context, m *manager) (info devInfo, taken boo
 	return info, false, nil
 }
 
-// takeOver takes a device of this volume over from its dead server, or removes
-// it (false).
+// takeOver takes over a device of this volume from its dead server, or removes it
+// (false).
 func (s *Server) takeOver(ctx context.Context, m *manager, info devInfo) (taken bool, err error) {
 	id, path := info.id, blockPath(int(info.id))
 	log := s.opts.Log.With().Str("device", path).Int32("dead_server", info.pid).Logger()
-	// The kernel needs a moment to see that a server is dead.
+	// The kernel needs a moment to notice that a server is dead.
 	left, err := blockdev.Await(ctx, deathWait, func() (bool, error) {
 		info, err = m.info(id)
 		return info.state != stateLive, err
@@ -100,11 +99,11 @@ func (s *Server) takeOver(ctx context.Context, m *manager, info devInfo) (taken 
 	case info.state != stateQuiesced || info.flags&flagUserRecoveryReissue == 0:
 		log.Info().Msg("removing a stopped block device of this volume")
 	case !s.opts.Recover:
-		log.Warn().Msg("removing the block device, which may not go on with this daemon; its users get I/O errors")
+		log.Warn().Msg("removing the block device, which this daemon cannot take over; its users get I/O errors")
 	case s.marked():
-		log.Warn().Msg("removing the block device: a server died while it took it over; its users get I/O errors")
+		log.Warn().Msg("removing the block device: a server died while taking it over; its users get I/O errors")
 	case !p.fits(s.vol.Geometry()):
-		log.Warn().Msg("removing the block device: the volume has another shape now; its users get I/O errors")
+		log.Warn().Msg("removing the block device: the volume's geometry has changed; its users get I/O errors")
 	case s.opts.ID >= 0 && id != uint32(s.opts.ID):
 		return false, fmt.Errorf("%w: %s of this volume waits for a server, but this one is to serve %s",
 			ErrInUse, path, blockPath(s.opts.ID))
@@ -117,7 +116,7 @@ func (s *Server) takeOver(ctx context.Context, m *manager, info devInfo) (taken 
 	}
 	err = m.remove(ctx, id)
 	if errors.Is(err, errHeld) && id != uint32(s.opts.ID) {
-		log.Warn().Err(err).Msg("the block device takes its number along")
+		log.Warn().Err(err).Msg("the number of the block device stays in use")
 		err = nil
 	}
 	if err != nil {
@@ -126,13 +125,13 @@ func (s *Server) takeOver(ctx context.Context, m *manager, info devInfo) (taken 
 	return false, err
 }
 
-// resume makes the device of a dead server ready for this one.
+// resume prepares the device of a dead server for this one.
 func (s *Server) resume(ctx context.Context, m *manager, id uint32) error {
 	ready, err := blockdev.Await(ctx, deathWait, func() (bool, error) {
 		err := m.startRecovery(id)
 		switch {
 		case err == nil, errors.Is(err, unix.EINVAL):
-			// Invalid: a server has begun it before, and died without any queue.
+			// EINVAL: an earlier server began this, and died before it had a queue.
 			return true, nil
 		case errors.Is(err, unix.EBUSY): // the dead one still has it open
 			return false, nil
@@ -148,7 +147,7 @@ func (s *Server) resume(ctx context.Context, m *manager, id uint32) error {
 	return nil
 }
 
-// mark says that a device may be half taken over from now on.
+// mark records that a device may be half taken over from now on.
 func (s *Server) mark() error {
 	if s.opts.Marker == "" {
 		return nil
@@ -156,13 +155,13 @@ func (s *Server) mark() error {
 	return os.WriteFile(s.opts.Marker, nil, 0o600)
 }
 
-// marked says whether a server died between mark and unmark.
+// marked reports whether a server died between mark and unmark.
 func (s *Server) marked() bool {
 	_, err := os.Stat(s.opts.Marker)
 	return s.opts.Marker != "" && err == nil
 }
 
-// unmark says that no device is half taken over.
+// unmark records that no device is half taken over.
 func (s *Server) unmark() error {
 	if s.opts.Marker == "" {
 		return nil
@@ -173,7 +172,7 @@ func (s *Server) unmark() error {
 	return nil
 }
 
-// stateName is for people.
+// stateName returns a name for people.
 func stateName(state uint16) string {
 	switch state {
 	case stateDead:

@@ -7,8 +7,8 @@ import (
 	"bs3/internal/device"
 )
 
-// sectorShift converts bytes to the 512-byte sectors that Linux counts in
-// whatever the block size. They exist only in this package.
+// sectorShift converts bytes to the sectors of 512 bytes in which Linux counts
+// whatever the block size.
 const sectorShift = 9
 
 const (
@@ -35,7 +35,7 @@ func newParams(g device.Geometry) params {
 			logicalShift:  block,
 			physicalShift: block,
 			ioMinShift:    ioMin,
-			// There is no "none": the same as io_min says nothing new.
+			// There is no "none"; the value of io_min adds nothing.
 			ioOptShift:    max(ioMin, log2(g.IOOpt)),
 			maxSectors512: maxIOBytes >> sectorShift,
 			devSectors512: uint64(g.Size) >> sectorShift,
@@ -44,7 +44,7 @@ func newParams(g device.Geometry) params {
 			granularity:       uint32(g.BlockSize),
 			maxSectors512:     discard512,
 			maxWriteZeroes512: discard512,
-			maxSegments:       1, // all that the driver takes
+			maxSegments:       1, // the most that the driver accepts
 		},
 	}
 	if g.ReadOnly {
@@ -56,8 +56,8 @@ func newParams(g device.Geometry) params {
 	return p
 }
 
-// fits says whether a device with parameters p shows a volume of geometry g:
-// the same blocks, to be used in the same way.
+// fits reports whether a device with parameters p shows a volume of geometry g: the
+// same blocks, to be used in the same way.
 func (p params) fits(g device.Geometry) bool {
 	want := newParams(g)
 	return p.types&want.types == want.types && p.basic.attrs == want.basic.attrs &&
@@ -65,7 +65,7 @@ func (p params) fits(g device.Geometry) bool {
 		p.discard.maxSectors512 <= want.discard.maxSectors512 && p.discard.maxWriteZeroes512 <= want.discard.maxWriteZeroes512
 }
 
-// log2 rounds down to a power of two, which is all that the kernel takes.
+// log2 rounds down: the kernel takes only powers of two.
 func log2(n int) uint8 {
 	if n <= 0 {
 		return 0

@@ -14,7 +14,7 @@ import (
 	"bs3/internal/device"
 )
 
-// shown is the device as its queues see it. It does not change while they run.
+// shown is the device as its queues see it. It is constant while they run.
 type shown struct {
 	vol      device.Volume
 	fast     device.Fast // nil if vol has none
@@ -25,7 +25,7 @@ type shown struct {
 	userCopy bool // data is copied by us (flagUserCopy), else by the kernel (flagNeedGetData)
 	legacy   bool // commands are not encoded
 	buffers  *buffers
-	errLog   zerolog.Logger // for what a broken volume would repeat without end
+	errLog   zerolog.Logger // for what a broken volume would repeat endlessly
 }
 
 func (d *shown) op(nr uint32) uint32 {
@@ -35,13 +35,12 @@ func (d *shown) op(nr uint32) uint32 {
 	return encode(nr)
 }
 
-// queue serves one hardware queue of the device. Its thread, the one that
-// calls run, is the only one that talks to the kernel about requests: the
-// driver takes their commands from nobody else. What may block runs on
-// goroutines, which hand their completions back to it.
+// queue serves one hardware queue of the device. Only its thread, the one that
+// calls run, talks to the kernel about requests: the driver takes commands from no
+// other. What may block runs on goroutines, which pass their completions to it.
 //
-// A request has a tag, 0 to depth-1, and is at any time with the kernel
-// (waiting to be filled, or being copied) or with us.
+// A request has a tag, 0 to depth-1. At any time the kernel has the tag (waiting
+// to be filled, or being copied), or we do.
 type queue struct {
 	*shown
 	id          uint16
@@ -52,10 +51,10 @@ type queue struct {
 	sent        []*buffer // of reads, which the kernel copies as it takes the completion
 
 	wg   sync.WaitGroup // goroutines of requests
-	quit atomic.Bool    // leave without waiting for the kernel
+	quit atomic.Bool    // end without waiting for the kernel
 
 	mu    sync.Mutex
-	done  []completion // by goroutines, for the thread
+	done  []completion // from goroutines, for the thread
 	spare []completion // a slice for done
 	open  bool         // ring can be woken
 }
@@ -68,28 +67,28 @@ type completion struct {
 	failed bool    // a read that the kernel would have copied
 }
 
-// nowhere is the address of a failed read: the driver insists on one, and does
-// not use it.
+// nowhere is the address of a failed read: the driver requires one, but does not
+// use it.
 const nowhere = 1
 
-// errAborted: the driver took all requests back, because the device was stopped.
+// errAborted: the driver took back all requests because the device was stopped.
 var errAborted = errors.New("the device was stopped")
 
-// stages is how the queues of a device begin. They take their first requests
-// only when all of them can: a device with some queues is no use, and worse,
-// see Options.Marker.
+// stages coordinates the start of the queues of a device. They take their first
+// requests only when all of them can: a device with only some queues is useless,
+// and worse, see Options.Marker.
 type stages struct {
 	prepared func()          // called when the queue has what it needs
-	begin    <-chan struct{} // closed when it is to ask for requests
-	fetching func()          // called when it has
+	begin    <-chan struct{} // closed when it may ask for requests
+	fetching func()          // called when it has asked
 }
 
-// run serves the queue until the device is stopped (errAborted), abandon was
-// called (nil), or something fails. ctx is that of the requests; a failure
-// cancels it. No request is under way when run returns.
+// run serves the queue until the device is stopped (errAborted), abandon is called
+// (nil), or something fails. ctx is for the requests; a failure cancels it. No
+// request is in flight when run returns.
 //
-// It keeps its thread for good. The thread ends with the goroutine, and so the
-// driver knows that nothing will come from it any more.
+// It keeps its thread for good. The thread ends with the goroutine, which tells
+// the driver that no more will come from it.
 func (q *queue) run(ctx context.Context, fail context.CancelFunc, s stages) (err error) {
 	runtime.LockOSThread()
 	if q.descriptors, err = q.dev.descriptors(q.id, q.depth); err == nil {
@@ -125,7 +124,7 @@ func (q *queue) run(ctx context.Context, fail context.CancelFunc, s stages) (err
 	return err
 }
 
-// serve is run without its surroundings.
+// serve is run without setting up and cleaning up.
 func (q *queue) serve(ctx context.Context, fetching func()) error {
 	for tag := range uint16(q.depth) {
 		q.ring.command(q.op(ioFetchReq), ioCmd{queue: q.id, tag: tag})
@@ -133,7 +132,7 @@ func (q *queue) serve(ctx context.Context, fetching func()) error {
 	if err := q.ring.submit(); err != nil {
 		return err
 	}
-	if tag, res, ok := q.ring.next(); ok { // there can be no requests yet
+	if tag, res, ok := q.ring.next(); ok { // there cannot be requests yet
 		return fmt.Errorf("fetch for tag %d: %w", tag, unix.Errno(-res))
 	}
 	fetching()
@@ -166,8 +165,8 @@ func (q *queue) serve(ctx context.Context, fetching func()) error {
 	return nil
 }
 
-// abandon makes run return, once it may begin, although the device is not
-// stopped. Requests are to be cancelled before. It may be called at any time.
+// abandon makes run return, once it may begin, although the device is not stopped.
+// Cancel the requests first. It may be called at any time.
 func (q *queue) abandon() {
 	q.quit.Store(true)
 	q.mu.Lock()
@@ -183,18 +182,18 @@ func (q *queue) setOpen(open bool) {
 	q.open = open
 }
 
-// handle takes what the kernel says of a tag.
+// handle handles a completion from the kernel for a tag.
 func (q *queue) handle(ctx context.Context, tag uint16, res int32) error {
 	switch {
 	case int(tag) >= q.depth || res > resNeedGetData || res == resNeedGetData && q.userCopy:
-		return fmt.Errorf("the driver answers %d for tag %d", res, tag)
+		return fmt.Errorf("unexpected result %d from the driver for tag %d", res, tag)
 	case res == resOK:
 		q.start(ctx, tag)
 	case res == resNeedGetData:
 		cmd := ioCmd{queue: q.id, tag: tag}
 		buf, err := q.buffers.get(int(q.descriptors[tag].sectors512) << sectorShift)
 		if err != nil {
-			// Without an address the kernel cannot copy, and soon asks again.
+			// Without an address the kernel cannot copy, and asks again soon.
 			q.errLog.Error().Err(err).Msg("ublk request waits for memory")
 		} else {
 			q.written[tag] = buf
@@ -209,8 +208,8 @@ func (q *queue) handle(ctx context.Context, tag uint16, res int32) error {
 	return nil
 }
 
-// start serves a request at once, if that needs no waiting, or starts a
-// goroutine for it.
+// start serves a request at once if that needs no wait, or else starts a goroutine
+// for it.
 func (q *queue) start(ctx context.Context, tag uint16) {
 	buf := q.written[tag]
 	q.written[tag] = nil
@@ -232,7 +231,7 @@ func (q *queue) start(ctx context.Context, tag uint16) {
 	})
 }
 
-// finish hands a completion to the thread. Any goroutine may call it.
+// finish passes a completion to the thread. Any goroutine may call it.
 func (q *queue) finish(c completion) {
 	q.mu.Lock()
 	q.done = append(q.done, c)
@@ -243,7 +242,7 @@ func (q *queue) finish(c completion) {
 	}
 }
 
-// take gives what finish was called with.
+// take returns the completions that finish was called with.
 func (q *queue) take() []completion {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -252,7 +251,7 @@ func (q *queue) take() []completion {
 	return list
 }
 
-// commit prepares the command that ends a request and asks for the next one.
+// commit prepares the command that ends a request and asks for the next.
 func (q *queue) commit(c completion) {
 	cmd := ioCmd{queue: q.id, tag: c.tag, result: c.result}
 	switch {

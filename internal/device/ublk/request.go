@@ -8,7 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// request is one of the kernel's, in the terms of a Volume.
+// request is a request of the kernel in the terms of a Volume.
 type request struct {
 	tag    uint16
 	op     uint32
@@ -16,11 +16,11 @@ type request struct {
 	off, n int64 // bytes
 }
 
-// errUnknown: a request of a kind that was never offered.
+// errUnknown: a request for an operation that was never offered.
 var errUnknown = errors.New("unknown operation")
 
-// parse reads the descriptor of a tag. The kernel keeps to what it was told
-// of the device, but a Volume relies on it.
+// parse reads the descriptor of a tag. The kernel observes the limits of the
+// device, but a Volume relies on them, so parse checks them.
 func (q *queue) parse(tag uint16) (request, error) {
 	d := q.descriptors[tag]
 	r := request{
@@ -51,7 +51,7 @@ func (q *queue) parse(tag uint16) (request, error) {
 	case (r.off|r.n)&int64(g.BlockSize-1) != 0:
 		return r, fmt.Errorf("%d bytes at %d are not in blocks of %d", r.n, r.off, g.BlockSize)
 	case r.n == 0 || r.n > most:
-		return r, fmt.Errorf("%d bytes at %d, with at most %d in one go", r.n, r.off, most)
+		return r, fmt.Errorf("%d bytes at %d, with at most %d in one request", r.n, r.off, most)
 	case d.startSector512 > uint64(g.Size)>>sectorShift || r.n > g.Size-r.off:
 		return r, fmt.Errorf("%d bytes at %d are beyond %d", r.n, r.off, g.Size)
 	case g.ReadOnly && r.op != opRead:
@@ -60,7 +60,7 @@ func (q *queue) parse(tag uint16) (request, error) {
 	return r, nil
 }
 
-// data gives a request its buffer; that of a write holds the data then. copied
+// data returns the buffer of a request, which for a write holds the data. copied
 // is the buffer into which the kernel has copied a write, if it does that.
 func (q *queue) data(r request, copied *buffer) (*buffer, error) {
 	if r.op != opRead && r.op != opWrite {
@@ -68,7 +68,7 @@ func (q *queue) data(r request, copied *buffer) (*buffer, error) {
 	}
 	if r.op == opWrite && !q.userCopy {
 		if copied == nil || int64(len(copied.mem)) < r.n {
-			return copied, fmt.Errorf("write of %d bytes came without its data", r.n)
+			return copied, fmt.Errorf("write of %d bytes without its data", r.n)
 		}
 		copied.p = copied.mem[:r.n] // less, if the kernel could not copy all
 		return copied, nil
@@ -80,7 +80,7 @@ func (q *queue) data(r request, copied *buffer) (*buffer, error) {
 	return buf, err
 }
 
-// try does what can be done without waiting.
+// try does a request if that needs no wait, and reports whether it did.
 func (q *queue) try(r request, buf *buffer) bool {
 	if q.fast == nil {
 		return false
@@ -95,7 +95,7 @@ func (q *queue) try(r request, buf *buffer) bool {
 	}
 }
 
-// execute does a request. With tried it is a write that was done, but for its
+// execute does a request. If tried, the request is a write that only lacks its
 // flush.
 func (q *queue) execute(ctx context.Context, r request, buf *buffer, tried bool) (err error) {
 	switch {
@@ -115,7 +115,7 @@ func (q *queue) execute(ctx context.Context, r request, buf *buffer, tried bool)
 	return err
 }
 
-// answer gives the completion of a request that ended with err. It disposes of
+// answer returns the completion of a request that ended with err. It disposes of
 // the buffer.
 func (q *queue) answer(r request, buf *buffer, err error) completion {
 	if err == nil && r.op == opRead && q.userCopy {
@@ -140,7 +140,7 @@ func (q *queue) answer(r request, buf *buffer, err error) completion {
 	return c
 }
 
-// errnoOf gives the errors that the block layer tells apart.
+// errnoOf returns the errno for err, of those that the block layer distinguishes.
 func errnoOf(err error) unix.Errno {
 	switch {
 	case errors.Is(err, errUnknown):

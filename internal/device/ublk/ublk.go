@@ -1,28 +1,28 @@
-// Package ublk serves a device.Volume as a Linux block device, /dev/ublkbN, by
-// the userspace block driver ublk_drv (Documentation/block/ublk.rst and
+// Package ublk serves a device.Volume as a Linux block device, /dev/ublkbN,
+// through the userspace block driver ublk_drv (Documentation/block/ublk.rst and
 // linux/ublk_cmd.h of Linux; 6.0 or later, CAP_SYS_ADMIN).
 //
-// The driver hands requests to its server as completions of io_uring commands
-// on /dev/ublkcN, and takes their results by further commands. Each hardware
-// queue has a thread that alone does so. Reads and writes that device.Fast can
-// serve at once are served right there; whatever may wait runs on a goroutine.
-// Data is copied between kernel and server by pread and pwrite on /dev/ublkcN
-// (UBLK_F_USER_COPY), before Linux 6.5 by the kernel into buffers that it asks
-// for (UBLK_F_NEED_GET_DATA).
+// The driver passes requests to its server as completions of io_uring commands on
+// /dev/ublkcN, and takes their results with further commands. Each hardware queue
+// has a thread, the only one that does so. Reads and writes that device.Fast can
+// serve at once are served right there; a request that may wait gets a goroutine.
+// The server copies data with pread and pwrite on /dev/ublkcN
+// (UBLK_F_USER_COPY); before Linux 6.5 the kernel copies it to and from buffers
+// that it asks for (UBLK_F_NEED_GET_DATA).
 //
-// A device outlives a server that was killed (UBLK_F_USER_RECOVERY): its
-// requests wait, those that the server had taken among them, until the next
-// server takes the device over. That must be one that has everything the dead
-// one acknowledged, see Options.Recover. A clean stop removes the device.
+// A device outlives a server that was killed (UBLK_F_USER_RECOVERY): its requests
+// wait, including those that the server had taken, until the next server takes the
+// device over. That server must have everything the dead one acknowledged, see
+// Options.Recover. A clean stop removes the device.
 //
 // # Memory pressure
 //
-// The kernel frees memory by writing pages to this device, so serving a write
-// must not wait for memory to be freed. The process that runs a Server should
-// have PR_SET_IO_FLUSHER set before it starts threads, and lock its memory
-// (mlockall); its own files must not lie on the device, nor its swap space. In
-// this package the data of requests is in mapped buffers that are reused, at
-// most queues * depth of them; the kernel's part preallocates requests.
+// The kernel frees memory by writing pages to this device, so serving a write must
+// not wait for memory to be freed. A process that runs a Server should set
+// PR_SET_IO_FLUSHER before it starts threads, and lock its memory (mlockall);
+// neither its own files nor its swap space may be on the device. This package
+// keeps the data of requests in mapped buffers that it reuses, at most
+// queues * depth of them; the kernel's part preallocates requests.
 package ublk
 
 import (
@@ -42,42 +42,42 @@ import (
 
 // Options of a Server.
 type Options struct {
-	// ID is the N of /dev/ublkbN; a negative one lets the kernel choose, or
-	// takes the one that the volume's device has that waits for a new server.
+	// ID is the N of /dev/ublkbN. If it is negative, the kernel chooses, unless a
+	// device of the volume waits for a new server.
 	ID int
 
-	// Identity tells the devices of this volume from others. The kernel keeps
-	// it with the device. 0 is no identity: no device is then taken over or
-	// removed that was there before.
+	// Identity distinguishes the devices of this volume from others. The kernel
+	// keeps it with the device. Without one (0) no existing device is taken over
+	// or removed.
 	Identity uint64
 
-	// Recover takes over the device that a killed server of this volume has
-	// left. It must be set only if the volume holds everything that server
-	// acknowledged; else such a device is removed, and its users get I/O errors
-	// rather than a disk that has lost something.
+	// Recover makes Run take over the device that a killed server of this volume
+	// left. Set it only if the volume holds everything that server acknowledged.
+	// Otherwise such a device is removed, and its users get I/O errors rather than
+	// a disk that has lost something.
 	Recover bool
 
 	// Marker, if set, is the path of a file that exists while some queues of a
-	// device that is taken over may have this server, and others none; a place
-	// that is empty after a reboot is best. Who finds it there removes the device
-	// instead: the server before died half-way, and
-	// trying again crashes Linux (seen with 6.12, where START_USER_RECOVERY
-	// follows a null pointer when some queues have a server and others not).
+	// device that is being taken over may have this server and others none; best
+	// in a directory that is empty after a reboot. A server that finds it removes
+	// the device instead: the previous server died half-way, and trying again
+	// crashes Linux (seen with 6.12, where START_USER_RECOVERY follows a null
+	// pointer if some queues have a server and others do not).
 	Marker string
 
 	// Queues is the number of hardware queues, each with a thread; 0 = one for
-	// each CPU, but at most 4. The kernel makes no more than there are CPUs. A
-	// device that is taken over keeps the number it has.
+	// each CPU, but at most 4. The kernel makes at most one for each CPU. A device
+	// that is taken over keeps its number.
 	Queues int
 
-	// QueueDepth is the number of requests that a queue has under way at most,
-	// to 4096; 0 = 128. A device that is taken over keeps the one it has.
+	// QueueDepth is the largest number of requests in flight in a queue, at most
+	// 4096; 0 = 128. A device that is taken over keeps its depth.
 	QueueDepth int
 
 	Log zerolog.Logger
 
-	// Attached, if set, is called once, with the path of the block device, when
-	// that can be used.
+	// Attached, if set, is called once, with the path of the block device, as soon
+	// as it can be used.
 	Attached func(path string)
 }
 
@@ -86,24 +86,24 @@ const (
 	defaultDepth  = 128
 )
 
-// What Run may fail with; they come wrapped.
+// Errors of Run, which wraps them.
 var (
 	// ErrNoDriver: this kernel has no ublk, or its module is not loaded.
 	ErrNoDriver = errors.New("no ublk driver in the kernel, try modprobe ublk_drv")
-	// ErrInUse: the wanted device exists and is not ours to take.
+	// ErrInUse: the device exists, and is not ours.
 	ErrInUse = errors.New("ublk device is in use")
 	// ErrRemoved: somebody else stopped the device while it was served.
 	ErrRemoved = errors.New("ublk device was stopped by someone else")
 )
 
-// Server serves one volume. Make it with New; Run it once.
+// Server serves one volume. Make it with New; call Run once.
 type Server struct {
 	vol    device.Volume
 	opts   Options
 	driver driver
 }
 
-// New makes a server of vol.
+// New returns a server of vol.
 func New(vol device.Volume, opts Options) *Server {
 	if opts.Queues <= 0 {
 		opts.Queues = min(runtime.NumCPU(), defaultQueues)
@@ -115,15 +115,14 @@ func New(vol device.Volume, opts Options) *Server {
 	return &Server{vol: vol, opts: opts, driver: linux{}}
 }
 
-// Run makes the block device and serves it until ctx is cancelled, and returns
-// nil then. It stops in this order: it has written back what file systems and
-// the kernel hold for the device, stops the device, which ends when the
-// requests under way have ended, and removes it. That has no time limit, since
-// giving up would lose what somebody has written. Who uses the device from
-// then on gets errors.
+// Run makes the block device and serves it until ctx is cancelled, and then returns
+// nil. It stops in this order: it has the kernel write back what file systems and
+// the page cache hold for the device, stops the device, which waits for the
+// requests in flight, and removes it. That has no time limit, since giving up
+// would lose what was written. Users of the device get errors from then on.
 //
-// If something fails between server and kernel, Run returns the error and
-// leaves the device to wait for the next server.
+// If something fails between server and kernel, Run returns the error and leaves
+// the device waiting for the next server.
 func (s *Server) Run(ctx context.Context) error {
 	if err := s.run(ctx); err != nil {
 		return fmt.Errorf("ublk: %w", err)
@@ -142,15 +141,15 @@ func (s *Server) run(ctx context.Context) error {
 		var remove bool
 		remove, err = s.attend(ctx, m, info, taken)
 		if remove {
-			// ctx is over here as a rule.
+			// ctx is usually cancelled by now.
 			err = errors.Join(err, s.discard(context.WithoutCancel(ctx), m, info.id))
 		}
 	}
 	return errors.Join(err, ctl.close())
 }
 
-// attend serves a device that was made or taken over. remove says whether it
-// is to be removed now; otherwise it waits for the next server.
+// attend serves a device that was made or taken over. It reports whether to remove
+// it then; otherwise the device waits for the next server.
 func (s *Server) attend(ctx context.Context, m *manager, info devInfo, taken bool) (remove bool, err error) {
 	path := blockPath(int(info.id))
 	log := s.opts.Log.With().Str("device", path).Logger()
@@ -158,7 +157,7 @@ func (s *Server) attend(ctx context.Context, m *manager, info devInfo, taken boo
 	if err != nil {
 		return !taken, err
 	}
-	// Requests go on when ctx ends: the stop waits for them.
+	// Requests outlive ctx: the stop waits for them.
 	requests, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	c := s.crew(dev, info, m.legacy, cancel)
 	defer func() {
@@ -176,7 +175,7 @@ func (s *Server) attend(ctx context.Context, m *manager, info devInfo, taken boo
 			err = m.endRecovery(info.id, os.Getpid())
 		}
 	} else {
-		// It reads, to find partitions. Nothing is lost if that fails.
+		// This reads, to find partitions. Nothing is lost if that is cancelled.
 		unwatch := context.AfterFunc(ctx, cancel)
 		err = m.start(info.id, os.Getpid())
 		unwatch()
@@ -205,7 +204,7 @@ func (s *Server) attend(ctx context.Context, m *manager, info devInfo, taken boo
 		if err != nil {
 			log.Warn().Err(err).Msg("not everything could be written back")
 		}
-	case <-c.ended: // what is written back waits for the next server
+	case <-c.ended: // the write-back waits for the next server
 		if c.leave() != nil {
 			return false, fmt.Errorf("cannot serve %s any longer", path)
 		}
@@ -217,11 +216,11 @@ func (s *Server) attend(ctx context.Context, m *manager, info devInfo, taken boo
 	return true, c.wait()
 }
 
-// discard stops a device, if it is not yet, and removes it.
+// discard removes a device, which stops it if that was not done.
 func (s *Server) discard(ctx context.Context, m *manager, id uint32) error {
 	err := m.remove(ctx, id)
 	if errors.Is(err, errHeld) {
-		s.opts.Log.Warn().Err(err).Str("device", blockPath(int(id))).Msg("the block device is stopped; its number is free when that ends")
+		s.opts.Log.Warn().Err(err).Str("device", blockPath(int(id))).Msg("the block device is stopped; its number becomes free when it is closed")
 		return nil
 	}
 	if err != nil {
@@ -230,7 +229,7 @@ func (s *Server) discard(ctx context.Context, m *manager, id uint32) error {
 	return nil
 }
 
-// crew is the queues of a device.
+// crew runs the queues of a device.
 type crew struct {
 	*shown
 	queues []*queue
@@ -238,8 +237,8 @@ type crew struct {
 	group  *errgroup.Group
 	ended  <-chan struct{} // closed when a queue has ended
 
-	begin chan struct{} // closed when the queues are to ask for requests
-	begun bool          // it is closed
+	begin chan struct{} // closed when the queues may ask for requests
+	begun bool          // begin is closed
 }
 
 func (s *Server) crew(dev charDevice, info devInfo, legacy bool, cancel context.CancelFunc) *crew {
@@ -259,11 +258,11 @@ func (s *Server) crew(dev charDevice, info devInfo, legacy bool, cancel context.
 	return c
 }
 
-// errQueue: a queue has ended, with an error that leave gives.
+// errQueue: a queue has ended with the error that leave returns.
 var errQueue = errors.New("a queue has failed")
 
 // start starts the queues. It calls mark before the first of them asks for
-// requests, and returns nil when all of them have.
+// requests, and returns nil when all of them have asked.
 func (c *crew) start(requests context.Context, mark func() error) error {
 	steps := make(chan struct{}, len(c.queues))
 	step := func() { steps <- struct{}{} }
@@ -286,7 +285,7 @@ func (c *crew) start(requests context.Context, mark func() error) error {
 	return nil
 }
 
-// all waits for a step of each queue. It is false when one ends instead.
+// all waits for a step of each queue. It returns false if a queue ends instead.
 func (c *crew) all(steps <-chan struct{}) bool {
 	for range c.queues {
 		select {
@@ -298,8 +297,8 @@ func (c *crew) all(steps <-chan struct{}) bool {
 	return true
 }
 
-// wait waits for all queues, whose device was stopped. The error is that of
-// the first that ended otherwise.
+// wait waits for all queues, whose device was stopped. The error is that of the
+// first that ended for another reason.
 func (c *crew) wait() error {
 	err := c.group.Wait()
 	c.buffers.release()
@@ -309,8 +308,8 @@ func (c *crew) wait() error {
 	return err
 }
 
-// leave ends the queues, whether the device is stopped or not, and waits for
-// them.
+// leave ends the queues, whether the device is stopped or not, and waits for them.
+// It may be called again.
 func (c *crew) leave() error {
 	c.cancel()
 	for _, q := range c.queues {

@@ -11,7 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// From linux/io_uring.h: as much of io_uring as ublk needs.
+// What ublk needs of io_uring, from linux/io_uring.h.
 const (
 	uringOpPollAdd  = 6
 	uringOpUringCmd = 46
@@ -29,8 +29,8 @@ const (
 	offSQEs  = 0x10000000
 )
 
-// sqe is struct io_uring_sqe of a ring with IORING_SETUP_SQE128, with the
-// members of its unions that are used here.
+// sqe is struct io_uring_sqe of a ring with IORING_SETUP_SQE128, with the members
+// of its unions that we use.
 type sqe struct {
 	opcode     uint8
 	flags      uint8
@@ -82,8 +82,8 @@ type geteventsArg struct {
 
 type timespec struct{ seconds, nanoseconds int64 }
 
-// uring is an io_uring. It is for one goroutine at a time and, made with
-// setupSingleIssuer, for the thread that made it.
+// uring is an io_uring. It is for one goroutine at a time, and with
+// setupSingleIssuer only for the thread that made it.
 type uring struct {
 	fd    int
 	rings []byte // indices of both queues, and the completions
@@ -92,14 +92,13 @@ type uring struct {
 	sqHead, sqTail *uint32
 	sqMask         uint32
 	sqes           []sqe
-	tail           uint32 // of sqes, ahead of *sqTail by what is prepared
+	tail           uint32 // of sqes, ahead of *sqTail by the prepared ones
 
 	cqHead, cqTail *uint32
 	cqMask         uint32
 	cqes           []cqe
 
-	// Arguments of enter that the kernel finds by address; on the heap, which
-	// does not move.
+	// Arguments of enter that the kernel reads by address; the heap does not move.
 	arg   geteventsArg
 	limit timespec
 }
@@ -117,7 +116,7 @@ func newUring(entries int, flags uint32) (u *uring, err error) {
 			err = errors.Join(err, u.close())
 		}
 	}()
-	// Both queues lie in one mapping since Linux 5.4.
+	// Since Linux 5.4 one mapping has both queues.
 	size := max(int(p.sq.array)+int(p.sqEntries)*4, int(p.cq.cqes)+int(p.cqEntries)*int(unsafe.Sizeof(cqe{})))
 	const prot, how = unix.PROT_READ | unix.PROT_WRITE, unix.MAP_SHARED | unix.MAP_POPULATE
 	if u.rings, err = unix.Mmap(u.fd, offRings, size, prot, how); err != nil {
@@ -131,7 +130,7 @@ func newUring(entries int, flags uint32) (u *uring, err error) {
 	u.cqHead, u.cqTail, u.cqMask = word(p.cq.head), word(p.cq.tail), *word(p.cq.mask)
 	u.sqes = unsafe.Slice((*sqe)(unsafe.Pointer(&u.mem[0])), p.sqEntries)
 	u.cqes = unsafe.Slice((*cqe)(unsafe.Pointer(&u.rings[p.cq.cqes])), p.cqEntries)
-	// The queue holds indices of submissions: each its own, for good.
+	// The queue holds indices of submissions: each entry its own, for good.
 	array := unsafe.Slice(word(p.sq.array), p.sqEntries)
 	for i := range array {
 		array[i] = uint32(i)
@@ -139,8 +138,8 @@ func newUring(entries int, flags uint32) (u *uring, err error) {
 	return u, nil
 }
 
-// prepare gives a cleared submission to fill in. The caller never has more of
-// them between two calls of enter than it asked for in newUring.
+// prepare returns a cleared submission to fill in. Between two calls of enter the
+// caller must not prepare more than newUring was told.
 func (u *uring) prepare() *sqe {
 	s := &u.sqes[u.tail&u.sqMask]
 	*s = sqe{}
@@ -149,8 +148,8 @@ func (u *uring) prepare() *sqe {
 }
 
 // enter submits what is prepared and waits until there are at least wait
-// completions; with a limit above 0 no longer than that. It may return early:
-// who needs a completion looks for it and enters again.
+// completions, at most for limit if that is above 0. It may return early: a caller
+// that needs a completion looks for it and enters again.
 func (u *uring) enter(wait uint32, limit time.Duration) error {
 	flags, argp, size := uintptr(enterGetEvents), unsafe.Pointer(nil), uintptr(0)
 	if limit > 0 {
@@ -163,7 +162,7 @@ func (u *uring) enter(wait uint32, limit time.Duration) error {
 		submit := u.tail - atomic.LoadUint32(u.sqHead)
 		_, _, errno := unix.Syscall6(unix.SYS_IO_URING_ENTER, uintptr(u.fd), uintptr(submit), uintptr(wait), flags, uintptr(argp), size)
 		switch errno {
-		// Signals are those of the Go runtime; EAGAIN is want of memory.
+		// Signals come from the Go runtime; EAGAIN is lack of memory.
 		case 0, unix.EINTR, unix.EAGAIN, unix.EBUSY:
 			if u.tail == atomic.LoadUint32(u.sqHead) {
 				return nil
@@ -176,10 +175,10 @@ func (u *uring) enter(wait uint32, limit time.Duration) error {
 	}
 }
 
-// ready says whether next has something to give.
+// ready reports whether next has a completion to return.
 func (u *uring) ready() bool { return *u.cqHead != atomic.LoadUint32(u.cqTail) }
 
-// next takes a completion, if there is one.
+// next returns a completion if there is one.
 func (u *uring) next() (cqe, bool) {
 	if !u.ready() {
 		return cqe{}, false
@@ -189,7 +188,7 @@ func (u *uring) next() (cqe, bool) {
 	return c, true
 }
 
-// close gives everything back. The kernel cancels what has not completed.
+// close releases everything. The kernel cancels what has not completed.
 func (u *uring) close() error {
 	var errs []error
 	for _, mapping := range [][]byte{u.mem, u.rings} {

@@ -1,23 +1,23 @@
 // Package kernel attaches the NBD client of Linux (drivers/block/nbd.c) to an
 // NBD server of this process, which makes the volume a block device /dev/nbdN.
 //
-// The client is given one end of a pair of unix sockets and the server the
-// other one; there is no handshake. There is one connection, and no time-out
-// for requests: with several connections, or with a time-out, Linux takes a
-// connection whose request waits for the store for dead.
+// The client gets one end of a pair of unix sockets and the server the other;
+// there is no handshake. There is one connection, and no time-out for requests:
+// with several connections, or with a time-out, Linux considers a connection dead
+// whose request waits for the store.
 //
 // A device outlives a server that was killed: new requests wait, for as long as
-// deadTimeout says, until another server gives the device a new socket, and
-// those that the dead one had not answered are sent again. That must be one
-// that has everything the dead one acknowledged, see Options.Recover. A clean
-// stop disconnects the device.
+// deadTimeout says, until another server gives the device a new socket; then
+// those that the dead server had not answered are sent again. That server must
+// have everything the dead one acknowledged, see Options.Recover. A clean stop
+// disconnects the device.
 //
-// Linux shows a string with each device, its backend. Ours names the volume,
-// and the run of the device. The second part is needed because a device that
-// was disconnected while a file system is mounted on it looks like one that
-// waits, and Linux connected it again as if nothing were lost before it learnt
-// to refuse that (6.12 does, 5.16 by its source does not). So who disconnects a
-// device first forgets its run.
+// Linux shows a string with each device, its backend. Ours names the volume and
+// the run of the device. The run is needed because a device that was disconnected
+// while a file system is mounted on it looks like one that waits, and Linux
+// reconnected it as if nothing were lost before it learnt to refuse that (6.12
+// does, 5.16 by its source does not). So whoever disconnects a device first
+// forgets its run.
 package kernel
 
 import (
@@ -37,9 +37,9 @@ import (
 	"bs3/internal/device/blockdev"
 )
 
-// Server is an NBD server, as package nbd has it.
+// Server is an NBD server like that of package nbd.
 type Server interface {
-	// Flags are the transmission flags for a client without a handshake.
+	// Flags returns the transmission flags for a client without a handshake.
 	Flags() uint16
 	// Serve serves such a client until it disconnects (nil) or the connection
 	// breaks.
@@ -53,51 +53,51 @@ type Options struct {
 	// Volume names the volume among others. It is printable and has no colon.
 	Volume string
 
-	// Recover goes on with the device that a killed server of this volume has
-	// left. It must be set only if the volume holds everything that server
-	// acknowledged; else such a device is disconnected, and its users get I/O
-	// errors rather than a disk that has lost something.
+	// Recover makes Run take over the device that a killed server of this volume
+	// left. Set it only if the volume holds everything that server acknowledged.
+	// Otherwise such a device is disconnected, and its users get I/O errors rather
+	// than a disk that has lost something.
 	Recover bool
 
 	// Run is the path of the file that keeps the run of the device, in a
-	// directory that outlives the process. Without it no device is gone on with.
+	// directory that outlives the process. Without it no device is taken over.
 	Run string
 
 	Log zerolog.Logger
 
-	// Attached, if set, is called once, with the path of the block device, when
-	// that can be used.
+	// Attached, if set, is called once, with the path of the block device, as soon
+	// as it can be used.
 	Attached func(path string)
 }
 
 const (
 	// deadTimeout is how long a device without a server makes its users wait:
-	// as good as for ever. Nothing that is written to it shall fail because its
-	// daemon is away, and who does not want to wait disconnects it.
+	// practically for ever. No write to it should fail because its daemon is
+	// away, and a user who does not want to wait can disconnect it.
 	deadTimeout = 365 * 24 * time.Hour
-	// stuckAfter is the age at which Linux looks after a request that has no
-	// answer: sends it again if the socket is another one by now, and else says
-	// in its log that it waits. Its own value of 30 s makes a file system wait
-	// that long for a daemon that has been back for most of it.
+	// stuckAfter is the age at which Linux checks a request that has no answer: it
+	// sends it again if the socket has changed, and otherwise logs that it waits.
+	// Its default of 30 s makes a file system wait that long for a daemon that
+	// came back much earlier.
 	stuckAfter = 10 * time.Second
-	// deathWait bounds how long Linux may take to see that a server is dead.
+	// deathWait bounds how long Linux may take to notice that a server is dead.
 	deathWait = 30 * time.Second
 	// holdWait bounds how long the users of a disconnected device may take to
 	// let go of it.
 	holdWait = 5 * time.Second
 )
 
-// What Run may fail with; they come wrapped.
+// Errors of Run, which wraps them.
 var (
 	// ErrNoDriver: this kernel has no NBD client, or its module is not loaded.
 	ErrNoDriver = errors.New("no NBD client in the kernel, try modprobe nbd")
-	// ErrInUse: the wanted device is connected and not ours to take.
+	// ErrInUse: the device is connected, and not ours.
 	ErrInUse = errors.New("kernel NBD device is in use")
 	// ErrDisconnected: somebody else disconnected the device while it was served.
 	ErrDisconnected = errors.New("kernel NBD device was disconnected by someone else")
 )
 
-// Device is a block device of the kernel's client. Make it with New; Run it
+// Device is a block device of the kernel's client. Make it with New; call Run
 // once.
 type Device struct {
 	geometry device.Geometry
@@ -107,18 +107,18 @@ type Device struct {
 	hold     time.Duration // holdWait
 }
 
-// New makes a device for what server serves, a volume of geometry g.
+// New returns a device for what server serves, a volume of geometry g.
 func New(g device.Geometry, server Server, opts Options) *Device {
 	return &Device{geometry: g, server: server, opts: opts, driver: linux(), hold: holdWait}
 }
 
-// Run attaches the device and keeps it until ctx is cancelled, and returns nil
-// then. It stops in this order: it has written back what file systems and the
-// kernel hold for the device, which has no time limit, since giving up would
-// lose what somebody has written; and disconnects the device. Who uses the
-// device from then on gets errors. The server has to live longer than Run.
+// Run attaches the device and keeps it until ctx is cancelled, and then returns
+// nil. It stops in this order: it has the kernel write back what file systems and
+// the page cache hold for the device, without a time limit, since giving up would
+// lose what was written; then it disconnects the device, whose users get errors
+// from then on. The server has to live longer than Run.
 //
-// If the connection breaks, Run returns the error and leaves the device to wait
+// If the connection breaks, Run returns the error and leaves the device waiting
 // for the next server.
 func (d *Device) Run(ctx context.Context) error {
 	if err := d.run(ctx); err != nil {
@@ -145,7 +145,7 @@ func (d *Device) run(ctx context.Context) error {
 	served := make(chan error, 1)
 	go func() { served <- d.server.Serve(context.WithoutCancel(ctx), nc) }()
 	if err := d.driver.stuckAfter(d.opts.Index, stuckAfter); err != nil {
-		log.Warn().Err(err).Msg("requests that a daemon had when it is killed will wait for the next one longer than need be")
+		log.Warn().Err(err).Msg("requests of a daemon that is killed will wait for the next one longer than necessary")
 	}
 	log.Info().Bool("taken_over", taken).Msg("the block device is there")
 	if d.opts.Attached != nil {
@@ -164,29 +164,29 @@ func (d *Device) run(ctx context.Context) error {
 		if err != nil {
 			log.Warn().Err(err).Msg("not everything could be written back")
 		}
-	case err := <-served: // what is written back waits for the next server
+	case err := <-served: // the write-back waits for the next server
 		return d.ended(err)
 	}
 	log.Info().Msg("disconnecting the block device")
-	// Without its run the device is nobody's from here on.
+	// Without its run the device belongs to nobody from here on.
 	err = errors.Join(d.forget(), d.driver.disconnect(d.opts.Index))
 	if err != nil {
-		_ = nc.Close() // the kernel may not do it, and Serve waits for that
+		_ = nc.Close() // the kernel may not close its end, which Serve waits for
 	}
 	return errors.Join(err, <-served)
 }
 
-// ended is the error of a device whose connection has ended with err before it
-// was disconnected by us.
+// ended returns the error of a device whose connection ended with err before we
+// disconnected it.
 func (d *Device) ended(err error) error {
-	if err == nil { // it is not to be gone on with
+	if err == nil { // it must not be taken over
 		return errors.Join(ErrDisconnected, d.forget())
 	}
 	return err
 }
 
-// claim gives the backend of the device that is to be gone on with, or "" when
-// the device is free. All other devices of the volume are disconnected.
+// claim returns the backend of the device to take over, or "" if the device is
+// free. It disconnects all other devices of the volume.
 func (d *Device) claim(ctx context.Context) (string, error) {
 	keep, err := d.remembered()
 	if err != nil {
@@ -207,7 +207,7 @@ func (d *Device) claim(ctx context.Context) (string, error) {
 	if err := disconnectAll(d.driver, d.opts.Volume, keep, d.opts.Log); err != nil || keep != "" {
 		return keep, err
 	}
-	// Those who use a device that was disconnected need a moment to let go of it.
+	// The users of a disconnected device need a moment to let go of it.
 	free, err := blockdev.Await(ctx, d.hold, func() (bool, error) {
 		backend, connected, err = d.driver.backend(d.opts.Index)
 		return !connected, err
@@ -216,14 +216,14 @@ func (d *Device) claim(ctx context.Context) (string, error) {
 	case err != nil || free:
 		return "", err
 	case isOf(backend, d.opts.Volume):
-		return "", fmt.Errorf("%w: it was disconnected, and somebody still has it open, perhaps by a mounted file system: unmount it", ErrInUse)
+		return "", fmt.Errorf("%w: it was disconnected, but is still open, perhaps because of a mounted file system: unmount it", ErrInUse)
 	default:
 		return "", fmt.Errorf("%w: by another server (%q); nbd-client -d %s disconnects it", ErrInUse, backend, d.path())
 	}
 }
 
-// attach gives the kernel a connection and returns our end of it. backend is
-// that of a device to go on with, or "".
+// attach gives the kernel a connection and returns our end of it. backend is that
+// of a device to take over, or "".
 func (d *Device) attach(ctx context.Context, backend string) (nc net.Conn, taken bool, err error) {
 	c := connection{
 		index: d.opts.Index, size: d.geometry.Size, blockSize: d.geometry.BlockSize,
@@ -241,8 +241,8 @@ func (d *Device) attach(ctx context.Context, backend string) (nc net.Conn, taken
 		return nc, false, nil
 	}
 	d.opts.Log.Info().Str("device", d.path()).Msg("taking the block device over")
-	// Linux takes a new socket only when it has seen that the old one is dead,
-	// and says nothing if it has not.
+	// Linux takes a new socket only after it has noticed that the old one is dead,
+	// and reports nothing if it has not.
 	taken, err = blockdev.Await(ctx, deathWait, func() (bool, error) {
 		if nc, err = d.handOver(c, d.driver.reconnect); err != nil {
 			return false, fmt.Errorf("reconnect: %w", err)
@@ -258,7 +258,7 @@ func (d *Device) attach(ctx context.Context, backend string) (nc net.Conn, taken
 	return nc, taken, err
 }
 
-// handOver makes a pair of sockets, gives the kernel one end by connect, and
+// handOver makes a pair of sockets, passes one end to the kernel with connect, and
 // returns the other.
 func (d *Device) handOver(c connection, connect func(connection) error) (net.Conn, error) {
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
@@ -274,11 +274,11 @@ func (d *Device) handOver(c connection, connect func(connection) error) (net.Con
 			_ = nc.Close() // nothing was sent on it
 		}
 	}
-	// The kernel has its own reference now, or needs none.
+	// The kernel now has its own reference, or needs none.
 	return nc, errors.Join(err, os.NewSyscallError("close", unix.Close(fds[1])))
 }
 
-// hungUp says whether the other side of nc is closed.
+// hungUp reports whether the other side of nc is closed.
 func hungUp(nc net.Conn) (bool, error) {
 	raw, err := nc.(*net.UnixConn).SyscallConn()
 	if err != nil {
@@ -293,7 +293,7 @@ func hungUp(nc net.Conn) (bool, error) {
 	return fds[0].Revents != 0, errors.Join(err, polled)
 }
 
-// remembered is the backend of the device that may be gone on with, or "".
+// remembered returns the backend of the device that may be taken over, or "".
 func (d *Device) remembered() (string, error) {
 	if !d.opts.Recover || d.opts.Run == "" {
 		return "", nil

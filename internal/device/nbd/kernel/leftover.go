@@ -8,20 +8,19 @@ import (
 	"github.com/rs/zerolog"
 )
 
-// Available says whether the kernel has its NBD client (nil), or why not.
-// Errors: ErrNoDriver.
+// Available returns nil if the kernel has its NBD client. Errors: ErrNoDriver.
 func Available() error { return linux().available() }
 
-// DisconnectLeft disconnects the devices that dead servers of the volume have
-// left. It is for a daemon that shows the volume in another way: what it writes
-// is not in the caches of such a device, which must therefore never be gone on
-// with. run is as in Options.
+// DisconnectLeft disconnects the devices that dead servers of the volume left. It
+// is for a daemon that shows the volume in another way: what that writes is not in
+// the caches of such a device, which therefore must never be taken over. run is
+// Options.Run.
 func DisconnectLeft(volume, run string, log zerolog.Logger) error {
 	return disconnectLeft(linux(), volume, run, log)
 }
 
 func disconnectLeft(d driver, volume, run string, log zerolog.Logger) error {
-	// Its run goes first, as ever: the device may be held.
+	// Its run goes first, as always: the device may be held open.
 	err := (&Device{opts: Options{Run: run}}).forget()
 	if err == nil {
 		err = disconnectAll(d, volume, "", log)
@@ -32,7 +31,7 @@ func disconnectLeft(d driver, volume, run string, log zerolog.Logger) error {
 	return nil
 }
 
-// disconnectAll disconnects all devices of the volume but the one of backend
+// disconnectAll disconnects all devices of the volume but the one with backend
 // keep.
 func disconnectAll(d driver, volume, keep string, log zerolog.Logger) error {
 	devices, err := d.devices()
@@ -45,7 +44,7 @@ func disconnectAll(d driver, volume, keep string, log zerolog.Logger) error {
 			continue
 		}
 		log.Warn().Str("device", blockPath(index)).
-			Msg("disconnecting a block device of this volume that may not go on; its users get I/O errors")
+			Msg("disconnecting a block device of this volume that cannot be taken over; its users get I/O errors")
 		if err := d.disconnect(index); err != nil {
 			errs = append(errs, fmt.Errorf("disconnect %s: %w", blockPath(index), err))
 		}
@@ -53,7 +52,7 @@ func disconnectAll(d driver, volume, keep string, log zerolog.Logger) error {
 	return errors.Join(errs...)
 }
 
-// prefix begins the backends of a volume's devices.
+// prefix returns the beginning of the backends of a volume's devices.
 func prefix(volume string) string { return "bs3:" + volume + ":" }
 
 func isOf(backend, volume string) bool { return strings.HasPrefix(backend, prefix(volume)) }

@@ -16,31 +16,31 @@ import (
 	"bs3/internal/device/blockdev"
 )
 
-// What follows is the edge to the kernel; the tests put another one there.
+// What follows is the edge to the kernel, which the tests replace.
 
 // driver is the NBD client of the kernel.
 type driver interface {
-	// available says whether it is there.
+	// available returns nil if the kernel has it. Errors: ErrNoDriver.
 	available() error
-	// devices gives the backends of the devices that are connected, or were and
-	// are held, and have one.
+	// devices returns the backends, by index, of the devices that have one and are
+	// connected, or were and are still held open.
 	devices() (map[int]string, error)
-	// backend gives that of a device, "" if it has none. connected says whether
-	// it is, or was and is held.
+	// backend returns the backend of a device, "" if it has none, and whether the
+	// device is connected, or was and is still held open.
 	backend(index int) (backend string, connected bool, err error)
-	// connect connects a device that is not.
+	// connect connects a device that is not connected.
 	connect(c connection) error
-	// reconnect gives a device another socket, unless the one it has is alive.
+	// reconnect gives a device another socket, unless its socket is alive.
 	reconnect(c connection) error
-	// disconnect disconnects one, which fails its requests.
+	// disconnect disconnects a device, which fails its requests.
 	disconnect(index int) error
-	// writeBack has what is held for the block device written to it.
+	// writeBack writes back what is held for the block device.
 	writeBack(index int) error
-	// stuckAfter sets the age at which requests are looked after.
+	// stuckAfter sets the age at which requests are checked.
 	stuckAfter(index int, age time.Duration) error
 }
 
-// connection is what the kernel is told of one.
+// connection is what the kernel needs to know of a connection.
 type connection struct {
 	index       int
 	size        int64 // bytes
@@ -51,7 +51,7 @@ type connection struct {
 	socket      int // a file descriptor
 }
 
-// Numbers of linux/nbd-netlink.h.
+// Numbers from linux/nbd-netlink.h.
 const (
 	family        = "nbd"
 	familyVersion = 1
@@ -88,7 +88,7 @@ func linux() driver {
 	}
 }
 
-// converse asks the kernel for the family of commands, and runs f with it.
+// converse asks the kernel for the family of commands and calls f with it.
 func (c client) converse(f func(conn *genetlink.Conn, id uint16) error) (err error) {
 	conn, err := c.dial()
 	if err != nil {
@@ -109,7 +109,7 @@ func (c client) available() error {
 	return c.converse(func(*genetlink.Conn, uint16) error { return nil })
 }
 
-// command gives one command and waits for its end.
+// command sends one command and waits for its end.
 func (c client) command(command uint8, attributes func(*netlink.AttributeEncoder)) error {
 	e := netlink.NewAttributeEncoder()
 	attributes(e)
@@ -119,13 +119,13 @@ func (c client) command(command uint8, attributes func(*netlink.AttributeEncoder
 	}
 	return c.converse(func(conn *genetlink.Conn, id uint16) error {
 		m := genetlink.Message{Header: genetlink.Header{Command: command, Version: familyVersion}, Data: data}
-		// Errors are answered in any case, successes only if that is asked for.
+		// The kernel always reports errors, but success only on request.
 		_, err := conn.Execute(m, id, netlink.Request|netlink.Acknowledge)
 		return err
 	})
 }
 
-// attributes are those for both ways to connect.
+// attributes adds the attributes that connect and reconnect share.
 func (c connection) attributes(e *netlink.AttributeEncoder) {
 	e.Uint32(attrIndex, uint32(c.index))
 	e.Uint64(attrSize, uint64(c.size))
@@ -149,14 +149,14 @@ func (c client) connect(to connection) error {
 	})
 }
 
-// reconnect leaves the time-out as it is: to set it sets io_timeout, too.
+// reconnect leaves the time-out as it is: setting it would also set io_timeout.
 func (c client) reconnect(to connection) error { return c.command(cmdReconfigure, to.attributes) }
 
 func (c client) disconnect(index int) error {
 	return c.command(cmdDisconnect, func(e *netlink.AttributeEncoder) { e.Uint32(attrIndex, uint32(index)) })
 }
 
-// file is one of sysfs' attributes of a device.
+// file returns the path of an attribute of a device in sysfs.
 func (c client) file(index int, name string) string {
 	return filepath.Join(c.sysfs, "nbd"+strconv.Itoa(index), name)
 }
@@ -184,7 +184,7 @@ func (c client) devices() (map[int]string, error) {
 }
 
 func (c client) backend(index int) (backend string, connected bool, err error) {
-	// That of the process that connected it; it stays until nobody holds it.
+	// The PID of the process that connected it stays until nobody holds it open.
 	_, err = os.Stat(c.file(index, "pid"))
 	if errors.Is(err, fs.ErrNotExist) {
 		return "", false, nil
@@ -201,8 +201,8 @@ func (c client) backend(index int) (backend string, connected bool, err error) {
 
 func (client) writeBack(index int) error { return blockdev.WriteBack(blockPath(index)) }
 
-// stuckAfter writes nothing if there is nothing to change, since Linux waits
-// for all requests under way before it changes an attribute of a queue.
+// stuckAfter writes only a value that differs, since Linux waits for all requests
+// in flight before it changes an attribute of a queue.
 func (c client) stuckAfter(index int, age time.Duration) error {
 	file, want := c.file(index, "queue/io_timeout"), strconv.FormatInt(age.Milliseconds(), 10)
 	if text, err := os.ReadFile(file); err != nil || strings.TrimSpace(string(text)) == want {
