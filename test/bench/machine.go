@@ -23,7 +23,7 @@ type machine struct {
 	Load       string // when it began
 }
 
-// thisMachine describes the machine. What can not be found out stays empty.
+// thisMachine describes the machine. What cannot be found out stays empty.
 func thisMachine(ctx context.Context, b *bench) machine {
 	m := machine{Processors: runtime.NumCPU(), Go: runtime.Version()}
 	if text, err := os.ReadFile("/proc/cpuinfo"); err == nil {

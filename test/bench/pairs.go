@@ -103,7 +103,7 @@ type row struct {
 	Note        string // why there is no value
 }
 
-// met says whether the row is as it should be.
+// met reports whether the row is as it should be.
 func (r row) met() bool {
 	if r.Free {
 		return true

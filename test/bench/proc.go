@@ -215,7 +215,7 @@ func (p *process) resetPeak() error {
 func ownCPU() time.Duration {
 	var u unix.Rusage
 	if err := unix.Getrusage(unix.RUSAGE_SELF, &u); err != nil {
-		panic(err) // it can not fail for ourselves
+		panic(err) // it cannot fail for ourselves
 	}
 	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }

@@ -86,7 +86,7 @@ func runLength(entries []Location, i int) int {
 	return n
 }
 
-// runsFit says whether appendRuns appends at most limit bytes. It only counts,
+// runsFit reports whether appendRuns appends at most limit bytes. It only counts,
 // and stops early, so that a scattered leaf is not encoded twice.
 func runsFit(entries []Location, limit int) bool {
 	size := 1

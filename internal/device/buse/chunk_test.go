@@ -123,7 +123,7 @@ func FuzzChunk(f *testing.F) {
 	})
 }
 
-// spread says whether the numbers are as near to each other as those of one
+// spread reports whether the numbers are as near to each other as those of one
 // time have to be.
 func spread(newest []uint32, written []bool) bool {
 	for b, n := range newest {

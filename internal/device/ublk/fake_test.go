@@ -203,7 +203,7 @@ func (f *fakeDriver) add(id uint32, info *devInfo) error {
 	return nil
 }
 
-// fetching says whether all commands are with the kernel or under way.
+// fetching reports whether all commands are with the kernel or under way.
 func (d *fakeDevice) fetching() bool {
 	return !slices.ContainsFunc(d.queues, func(q *fakeQueue) bool { return q.closed || len(q.tags) != int(d.info.depth) })
 }

@@ -51,7 +51,7 @@ served() {
   return 1
 }
 
-# gone says whether $dev is.
+# gone reports whether $dev is.
 gone() {
   case $transport in
   nbd) [ ! -e /sys/block/nbd0/pid ] ;;

@@ -24,7 +24,7 @@
 // Freezing. A Frozen is a copy of the directory. As long as it lives, a writer
 // copies a leaf that the Frozen references before changing it, and publishes
 // the copy first. Freezes are numbered, and each leaf knows the number of the
-// first freeze after its last change. Comparing the two tells whether a leaf
+// first freeze after its last change. Comparing the two shows whether a leaf
 // is shared and, later, whether it has changed since an earlier freeze.
 package sectormap
 

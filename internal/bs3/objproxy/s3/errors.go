@@ -116,7 +116,7 @@ func (s *Store) putError(ctx context.Context, name string, err error, cond objpr
 	case status == 0 && ctx.Err() == nil:
 		// A store may refuse before it has read the body and hang up at once. We
 		// then see a broken connection instead of the refusal, and would again at
-		// the next try. A Get tells whether the condition holds without sending
+		// the next try. A Get shows whether the condition holds without sending
 		// the body.
 		_, there, e := s.Get(ctx, name, nil, 0)
 		if e == nil && (cond.Absent() || there.Version != version) || isVersion && errors.Is(e, objproxy.ErrNotFound) {
