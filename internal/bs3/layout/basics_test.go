@@ -57,7 +57,7 @@ func TestLocation(t *testing.T) {
 		n := rapid.Uint32Range(0, MaxIndex-i).Draw(t, "n")
 		l := Loc(k, i)
 		if !l.Mapped() || !l.valid() || l.Key() != k || l.Index() != i || l.Add(n) != Loc(k, i+n) {
-			t.Fatalf("%d %d gives %#x", k, i, uint64(l))
+			t.Fatalf("%d %d is %#x", k, i, uint64(l))
 		}
 	})
 	if l := Location(0); l.Mapped() || l.String() != "unmapped" {

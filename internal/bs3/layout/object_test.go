@@ -219,7 +219,7 @@ func TestRecordRoundTrip(t *testing.T) {
 			put := bytes.Repeat([]byte{0xee}, RecordSize+1)
 			PutRecord(put, r)
 			if len(b) != RecordSize || !bytes.Equal(put[:RecordSize], b) || put[RecordSize] != 0xee {
-				t.Fatalf("AppendRecord gives %x, PutRecord %x", b, put)
+				t.Fatalf("AppendRecord writes %x, PutRecord %x", b, put)
 			}
 			if got, err := DecodeRecord(put); err != nil || got != r {
 				t.Fatalf("got %+v (%v), want %+v", got, err, r)

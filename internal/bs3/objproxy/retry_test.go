@@ -179,7 +179,7 @@ func TestRetryCancelled(t *testing.T) {
 			t.Errorf("want context.Canceled, got %v", err)
 		}
 		if len(calls()) != 0 {
-			t.Error("the store was asked for one who had gone")
+			t.Error("the store was asked although ctx had ended")
 		}
 	})
 }
@@ -283,7 +283,7 @@ func TestRetryStatus(t *testing.T) {
 		synctest.Wait()
 		since, lastErr, waiting := r.Waiting()
 		if !waiting || !since.Equal(start) || !errors.Is(lastErr, objproxy.ErrTransient) {
-			t.Errorf("Waiting gives %v, %v, %v", since, lastErr, waiting)
+			t.Errorf("Waiting returns %v, %v, %v", since, lastErr, waiting)
 		}
 		wg.Wait()
 		if _, _, waiting := r.Waiting(); waiting {

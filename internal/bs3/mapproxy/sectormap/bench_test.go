@@ -52,9 +52,9 @@ func runs() *Map {
 }
 
 func BenchmarkGet(b *testing.B) {
-	for name, make := range map[string]func() *Map{"entries": sparse, "spans": runs} {
+	for name, build := range map[string]func() *Map{"entries": sparse, "spans": runs} {
 		b.Run(name, func(b *testing.B) {
-			m, at := make(), places(tebibyte)
+			m, at := build(), places(tebibyte)
 			b.ReportMetric(float64(m.Bytes())/(1<<20), "MiB")
 			i := 0
 			for b.Loop() {

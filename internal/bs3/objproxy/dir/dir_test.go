@@ -297,7 +297,7 @@ func TestLeftovers(t *testing.T) {
 	}
 	infos, err := second.List(t.Context(), "", "", 10)
 	if err != nil || len(infos) != 0 {
-		t.Errorf("List gives %v, %v", infos, err)
+		t.Errorf("List returns %v, %v", infos, err)
 	}
 	if err := errors.Join(other.Close(), second.Close()); err != nil {
 		t.Fatal(err)
@@ -424,7 +424,7 @@ func TestReadOnly(t *testing.T) {
 		t.Errorf("get: %q, %v", p[:n], err)
 	}
 	if infos, err := s.List(t.Context(), "", "", 10); err != nil || len(infos) != 1 {
-		t.Errorf("List gives %v, %v", infos, err)
+		t.Errorf("List returns %v, %v", infos, err)
 	}
 	_, putErr := s.Put(t.Context(), "volume", objproxy.Body{}, objproxy.Condition{})
 	for what, err := range map[string]error{"put": putErr, "delete": s.Delete(t.Context(), []string{"volume"})} {
@@ -508,7 +508,7 @@ func TestForeignFiles(t *testing.T) {
 	}
 	infos, err := s.List(t.Context(), "", "", 10)
 	if err != nil || len(infos) != 1 || infos[0].Name != "volume" {
-		t.Errorf("List gives %v, %v", infos, err)
+		t.Errorf("List returns %v, %v", infos, err)
 	}
 }
 
