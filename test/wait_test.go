@@ -24,7 +24,7 @@ func setPatience() (cancel context.CancelFunc) {
 		return func() {}
 	}
 	limited, cancel := context.WithTimeout(context.Background(), max(timeout-cleanUpTime, timeout/2))
-	patience = limited
+	patience = limited //nolint:fatcontext // set once, before any test runs
 	return cancel
 }
 
