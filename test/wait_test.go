@@ -23,7 +23,7 @@ func setPatience() (cancel context.CancelFunc) {
 	if timeout == 0 { // none
 		return func() {}
 	}
-	patience, cancel = context.WithTimeout(patience, max(timeout-cleanUpTime, timeout/2))
+	patience, cancel = context.WithTimeout(context.Background(), max(timeout-cleanUpTime, timeout/2))
 	return cancel
 }
 
