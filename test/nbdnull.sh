@@ -3,24 +3,24 @@
 # 4 KiB and depth 32 over a unix socket, with fio's nbd engine. It prints the
 # requests per second of each run, the ratio of each pair, and the median of
 # PAIRS pairs, once for random writes and once for random reads. A control,
-# nbdkit against a second nbdkit, is measured in between in the same way: only
-# if its median is within 10 % of 1 was the machine quiet enough. A measurement
-# that was not is repeated, TRIES times at most.
+# nbdkit against a second nbdkit, is measured in between in the same way: the
+# machine was quiet enough only if its median is within 10 % of 1. Otherwise the
+# measurement is repeated, at most TRIES times.
 #
-# Where other work cannot be stopped, real-time priority keeps it out (root):
+# If other work cannot be stopped, real-time priority keeps it out (root):
 # chrt -f 10 test/nbdnull.sh
 #
 # usage: test/nbdnull.sh [path of bs3]
 #   PAIRS=5 RUNTIME=3 (seconds a run) TRIES=5 in the environment
 #
-# exit status: 0 each ratio is at least 1, 1 one is not, 2 an error or a failed
+# exit status: 0 all ratios are at least 1, 1 one is not, 2 an error or a failed
 # request, 3 the machine was never quiet
 set -euo pipefail
 
 bs3=${1:-./bs3}
 pairs=${PAIRS:-5} runtime=${RUNTIME:-3} tries=${TRIES:-5}
 for program in fio nbdkit nbdinfo python3 "$bs3"; do
-	command -v "$program" >/dev/null || { echo "nbdnull: $program is not there" >&2; exit 2; }
+	command -v "$program" >/dev/null || { echo "nbdnull: $program is missing" >&2; exit 2; }
 done
 
 dir=$(mktemp -d)
@@ -40,12 +40,13 @@ for name in nbdkit control; do
 	nbdkit -f -U "$dir/$name.sock" null 8G &
 	servers+=($!)
 done
+i=0
 for name in bs3 nbdkit control; do
-	for ((i = 0; ; i++)); do
-		nbdinfo --size "$(uri $name)" >/dev/null 2>&1 && break
-		((i < 100)) || { echo "nbdnull: $name does not serve" >&2; exit 2; }
+	until nbdinfo --size "$(uri $name)" >/dev/null 2>&1; do
+		kill -0 "${servers[i]}" || { echo "nbdnull: $name has ended" >&2; exit 2; }
 		sleep 0.1
 	done
+	((++i))
 done
 
 # run SERVER RW prints requests per second.
@@ -70,7 +71,7 @@ ratio() { awk "BEGIN { printf \"%.3f\", $1 / $2 }"; }
 measure() {
 	local results=() controls=() a b c d
 	for ((i = 1; i <= pairs; i++)); do
-		# The order within a pair changes, so that a drift favours nobody.
+		# The order within a pair alternates, so that a drift favours nobody.
 		if ((i % 2)); then
 			a=$(run bs3 "$1") b=$(run nbdkit "$1") c=$(run control "$1") d=$(run nbdkit "$1")
 		else
@@ -89,7 +90,7 @@ for rw in randwrite randread; do
 		measure $rw
 		awk "BEGIN { exit !($control >= 0.9 && $control <= 1.1) }" && break
 		((t < tries)) || { echo "$rw: the machine is not quiet"; exit 3; }
-		echo "$rw: the machine is not quiet, again"
+		echo "$rw: the machine is not quiet, trying again"
 	done
 	awk "BEGIN { exit !($result >= 1) }" || status=1
 done

@@ -23,8 +23,7 @@ func setPatience() (cancel context.CancelFunc) {
 	if timeout == 0 { // none
 		return func() {}
 	}
-	limited, cancel := context.WithTimeout(context.Background(), max(timeout-cleanUpTime, timeout/2))
-	patience = limited //nolint:fatcontext // set once, before any test runs
+	patience, cancel = context.WithTimeout(context.Background(), max(timeout-cleanUpTime, timeout/2))
 	return cancel
 }
 

@@ -22,13 +22,13 @@ const (
 	slowPut = 25 * time.Millisecond
 )
 
-// bench is what measurements share.
+// bench has what measurements share.
 type bench struct {
 	options
 	tmp      string // on a tmpfs: sockets, states, configurations
 	disk     string // on a disk
 	store    *store
-	names    int // given out so far
+	names    int // used so far
 	profiles []profile
 
 	// How long and how large.
@@ -55,7 +55,7 @@ func newBench(ctx context.Context, o options) (*bench, error) {
 	if b.binary, err = filepath.Abs(o.binary); err != nil {
 		return nil, err
 	}
-	// Chunk memory belongs on a tmpfs, as it is by default.
+	// Chunk memory belongs on a tmpfs, where it is by default.
 	if b.tmp, err = os.MkdirTemp("/dev/shm", "bs3-bench-"); err != nil {
 		return nil, err
 	}
@@ -81,13 +81,13 @@ func (b *bench) close() {
 	}
 }
 
-// name gives a name that was not used before.
+// name returns an unused name.
 func (b *bench) name(kind string) string {
 	b.names++
 	return fmt.Sprintf("%s-%d", kind, b.names)
 }
 
-// measurement is one part of the suite; it gives rows.
+// measurement is one part of the suite; it makes rows.
 type measurement struct {
 	name string
 	run  func(context.Context, *bench) ([]row, error)
@@ -109,10 +109,10 @@ func measurements() []measurement {
 	}
 }
 
-// jobsName is how -run calls the table of jobs.
+// jobsName is the name of the table of jobs for -run.
 const jobsName = "jobs"
 
-// measure makes all measurements that only matches and puts them into all.
+// measure makes the measurements whose names match only, and puts them into all.
 func (b *bench) measure(ctx context.Context, only *regexp.Regexp, all *results) error {
 	all.Machine, all.Version, all.Quick, all.Pairs, all.Taken = thisMachine(ctx, b), b.version, b.quick, b.pairs, time.Now().UTC()
 	all.Config = describe(baseConfig())

@@ -15,7 +15,7 @@ import (
 // requireEnv, if 1, makes a missing program a failure.
 const requireEnv = "BS3_REQUIRE_TOOLS"
 
-// smallBench is one whose runs are short; it has no store.
+// smallBench returns a bench with short runs and no store.
 func smallBench(t *testing.T) *bench {
 	t.Helper()
 	for _, name := range []string{"fio", "nbdkit"} {
@@ -29,7 +29,7 @@ func smallBench(t *testing.T) *bench {
 	return &bench{tmp: t.TempDir(), disk: t.TempDir(), runtime: 300 * time.Millisecond, ramp: 100 * time.Millisecond, region: 16 * mib}
 }
 
-// A job whose requests fail is no result.
+// A job whose requests fail has no result.
 func TestFailedRequests(t *testing.T) {
 	b := smallBench(t)
 	for name, args := range map[string][]string{
@@ -56,7 +56,7 @@ func TestFailedRequests(t *testing.T) {
 	}
 }
 
-// A job that works gives figures.
+// A job that succeeds returns figures.
 func TestFio(t *testing.T) {
 	b := smallBench(t)
 	k, err := b.nbdkitMemory(t.Context(), 16*mib)
@@ -80,7 +80,7 @@ func TestFio(t *testing.T) {
 }
 
 func TestLoop(t *testing.T) {
-	l, err := loop(t.Context(), 4, 10*time.Millisecond, 200*time.Millisecond, func(int, int64) error {
+	l, err := loop(t.Context(), 4, 10*time.Millisecond, time.Second, func(int, int64) error {
 		return pause(t.Context(), 10*time.Millisecond)
 	})
 	if err != nil {
@@ -96,7 +96,7 @@ func TestLoop(t *testing.T) {
 		}
 		return nil
 	}); !errors.Is(err, failure) {
-		t.Errorf("a call failed, the loop says %v", err)
+		t.Errorf("a call failed, the loop returned %v", err)
 	}
 }
 
@@ -145,12 +145,12 @@ func TestReport(t *testing.T) {
 		{Name: "job", Get: slowGet, Put: slowPut, Sample: sample{IOPS: 10, Moved: 1e9, Read: latency{P50: 1e6, P99: 2e6, P999: 3e6}}},
 	}, Profiles: []profile{{"job", []share{{"sleeping", 0.5}}}}}
 	if err := r.write(doc); err == nil {
-		t.Error("written although there is no page")
+		t.Error("written without a page")
 	}
 	if err := os.WriteFile(doc, []byte("before\n"+beginMark+"\nold\n"+endMark+"\nafter\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	for range 2 { // over what it has written itself, too
+	for range 2 { // the second time over its own output
 		if err := r.write(doc); err != nil {
 			t.Fatal(err)
 		}
@@ -165,7 +165,7 @@ func TestReport(t *testing.T) {
 		}
 	}
 	if strings.Contains(string(text), "old") {
-		t.Error("what was there before is still there")
+		t.Error("the old report is still there")
 	}
 	plots, err := filepath.Glob(filepath.Join(dir, "page", "*.svg"))
 	if err != nil || len(plots) != 3 {

@@ -1,11 +1,11 @@
 #!/bin/bash
-# Compares the Go benchmarks of the tree as it is with those of a commit: both
-# are built, then run in turns, and benchstat tells what has changed.
+# Compares the Go benchmarks of the working tree with those of a commit: builds
+# both, runs them in turns, and has benchstat report what has changed.
 #
 # usage: test/bench/compare.sh REF
 #   COUNT=6          rounds
 #   BENCH=.          which benchmarks, as for go test -bench
-#   SKIP=...         which not: by default those that take minutes
+#   SKIP=...         which not, by default those that take minutes
 #   BENCHTIME=200ms  time for each
 #   BENCHSTAT=benchstat
 set -euo pipefail
@@ -21,7 +21,7 @@ trap 'rm -rf "$dir"' EXIT
 mkdir "$dir/old"
 git -C "$root" archive "$ref" | tar -x -C "$dir/old"
 
-# build TREE SIDE builds the benchmarks of a tree; a package may be missing there.
+# build TREE SIDE builds the benchmarks of a tree, which may lack a package.
 build() {
 	for p in "${packages[@]}"; do
 		[[ -d $1/internal/bs3/$p ]] || continue

@@ -20,19 +20,19 @@ type fioJob struct {
 	jobs    int   // processes, each with a connection; 0 = one
 	offset  int64 // bytes
 	size    int64 // bytes
-	timed   bool  // for as long as runs take, over and over; else once through size
+	timed   bool  // over and over for the time of a run; else once through size
 	cold    bool  // a timed job without a ramp
-	ios     int64 // requests, if there are not to be more
-	mix     int   // share of reads of a mixed job, in per cent
+	ios     int64 // the most requests; 0 = no limit
+	mix     int   // percentage of reads of a mixed job
 	fsync   bool  // after each write
-	flushed bool  // a flush at the end counts as a part of the job
+	flushed bool  // a flush at the end is part of the job
 	once    bool  // no block twice in a random job
 }
 
 // latency is a distribution, in nanoseconds.
 type latency struct{ P50, P99, P999, Mean float64 }
 
-// sample is what one job gave.
+// sample is the result of one job.
 type sample struct {
 	IOPS     float64 // requests a second, reads and writes
 	Bytes    float64 // a second
@@ -54,8 +54,8 @@ func (b *bench) fio(ctx context.Context, server *process, socket string, j fioJo
 	if err != nil {
 		return s, err
 	}
-	// Of a job with a ramp only the time after that counts, so it is watched
-	// meanwhile.
+	// Of a job with a ramp only the time after that counts, so the server is watched
+	// during the job.
 	watched := make(chan error, 1)
 	var share float64 // processors in use
 	watch, cancel := context.WithCancel(ctx)
@@ -167,7 +167,7 @@ func parseFio(text []byte) (s sample, err error) {
 	}
 	j := report.Jobs[0]
 	if j.Error != 0 || j.Read.ShortOrBad+j.Write.ShortOrBad > 0 {
-		return s, fmt.Errorf("requests failed: fio says errno %d, %v short", j.Error, j.Read.ShortOrBad+j.Write.ShortOrBad)
+		return s, fmt.Errorf("requests failed: fio reports errno %d, %v short", j.Error, j.Read.ShortOrBad+j.Write.ShortOrBad)
 	}
 	of := func(t times) latency {
 		return latency{P50: t.Percentile["50.000000"], P99: t.Percentile["99.000000"], P999: t.Percentile["99.900000"], Mean: t.Mean}

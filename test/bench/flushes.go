@@ -9,13 +9,13 @@ import (
 	"bs3/internal/bs3/layout"
 )
 
-// syncing is a job of writes of 4 KiB with a flush after each.
+// syncing returns a job of writes of 4 KiB with a flush after each.
 func (b *bench) syncing(jobs int) fioJob {
 	return fioJob{rw: "randwrite", bs: 4 * kib, depth: 1, jobs: jobs, size: b.region, fsync: true, timed: true, cold: true}
 }
 
-// flushing is a trial of one job that flushes, and of 16, each on a volume with
-// the settings that next gives.
+// flushing returns a trial of one job that flushes, and of 16, each on a volume with
+// the settings that next returns.
 func (b *bench) flushing(next func() settings) trial {
 	return func(ctx context.Context) (figures, error) {
 		if err := b.store.latency(ctx, slowGet, slowPut); err != nil {
@@ -43,7 +43,7 @@ func (b *bench) flushing(next func() settings) trial {
 	}
 }
 
-// againstOne is a row of the p50 of flushes against that of a reference.
+// againstOne returns a row of the p50 of flushes against that of a reference.
 func againstOne(p paired, name string, jobs int, target float64) row {
 	figure := fmt.Sprintf("p50/%d", jobs)
 	single := ratios(all(p.ours, figure), all(p.reference, "p50"))
@@ -60,7 +60,7 @@ func againstOne(p paired, name string, jobs int, target float64) row {
 	}
 }
 
-// manyJobs is a row of the flushes a second of 16 jobs against those of one.
+// manyJobs returns a row of the flush rate of 16 jobs against that of one.
 func manyJobs(p paired, name string, target float64) row {
 	single := ratios(all(p.ours, "rate/16"), all(p.ours, "rate/1"))
 	return row{
@@ -72,7 +72,7 @@ func manyJobs(p paired, name string, target float64) row {
 	}
 }
 
-// measureFsync: flushes that wait for the store.
+// measureFsync measures flushes that wait for the store.
 func measureFsync(ctx context.Context, b *bench) ([]row, error) {
 	reference := func(ctx context.Context) (figures, error) {
 		l, err := b.rawPut(ctx, 1, 4096+int64(layout.TailSize(1, 1)), slowPut)
@@ -96,7 +96,7 @@ func measureFsync(ctx context.Context, b *bench) ([]row, error) {
 	}, err
 }
 
-// measureLocalLog: flushes that wait for the local log.
+// measureLocalLog measures flushes that wait for the local log.
 func measureLocalLog(ctx context.Context, b *bench) ([]row, error) {
 	const one = "local log fsync, p50 against raw pwrite and fdatasync"
 	const many = "local log fsync, 16 jobs against one, flushes a second"

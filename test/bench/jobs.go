@@ -20,16 +20,16 @@ type jobResult struct {
 	Flushes  bool
 }
 
-// what a job finds.
+// content is what a job finds.
 type content int
 
 const (
 	nothing content = iota // a new volume
-	cold                   // a volume that was written; nothing is cached
-	warm                   // all of it was just read
+	cold                   // a volume that was written, and nothing of it cached
+	warm                   // a volume all of which was just read
 )
 
-// jobList is the table of jobs.
+// jobList returns the jobs of the table.
 func (b *bench) jobList() []struct {
 	name  string
 	finds content
@@ -63,7 +63,7 @@ func (b *bench) jobList() []struct {
 // measureJobs runs every job once at each latency.
 func measureJobs(ctx context.Context, b *bench) (done []jobResult, err error) {
 	for _, latency := range [][2]time.Duration{{0, 0}, {slowGet, slowPut}} {
-		// Anew each time: the mixed job leaves it in pieces.
+		// A new one each time: the mixed job leaves it fragmented.
 		large, err := b.prepared(ctx, b.sequential/2)
 		if err != nil {
 			return nil, err

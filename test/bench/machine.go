@@ -10,7 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// machine is where was measured.
+// machine describes where the figures were taken.
 type machine struct {
 	CPU        string
 	Processors int
@@ -20,10 +20,10 @@ type machine struct {
 	Go         string
 	Fio        string
 	Nbdkit     string
-	Load       string // when it began
+	Load       string // at the beginning
 }
 
-// thisMachine describes the machine. What cannot be found out stays empty.
+// thisMachine describes the machine. What it cannot find out stays empty.
 func thisMachine(ctx context.Context, b *bench) machine {
 	m := machine{Processors: runtime.NumCPU(), Go: runtime.Version()}
 	if text, err := os.ReadFile("/proc/cpuinfo"); err == nil {
@@ -56,5 +56,5 @@ func thisMachine(ctx context.Context, b *bench) machine {
 
 func (m machine) String() string {
 	return m.CPU + ", " + strconv.Itoa(m.Processors) + " processors, " + strconv.Itoa(int(m.Memory+0.5)) + " GiB, Linux " + m.Kernel +
-		"; disk of the local log: " + m.Disk + "; " + m.Go + ", " + m.Fio + ", " + m.Nbdkit + "; load when it began: " + m.Load
+		"; disk of the local log: " + m.Disk + "; " + m.Go + ", " + m.Fio + ", " + m.Nbdkit + "; load at the beginning: " + m.Load
 }

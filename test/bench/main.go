@@ -1,12 +1,12 @@
-// Bench measures bs3 against the raw limits of the machine it runs on, and
-// writes what it saw to docs/PERFORMANCE.md. `make bench` runs it.
+// Bench measures bs3 against the raw limits of the machine it runs on, and writes
+// the results to docs/PERFORMANCE.md. `make bench` runs it.
 //
-// What is compared is measured in one run, in turns, on the same two ends: an
-// S3 server of our own in another process (s3server), nbdkit for what NBD and
-// fio cost, plain HTTP requests for what the store allows, a file for what the
-// disk allows. A ratio is the median over pairs of adjacent runs; beside it
-// stands a control, the reference measured against itself in the same way. It
-// says how far from 1 a ratio may be by chance.
+// What is compared is measured in one run, in turns, between the same two ends: an
+// S3 server of our own in another process (s3server), nbdkit for what NBD and fio
+// cost, plain HTTP requests for what the store allows, a file for what the disk
+// allows. A ratio is the median over pairs of adjacent runs. Beside it is a
+// control, the reference measured against itself in the same way, which shows how
+// far from 1 a ratio may be by chance.
 //
 // Any failed request fails the whole run.
 package main
@@ -56,12 +56,12 @@ type options struct {
 func run(ctx context.Context, args []string) error {
 	var o options
 	f := flag.NewFlagSet("bench", flag.ContinueOnError)
-	f.BoolVar(&o.quick, "quick", false, "short runs that prove the suite; the figures mean little")
+	f.BoolVar(&o.quick, "quick", false, "short runs that show that the suite works; the figures mean little")
 	f.IntVar(&o.pairs, "pairs", 0, "pairs of runs for each ratio (5, or 1 with -quick)")
 	f.StringVar(&o.binary, "bs3", "./bs3", "the program to measure")
 	f.StringVar(&o.dir, "dir", "", "directory on the disk of the local log, for files (default a temporary one)")
 	f.StringVar(&o.only, "run", ".", "measure only what this regular expression matches")
-	f.StringVar(&o.results, "results", "", "keep the figures in this file; without -run ., those of other measurements in it stay")
+	f.StringVar(&o.results, "results", "", "keep the figures in this file; with -run, the figures of other measurements in it stay")
 	f.StringVar(&o.doc, "doc", "", "write the report into this Markdown file and its plots beside it")
 	f.StringVar(&o.version, "version", "unknown", "version of bs3 for the report")
 	if err := f.Parse(args); err != nil {

@@ -14,9 +14,8 @@ import (
 
 const blockSize = 4 * kib
 
-// mappedVolume makes a bucket with a volume all of whose blocks are mapped, in
-// runs of so many blocks that lie in random order. There is a checkpoint, but
-// no data.
+// mappedVolume makes a bucket with a volume all of whose blocks are mapped, in runs
+// of run blocks in random order. There is a checkpoint, but no data.
 func (b *bench) mappedVolume(ctx context.Context, run uint64) (bucket string, err error) {
 	const perObject = 1024
 	blocks := uint64(b.mapped) / blockSize
@@ -83,8 +82,8 @@ func (b *bench) mappedVolume(ctx context.Context, run uint64) (bucket string, er
 	return bucket, put(layout.VolumeName, record)
 }
 
-// resident is the memory of a daemon without its chunk memory, in bytes, when
-// it has been idle for a while.
+// resident returns the memory of a daemon, in bytes and without its chunk memory,
+// after it was idle for a while.
 func (d *daemon) resident(ctx context.Context) (int64, error) {
 	if err := pause(ctx, min(10*time.Second, d.b.idle)); err != nil {
 		return 0, err
@@ -92,7 +91,7 @@ func (d *daemon) resident(ctx context.Context) (int64, error) {
 	return d.process.resident(filepath.Join(d.dir, "state"))
 }
 
-// measureMemory: resident memory of maps.
+// measureMemory measures the resident memory of maps.
 func measureMemory(ctx context.Context, b *bench) ([]row, error) {
 	volume := settings{"size": b.mapped / gib, "read.cache_size": 0, "read.readahead": 0}
 	size := fmt.Sprintf("%d GiB", b.mapped/gib)
@@ -146,8 +145,8 @@ func measureMemory(ctx context.Context, b *bench) ([]row, error) {
 	return rows, nil
 }
 
-// weighCheckpoint changes nearly every leaf of a mapped volume and gives the
-// memory that the checkpoint takes at most, and what is left after it.
+// weighCheckpoint changes nearly every leaf of a mapped volume, and returns the peak
+// memory during the checkpoint and the memory after it.
 func (b *bench) weighCheckpoint(ctx context.Context, d *daemon) ([]detail, error) {
 	leaves := b.mapped / blockSize / layout.LeafBlocks
 	j := fioJob{rw: "randwrite", bs: blockSize, depth: 32, size: b.mapped, ios: 4 * leaves, flushed: true}
@@ -166,7 +165,7 @@ func (b *bench) weighCheckpoint(ctx context.Context, d *daemon) ([]detail, error
 	if err != nil {
 		return nil, err
 	}
-	// The peak counts chunk memory, which stays as it is.
+	// The peak includes chunk memory, which does not change.
 	with, err := d.process.resident("no such mapping")
 	if err != nil {
 		return nil, err
@@ -183,7 +182,7 @@ func (b *bench) weighCheckpoint(ctx context.Context, d *daemon) ([]detail, error
 	}, err
 }
 
-// measureIdle: what a daemon does when nobody asks anything of it.
+// measureIdle measures what a daemon does without requests.
 func measureIdle(ctx context.Context, b *bench) (rows []row, err error) {
 	if err := b.store.latency(ctx, 0, 0); err != nil {
 		return nil, err

@@ -8,18 +8,17 @@ import (
 	"strings"
 )
 
-// figures are what one run gave, by name.
+// figures are the results of one run, by name.
 type figures map[string]float64
 
 // trial is one run.
 type trial func(context.Context) (figures, error)
 
-// paired are the runs of a comparison; those with the same index were made one
-// after the other.
+// paired has the runs of a comparison; those with the same index were adjacent.
 type paired struct{ ours, reference, control []figures }
 
-// compare makes runs in turns. The order within a round changes, so that a
-// drift favours nobody.
+// compare makes runs in turns. The order within a round alternates, so that a drift
+// favours nobody.
 func (b *bench) compare(ctx context.Context, ours, reference, control trial) (p paired, err error) {
 	for i := range b.pairs {
 		order := []struct {
@@ -40,7 +39,7 @@ func (b *bench) compare(ctx context.Context, ours, reference, control trial) (p 
 	return p, nil
 }
 
-// all gives one figure of all runs.
+// all returns one figure of all runs.
 func all(runs []figures, name string) []float64 {
 	var values []float64
 	for _, f := range runs {
@@ -49,7 +48,7 @@ func all(runs []figures, name string) []float64 {
 	return values
 }
 
-// median is 0 where there is nothing.
+// median returns 0 if there are no values.
 func median(values []float64) float64 {
 	if len(values) == 0 {
 		return 0
@@ -62,7 +61,7 @@ func median(values []float64) float64 {
 	return (sorted[mid-1] + sorted[mid]) / 2
 }
 
-// ratios leaves out what a run was too short to measure.
+// ratios leaves out what runs were too short to measure.
 func ratios(a, b []float64) []float64 {
 	var r []float64
 	for i := range a {
@@ -73,8 +72,8 @@ func ratios(a, b []float64) []float64 {
 	return r
 }
 
-// harmonic combines the rates of two things that the same bytes go through one
-// after the other.
+// harmonic combines the rates of two stages that the same bytes pass one after the
+// other.
 func harmonic(a, b float64) float64 { return 1 / (1/a + 1/b) }
 
 // detail is a figure behind a row: the median over its runs.
@@ -88,22 +87,22 @@ func (d detail) String() string {
 	return fmt.Sprintf("%s %s %s", d.Name, number(d.Value), d.Unit)
 }
 
-// row is one line of the table of what must be shown.
+// row is one line of the table of targets.
 type row struct {
 	Measurement string
 	Name        string
 	Target      float64
 	AtMost      bool // else at least
-	Free        bool // there is no target
+	Free        bool // without a target
 	Value       float64
 	Unit        string    // empty for a ratio
 	Single      []float64 // of each pair
-	Control     float64   // 0 = none
+	Control     float64   // 0 if there is none
 	Details     []detail
 	Note        string // why there is no value
 }
 
-// met reports whether the row is as it should be.
+// met reports whether the row meets its target.
 func (r row) met() bool {
 	if r.Free {
 		return true
@@ -132,7 +131,7 @@ func (r row) String() string {
 	return strings.Join(strings.Fields(text), " ")
 }
 
-// row makes a row of one figure's ratio, with the figure itself as details.
+// row returns a row of the ratio of one figure, with the figure itself as details.
 func (p paired) row(name, figure, unit string, scale, target float64, atMost bool) row {
 	single := ratios(all(p.ours, figure), all(p.reference, figure))
 	r := row{
@@ -150,13 +149,13 @@ func (p paired) row(name, figure, unit string, scale, target float64, atMost boo
 	return r
 }
 
-// with adds figures of our runs as details.
+// with adds a figure of our runs as a detail.
 func (p paired) with(r row, name, figure, unit string, scale float64) row {
 	r.Details = append(r.Details, detail{name, scale * median(all(p.ours, figure)), unit})
 	return r
 }
 
-// number writes a number for people.
+// number formats a number for people.
 func number(v float64) string {
 	switch a := math.Abs(v); {
 	case math.IsNaN(v):

@@ -7,15 +7,15 @@ import (
 	"strings"
 )
 
-// plot is a chart of horizontal bars, a group of them for each label.
+// plot is a chart of horizontal bars, in a group for each label.
 type plot struct {
 	file, title string
 	unit        string
 	series      []string
 	groups      []group
-	log         bool    // the scale is logarithmic
-	mark        float64 // a line at this value; 0 = none
-	most        float64 // longer bars are cut off; 0 = none
+	log         bool    // logarithmic scale
+	mark        float64 // a line at this value; 0 for none
+	most        float64 // longer bars are cut off; 0 for never
 }
 
 type group struct {
@@ -23,10 +23,10 @@ type group struct {
 	values []float64 // one for each series
 }
 
-// plots are the charts of the report.
+// plots returns the charts of the report.
 func (r *results) plots() []plot {
 	targets := plot{
-		file: "targets.svg", title: "Measured against what is asked: 1 is the target, more is better", series: []string{"of the target"}, mark: 1, most: 3,
+		file: "targets.svg", title: "Measured against the targets: 1 is the target, more is better", series: []string{"of the target"}, mark: 1, most: 3,
 	}
 	for _, row := range r.Rows {
 		if row.Free || row.Note != "" || row.Target == 0 || row.Value == 0 {
@@ -42,7 +42,7 @@ func (r *results) plots() []plot {
 	if len(r.Jobs) == 0 {
 		return all
 	}
-	rates := plot{file: "rates.svg", title: "Requests a second", unit: "/s", series: []string{"store without latency", "GET 15 ms, PUT 25 ms"}, log: true}
+	rates := plot{file: "rates.svg", title: "Requests per second", unit: "/s", series: []string{"store without latency", "GET 15 ms, PUT 25 ms"}, log: true}
 	times := plot{file: "latencies.svg", title: "Latency with GET at 15 ms and PUT at 25 ms, in ms", series: []string{"p50", "p99", "p99.9"}, log: true}
 	for _, j := range r.Jobs {
 		if j.Get != 0 {
@@ -59,7 +59,7 @@ func (r *results) plots() []plot {
 	return append(all, rates, times)
 }
 
-// short cuts a label.
+// short truncates a label.
 func short(s string) string {
 	const most = 74
 	if r := []rune(s); len(r) > most {
@@ -77,7 +77,7 @@ const (
 	headHeight = 50
 )
 
-// svg draws the chart.
+// svg returns the chart as SVG.
 func (p plot) svg() string {
 	colours := []string{"#33658a", "#f6ae2d", "#c44536"}
 	low, high := math.Inf(1), 0.0

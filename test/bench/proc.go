@@ -22,7 +22,7 @@ import (
 // clockTick is the unit of times in /proc: USER_HZ, which is 100 everywhere.
 const clockTick = 10 * time.Millisecond
 
-// process is a program that runs beside us.
+// process is a program that runs beside this one.
 type process struct {
 	cmd  *exec.Cmd
 	done chan struct{}
@@ -31,7 +31,7 @@ type process struct {
 	said bytes.Buffer
 }
 
-// start starts a program. It dies with us.
+// start starts a program, which dies with this one.
 func start(ctx context.Context, name string, args ...string) (*process, error) {
 	p := &process{cmd: exec.CommandContext(ctx, name, args...), done: make(chan struct{})}
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
@@ -46,12 +46,12 @@ func start(ctx context.Context, name string, args ...string) (*process, error) {
 	}
 	go func() {
 		defer close(p.done)
-		_ = p.cmd.Wait() // how it ended is asked of its state
+		_ = p.cmd.Wait() // its state says how it ended
 	}()
 	return p, nil
 }
 
-// Write keeps what the program says.
+// Write keeps what the program prints.
 func (p *process) Write(b []byte) (int, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -64,31 +64,26 @@ func (p *process) output() string {
 	return p.said.String()
 }
 
-// healthy is an error if the program has told of one. fio does not notice a
-// flush that fails, so this is the only way to know.
+// healthy returns an error if the program has logged one. fio does not notice a
+// failing flush, so nothing else would show it.
 func (p *process) healthy() error {
 	said := p.output()
-	// As bs3 and as nbdkit say it.
+	// The forms of bs3 and of nbdkit.
 	if strings.Contains(said, `"level":"error"`) || strings.Contains(said, ": error: ") {
-		return fmt.Errorf("%s says:\n%s", filepath.Base(p.cmd.Path), said)
+		return fmt.Errorf("%s logged an error:\n%s", filepath.Base(p.cmd.Path), said)
 	}
 	return nil
 }
 
 func (p *process) pid() int { return p.cmd.Process.Pid }
 
-// stop ends it with SIGTERM and waits; a program that does not end within a
-// minute, or not with exit code 0 or of the signal, is an error.
+// stop ends it with SIGTERM and waits. It is an error if the program ends neither
+// with exit code 0 nor by the signal.
 func (p *process) stop() error {
 	if err := p.cmd.Process.Signal(syscall.SIGTERM); err != nil && !errors.Is(err, os.ErrProcessDone) {
 		return err
 	}
-	select {
-	case <-p.done:
-	case <-time.After(time.Minute):
-		p.kill()
-		return fmt.Errorf("%s does not end:\n%s", p.cmd.Path, p.output())
-	}
+	<-p.done
 	status, ok := p.cmd.ProcessState.Sys().(syscall.WaitStatus)
 	if p.cmd.ProcessState.Success() || ok && status.Signal() == syscall.SIGTERM {
 		return nil
@@ -96,20 +91,20 @@ func (p *process) stop() error {
 	return fmt.Errorf("%s: %v\n%s", p.cmd.Path, p.cmd.ProcessState, p.output())
 }
 
-// kill ends it at once.
+// kill kills it and waits.
 func (p *process) kill() {
 	_ = p.cmd.Process.Kill() // it may have ended already
 	<-p.done
 }
 
-// cpu is the processor time it has used so far.
+// cpu returns the processor time that it has used so far.
 func (p *process) cpu() (time.Duration, error) {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.pid()))
 	if err != nil {
 		return 0, err
 	}
-	// proc(5): the name, in parentheses, may have blanks; utime and stime are
-	// the 12th and 13th fields after it.
+	// proc(5): the name, in parentheses, may have blanks; utime and stime are the
+	// 12th and 13th fields after it.
 	fields := strings.Fields(string(b[bytes.LastIndexByte(b, ')')+1:]))
 	var ticks int64
 	for _, f := range fields[11:13] {
@@ -122,7 +117,7 @@ func (p *process) cpu() (time.Duration, error) {
 	return time.Duration(ticks) * clockTick, nil
 }
 
-// exactCPU is cpu to the nanosecond, but without threads that have ended.
+// exactCPU is cpu in nanoseconds, but without threads that have ended.
 func (p *process) exactCPU() (sum time.Duration, err error) {
 	files, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/schedstat", p.pid()))
 	if err != nil {
@@ -147,7 +142,7 @@ func (p *process) exactCPU() (sum time.Duration, err error) {
 	return sum, nil
 }
 
-// share is how many processors it uses on average for the time d, after a wait.
+// share returns how many processors it uses on average during d, after a wait.
 func (p *process) share(ctx context.Context, wait, d time.Duration) (float64, error) {
 	if err := pause(ctx, wait); err != nil {
 		return 0, err
@@ -164,8 +159,8 @@ func (p *process) share(ctx context.Context, wait, d time.Duration) (float64, er
 	return (after - before).Seconds() / time.Since(began).Seconds(), err
 }
 
-// resident is the resident memory of its mappings but those of files below
-// the directory except, in bytes.
+// resident returns the resident memory of its mappings, in bytes, without those of
+// files below the directory except.
 func (p *process) resident(except string) (int64, error) {
 	f, err := os.Open(fmt.Sprintf("/proc/%d/smaps", p.pid()))
 	if err != nil {
@@ -191,7 +186,7 @@ func (p *process) resident(except string) (int64, error) {
 	return sum, nil
 }
 
-// peak is the most resident memory since resetPeak, in bytes.
+// peak returns the largest resident memory since resetPeak, in bytes.
 func (p *process) peak() (int64, error) {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.pid()))
 	if err != nil {
@@ -211,19 +206,19 @@ func (p *process) resetPeak() error {
 	return os.WriteFile(fmt.Sprintf("/proc/%d/clear_refs", p.pid()), []byte("5"), 0)
 }
 
-// ownCPU is the processor time that this process has used.
+// ownCPU returns the processor time that this process has used.
 func ownCPU() time.Duration {
 	var u unix.Rusage
 	if err := unix.Getrusage(unix.RUSAGE_SELF, &u); err != nil {
-		panic(err) // it cannot fail for ourselves
+		panic(err) // it cannot fail for this process
 	}
 	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
-// waitSocket waits until somebody listens on the unix socket. A connection that
-// says nothing would be an error to nbdkit.
+// waitSocket waits until somebody listens on the unix socket. It does not connect:
+// nbdkit would log a connection without a request as an error.
 func (p *process) waitSocket(ctx context.Context, path string) error {
-	return p.wait(ctx, "does not listen on "+path, func() bool {
+	return p.wait(ctx, func() bool {
 		text, err := os.ReadFile("/proc/net/unix")
 		if err != nil {
 			return false
@@ -239,22 +234,15 @@ func (p *process) waitSocket(ctx context.Context, path string) error {
 	})
 }
 
-// startLimit is generous: it ends a hang, and measures nothing.
-const startLimit = 2 * time.Minute
-
-// wait asks until ready says yes.
-func (p *process) wait(ctx context.Context, what string, ready func() bool) error {
+// wait asks until ready returns true, p has ended or ctx is cancelled.
+func (p *process) wait(ctx context.Context, ready func() bool) error {
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
-	late := time.NewTimer(startLimit)
-	defer late.Stop()
 	for !ready() {
 		select {
 		case <-tick.C:
 		case <-p.done:
 			return fmt.Errorf("%s has ended: %v\n%s", filepath.Base(p.cmd.Path), p.cmd.ProcessState, p.output())
-		case <-late.C:
-			return fmt.Errorf("%s %s\n%s", filepath.Base(p.cmd.Path), what, p.output())
 		case <-ctx.Done():
 			return ctx.Err()
 		}
@@ -262,7 +250,7 @@ func (p *process) wait(ctx context.Context, what string, ready func() bool) erro
 	return nil
 }
 
-// command runs a program to its end and gives what it says.
+// command runs a program to its end and returns its output.
 func command(ctx context.Context, name string, args ...string) (string, error) {
 	cmd := exec.CommandContext(ctx, name, args...)
 	var errs bytes.Buffer
@@ -274,7 +262,7 @@ func command(ctx context.Context, name string, args ...string) (string, error) {
 	return string(out), nil
 }
 
-// pause waits.
+// pause waits for d, or until ctx is cancelled.
 func pause(ctx context.Context, d time.Duration) error {
 	select {
 	case <-time.After(d):
@@ -284,7 +272,7 @@ func pause(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// freePort is a TCP port of 127.0.0.1 that nobody listens on just now.
+// freePort returns a TCP port of 127.0.0.1 that nobody listens on at the moment.
 func freePort(ctx context.Context) (int, error) {
 	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", "127.0.0.1:0")
 	if err != nil {

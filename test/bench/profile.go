@@ -12,7 +12,7 @@ import (
 	pprof "github.com/google/pprof/profile"
 )
 
-// profile is where a daemon's processor time went during a job.
+// profile says where a daemon's processor time went during a job.
 type profile struct {
 	Name  string
 	Parts []share // most first
@@ -24,8 +24,8 @@ type share struct {
 	Of   float64
 }
 
-// parts tell what a sample of a profile is about: the first whose text is in the
-// name of any function on its stack.
+// parts classify the samples of a profile: a sample belongs to the first part whose
+// text is in the name of any function on its stack.
 var parts = []struct{ name, function string }{
 	{"receiving from the store", "net/http.(*persistConn).readLoop"},
 	{"sending to the store", "net/http.(*persistConn).writeLoop"},
@@ -52,7 +52,7 @@ var parts = []struct{ name, function string }{
 	{"Go's scheduler", "runtime.mstart"},
 }
 
-// about says what a stack is about.
+// about returns the part that a stack belongs to.
 func about(stack []string) string {
 	reads := slices.Contains(stack, "io.ReadFull") || slices.Contains(stack, "io.ReadAtLeast")
 	for _, p := range parts {
@@ -66,7 +66,7 @@ func about(stack []string) string {
 	return "the rest"
 }
 
-// profile runs a job once more and asks the daemon where its time goes.
+// profile runs a job again and records where the daemon spends its time.
 func (b *bench) profile(ctx context.Context, name string, d *daemon, j fioJob) error {
 	ran := make(chan error, 1)
 	go func() {
@@ -99,12 +99,12 @@ func (d *daemon) fetchProfile(ctx context.Context, wait, length time.Duration) (
 	}
 	defer answer.Body.Close()
 	if answer.StatusCode != http.StatusOK {
-		return nil, fmt.Errorf("the profiler answers %s", answer.Status)
+		return nil, fmt.Errorf("the profiler answered %s", answer.Status)
 	}
 	return pprof.Parse(answer.Body)
 }
 
-// summarize adds up what the samples of a profile are about.
+// summarize adds up the samples of a profile by parts.
 func summarize(name string, got *pprof.Profile) profile {
 	sums := map[string]float64{}
 	total := 0.0
@@ -137,7 +137,7 @@ func (p profile) String() string {
 	return strings.Join(text, ", ")
 }
 
-// putProfile takes a profile, in place of an earlier one of that name.
+// putProfile adds a profile, or replaces that of the same name.
 func (r *results) putProfile(p profile) {
 	for i := range r.Profiles {
 		if r.Profiles[i].Name == p.Name {
@@ -148,7 +148,7 @@ func (r *results) putProfile(p profile) {
 	r.Profiles = append(r.Profiles, p)
 }
 
-// put takes a row, in place of an earlier one of that name.
+// put adds a row, or replaces that of the same name.
 func (r *results) put(w row) {
 	for i := range r.Rows {
 		if r.Rows[i].Name == w.Name {

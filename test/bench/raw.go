@@ -24,15 +24,15 @@ import (
 	"bs3/internal/bs3/objproxy/s3"
 )
 
-// raw makes signed requests with the very transport that bs3's store has, and
-// nothing around them: what the network and the server allow at most.
+// raw makes signed requests with the same transport as bs3's store, and nothing
+// around them: the most that the network and the server allow.
 type raw struct {
 	transport http.RoundTripper
 	signer    *v4.Signer
 	url       string // of the bucket
 }
 
-// s3Options is how bs3's daemons reach the store with what they have by default.
+// s3Options returns how bs3's daemons reach the store by default.
 func (b *bench) s3Options(bucket string) s3.Options {
 	return s3.Options{
 		Bucket: bucket, Endpoint: b.store.endpoint, Region: "us-east-1", AccessKey: "key", SecretKey: "secret",
@@ -40,7 +40,7 @@ func (b *bench) s3Options(bucket string) s3.Options {
 	}
 }
 
-// onRaw runs f with raw requests to a bucket that is new.
+// onRaw calls f with raw requests to a new bucket.
 func (b *bench) onRaw(ctx context.Context, f func(*raw) error) error {
 	bucket := b.name("raw")
 	transport := s3.Transport(b.s3Options(bucket))
@@ -62,7 +62,7 @@ func (b *bench) onRaw(ctx context.Context, f func(*raw) error) error {
 // SHA-256 of nothing.
 const emptyPayload = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
 
-// do makes one request and reads its answer into p, all of which must come.
+// do makes one request and reads its answer into p, which it must fill.
 func (r *raw) do(ctx context.Context, method, name, span string, body, p []byte) (http.Header, error) {
 	var reader io.Reader
 	payload := emptyPayload
@@ -107,15 +107,15 @@ func (r *raw) get(ctx context.Context, name string, p []byte, off int64) error {
 	return err
 }
 
-// looped is what a loop gave.
+// looped is the result of a loop.
 type looped struct {
 	rate    float64 // a second
 	cpu     float64 // seconds each, of this process
 	latency latency
 }
 
-// loop calls f by so many at once for the time d, after a ramp, and measures.
-// worker numbers who calls, n the calls.
+// loop has workers call f for the time d, after a ramp, and measures that. f is told
+// the number of the worker and of the call.
 func loop(ctx context.Context, workers int, ramp, d time.Duration, f func(worker int, n int64) error) (looped, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -129,7 +129,7 @@ func loop(ctx context.Context, workers int, ramp, d time.Duration, f func(worker
 			for !over.Load() && errs[w] == nil {
 				began := time.Now()
 				if errs[w] = f(w, n.Add(1)-1); errs[w] != nil {
-					cancel() // the others need not go on
+					cancel() // of the others
 				}
 				if measuring.Load() {
 					times[w] = append(times[w], float64(time.Since(began)))
@@ -142,7 +142,7 @@ func loop(ctx context.Context, workers int, ramp, d time.Duration, f func(worker
 	if pause(ctx, ramp) == nil {
 		began, before := time.Now(), ownCPU()
 		measuring.Store(true)
-		_ = pause(ctx, d) // who cancels has set an error, or is our caller
+		_ = pause(ctx, d) // whoever cancels has set an error, or is our caller
 		measuring.Store(false)
 		used, took = ownCPU()-before, time.Since(began).Seconds()
 	}
@@ -170,28 +170,27 @@ func distribution(all []float64) latency {
 	return latency{P50: at(0.5), P99: at(0.99), P999: at(0.999), Mean: sum / float64(len(all))}
 }
 
-// objectSize is what a full chunk is in the store, in bytes, written in blocks
-// of so many bytes.
+// objectSize returns the size in the store of a full chunk that was written in
+// blocks of so many bytes.
 func objectSize(write int64) int64 {
 	const chunk = 4 * mib
 	return chunk + int64(layout.TailSize(chunk/4096, int(chunk/write)))
 }
 
-// rawPut measures PUTs of size bytes, workers at once, at a latency that it
-// sets.
+// rawPut sets the latency and measures PUTs of size bytes by so many workers.
 func (b *bench) rawPut(ctx context.Context, workers int, size int64, latency time.Duration) (l looped, err error) {
 	if err := b.store.latency(ctx, latency, latency); err != nil {
 		return l, err
 	}
 	err = b.onRaw(ctx, func(r *raw) error {
-		// As much memory as bs3 sends from: it does not lie in the processor's cache.
+		// As much memory as bs3 sends from, which the processor's cache does not hold.
 		bodies := make([]byte, 160*mib/size*size)
 		for i := range bodies {
-			bodies[i] = byte(i) // else the kernel has one page for all of it
+			bodies[i] = byte(i) // otherwise one page of the kernel stands for all of it
 		}
 		l, err = loop(ctx, workers, b.ramp, b.runtime, func(_ int, n int64) error {
 			from := n * size % int64(len(bodies))
-			// A few names: the server's memory is bounded.
+			// Few names, because the server's memory is bounded.
 			return r.put(ctx, fmt.Sprintf("%08x/00000000", n%256), bodies[from:from+size])
 		})
 		return err
@@ -199,8 +198,8 @@ func (b *bench) rawPut(ctx context.Context, workers int, size int64, latency tim
 	return l, err
 }
 
-// rawGet measures ranged GETs of size bytes in objects of 4 MiB, workers at
-// once, at a latency that it sets.
+// rawGet sets the latency and measures ranged GETs of size bytes in objects of 4 MiB
+// by so many workers.
 func (b *bench) rawGet(ctx context.Context, workers int, size int64, latency time.Duration) (l looped, err error) {
 	const object, area = 4 * mib, 128 * mib
 	if err := b.store.latency(ctx, 0, 0); err != nil {
@@ -229,8 +228,8 @@ func (b *bench) rawGet(ctx context.Context, workers int, size int64, latency tim
 	return l, err
 }
 
-// rawSync measures a pwrite of 4 KiB and an fdatasync, one after the other, into
-// a file that was written before.
+// rawSync measures a pwrite of 4 KiB followed by an fdatasync, in a file that was
+// written before.
 func (b *bench) rawSync(ctx context.Context) (l looped, err error) {
 	const size = 64 * mib
 	f, err := os.Create(filepath.Join(b.disk, "raw"))

@@ -9,13 +9,13 @@ import (
 	"time"
 )
 
-// What lies between these lines of the document is ours.
+// The bench rewrites what is between these lines of the document.
 const (
 	beginMark = "<!-- begin: written by make bench -->"
 	endMark   = "<!-- end: written by make bench -->"
 )
 
-// print writes the table of what must be shown as text.
+// print writes the table of targets as text.
 func (r *results) print(w io.Writer) {
 	met, judged := 0, 0
 	for _, row := range r.Rows {
@@ -27,10 +27,10 @@ func (r *results) print(w io.Writer) {
 			}
 		}
 	}
-	fmt.Fprintf(w, "%d of %d rows are met\n", met, judged)
+	fmt.Fprintf(w, "%d of %d targets are met\n", met, judged)
 }
 
-// write puts the report into a Markdown file, between the marks, and its plots
+// write writes the report into a Markdown file, between the marks, and its plots
 // into a directory beside it.
 func (r *results) write(path string) error {
 	text, err := os.ReadFile(path)
@@ -66,16 +66,16 @@ func (r *results) markdown(w io.Writer) {
 	fmt.Fprintf(w, "bs3 %s, %s. %s.\n\n", r.Version, r.Taken.Format(time.DateOnly), r.Machine)
 	fmt.Fprintf(w, "Configuration: the defaults, and `%s`.\n\n", strings.ReplaceAll(r.Config, ", ", "`, `"))
 	if r.Quick {
-		fmt.Fprint(w, "**A quick run, which proves that the suite works; its figures mean little.**\n\n")
+		fmt.Fprint(w, "**A quick run, which shows that the suite works; its figures mean little.**\n\n")
 	}
-	fmt.Fprintf(w, "Medians of %d pairs; *control* is the reference against itself.\n\n", r.Pairs)
-	fmt.Fprint(w, "| what | asked | measured | control | from |\n|---|---|---|---|---|\n")
+	fmt.Fprintf(w, "Medians of %d pairs; *control* is the reference measured against itself.\n\n", r.Pairs)
+	fmt.Fprint(w, "| measurement | target | measured | control | details |\n|---|---|---|---|---|\n")
 	for _, row := range r.Rows {
 		if !row.Free {
 			row.markdown(w)
 		}
 	}
-	fmt.Fprint(w, "\nBeside them, without a target:\n\n| what | | measured | control | from |\n|---|---|---|---|---|\n")
+	fmt.Fprint(w, "\nWithout a target:\n\n| measurement | | measured | control | details |\n|---|---|---|---|---|\n")
 	for _, row := range r.Rows {
 		if row.Free {
 			row.markdown(w)
@@ -110,13 +110,13 @@ func (r row) markdown(w io.Writer) {
 	fmt.Fprintf(w, "| %s | %s | %s | %s | %s |\n", r.Name, asked, measured, control, strings.Join(from, "; "))
 }
 
-// figure writes a value with the row's unit.
+// figure formats a value with the row's unit.
 func (r row) figure(v float64) string { return strings.TrimSpace(number(v) + " " + r.Unit) }
 
-// jobTable writes what each job gave.
+// jobTable writes the results of each job.
 func (r *results) jobTable(w io.Writer) {
-	fmt.Fprint(w, "\nEach job once; latencies in ms, of requests, or of flushes where there are some. Resident memory is without chunk memory"+
-		" and with the read cache. Prices are those of S3 Standard in us-east-1.\n\n")
+	fmt.Fprint(w, "\nEach job ran once. Latencies are in ms and those of requests, or of flushes in jobs that flush. Resident memory is"+
+		" without chunk memory and with the read cache. Prices are those of S3 Standard in us-east-1.\n\n")
 	fmt.Fprint(w, "| job | GET / PUT latency | requests/s | MB/s | p50 | p99 | p99.9 | CPU s/GB | resident MiB | requests to S3 per GB | price |\n")
 	fmt.Fprint(w, "|---|---|---|---|---|---|---|---|---|---|---|\n")
 	for _, j := range r.Jobs {
@@ -134,14 +134,14 @@ func (r *results) jobTable(w io.Writer) {
 	}
 }
 
-// latency is that of what a job is about.
+// latency returns the latency that a job is about.
 func (j jobResult) latency() latency {
 	switch {
 	case j.Flushes:
 		return j.Sample.Sync
 	case j.Writes && j.Sample.Read.P50 == 0:
 		return j.Sample.Write
-	default: // of a mixed job, that of its reads
+	default: // including that of the reads of a mixed job
 		return j.Sample.Read
 	}
 }

@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-// of takes from a sample what comparisons are about.
+// of returns the figures of a sample that comparisons use.
 func of(s sample) figures {
 	return figures{
 		"iops": s.IOPS, "bytes": s.Bytes, "cpu/request": s.CPURequest, "cpu/byte": s.CPUByte,
@@ -14,7 +14,7 @@ func of(s sample) figures {
 	}
 }
 
-// job makes a trial of a job on a server that runs.
+// job returns a trial of a job on a running server.
 func job(server interface {
 	fio(context.Context, fioJob) (sample, error)
 }, j fioJob) trial {
@@ -24,12 +24,12 @@ func job(server interface {
 	}
 }
 
-// random4K is a timed job of random requests of 4 KiB.
+// random4K returns a timed job of random requests of 4 KiB.
 func random4K(rw string, depth int, size int64) fioJob {
 	return fioJob{rw: rw, bs: 4 * kib, depth: depth, size: size, timed: true}
 }
 
-// measureNull: the transport alone.
+// measureNull measures the transport alone.
 func measureNull(ctx context.Context, b *bench) (rows []row, err error) {
 	const size = 8 * gib
 	reference, err := b.nbdkit(ctx, "null", size)
@@ -62,7 +62,7 @@ func measureNull(ctx context.Context, b *bench) (rows []row, err error) {
 	return rows, d.close()
 }
 
-// firstPass fills the memory that a daemon takes from the kernel as it goes, as
+// firstPass has a daemon take from the kernel the memory that it will use, as
 // nbdkitMemory does: that takes several times as long as using it, but happens
 // once.
 func (b *bench) firstPass(ctx context.Context, d *daemon) error {
@@ -70,7 +70,7 @@ func (b *bench) firstPass(ctx context.Context, d *daemon) error {
 	return err
 }
 
-// measureRandomWrite: writes of 4 KiB against nbdkit's memory.
+// measureRandomWrite measures writes of 4 KiB against nbdkit's memory.
 func measureRandomWrite(ctx context.Context, b *bench) (rows []row, err error) {
 	reference, err := b.nbdkitMemory(ctx, b.region)
 	if err != nil {
@@ -117,8 +117,8 @@ func measureRandomWrite(ctx context.Context, b *bench) (rows []row, err error) {
 	return rows, nil
 }
 
-// measureSequentialWrite: what goes through NBD and then to the store, against
-// the two one after the other.
+// measureSequentialWrite measures writes through NBD into the store against these
+// two stages one after the other.
 func measureSequentialWrite(ctx context.Context, b *bench) ([]row, error) {
 	reference, err := b.nbdkitMemory(ctx, b.sequential)
 	if err != nil {
@@ -165,7 +165,7 @@ func measureSequentialWrite(ctx context.Context, b *bench) ([]row, error) {
 	return []row{r, cpu}, err
 }
 
-// measureColdRead: random reads of which every one has to ask the store.
+// measureColdRead measures random reads, every one of which has to ask the store.
 func measureColdRead(ctx context.Context, b *bench) (rows []row, err error) {
 	size := b.sequential / 2
 	bucket, err := b.prepared(ctx, size)
@@ -216,7 +216,7 @@ func measureColdRead(ctx context.Context, b *bench) (rows []row, err error) {
 	return rows, b.store.drop(ctx, bucket)
 }
 
-// measureColdSequential: what is read ahead of one reader.
+// measureColdSequential measures readahead for one reader.
 func measureColdSequential(ctx context.Context, b *bench) ([]row, error) {
 	size := b.sequential / 2
 	bucket, err := b.prepared(ctx, size)
@@ -282,7 +282,7 @@ func measureColdSequential(ctx context.Context, b *bench) ([]row, error) {
 	return []row{r}, b.store.drop(ctx, bucket)
 }
 
-// measureWarmRead: reads that the memory cache answers.
+// measureWarmRead measures reads that the memory cache answers.
 func measureWarmRead(ctx context.Context, b *bench) ([]row, error) {
 	const size = 128 * mib // half of the cache
 	bucket, err := b.prepared(ctx, size)

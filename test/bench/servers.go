@@ -17,17 +17,17 @@ import (
 // settings are keys of bs3's configuration and their values.
 type settings map[string]any
 
-// baseConfig is what differs from the defaults in every volume that is
-// measured, but for names and addresses.
+// baseConfig returns what differs from the defaults in every measured volume, except
+// for names and addresses.
 func baseConfig() settings {
 	return settings{
-		// As if the connection were TLS. The raw requests are signed in the same way.
+		// As with TLS. The raw requests are signed in the same way.
 		"s3.sign_payload": "never",
 		"size":            8,
 	}
 }
 
-// with gives s with other values for some keys.
+// with returns s with other values for some keys.
 func (s settings) with(other settings) settings {
 	all := settings{}
 	maps.Copy(all, s)
@@ -43,7 +43,7 @@ func (s settings) toml() string {
 	return text.String()
 }
 
-// describe gives settings in one line.
+// describe returns settings in one line.
 func describe(s settings) string {
 	return strings.ReplaceAll(strings.TrimSpace(s.toml()), "\n", ", ")
 }
@@ -59,8 +59,8 @@ type daemon struct {
 	profiler string // address of its profiler
 }
 
-// bs3 starts a daemon whose volume is in a bucket, with a state of its own, and
-// waits until it serves.
+// bs3 starts a daemon with its own state whose volume is in a bucket, and waits
+// until it serves.
 func (b *bench) bs3(ctx context.Context, bucket string, s settings) (*daemon, error) {
 	dir := filepath.Join(b.tmp, b.name("volume"))
 	if err := os.Mkdir(dir, 0o700); err != nil {
@@ -108,7 +108,7 @@ func (d *daemon) fio(ctx context.Context, j fioJob) (sample, error) {
 	return s, nil
 }
 
-// end kills the daemon. What it had of the volume is gone with its state.
+// end kills the daemon and removes its state, with what it had of the volume.
 func (d *daemon) end() error {
 	d.kill()
 	if err := d.healthy(); err != nil {
@@ -128,7 +128,7 @@ func (d *daemon) close() error {
 	return os.RemoveAll(d.dir)
 }
 
-// onFresh runs f on a volume that is new, and forgets it.
+// onFresh calls f with the daemon of a new volume, and then drops the volume.
 func (b *bench) onFresh(ctx context.Context, s settings, f func(*daemon) error) error {
 	bucket := b.name("bucket")
 	d, err := b.bs3(ctx, bucket, s)
@@ -150,8 +150,7 @@ func (b *bench) onFresh(ctx context.Context, s settings, f func(*daemon) error) 
 	return b.store.drop(ctx, bucket)
 }
 
-// prepared makes a bucket with a volume all of whose first bytes were written
-// in order.
+// prepared makes a bucket with a volume whose first bytes were written in order.
 func (b *bench) prepared(ctx context.Context, bytes int64) (bucket string, err error) {
 	bucket = b.name("bucket")
 	if err := b.store.latency(ctx, 0, 0); err != nil {
@@ -168,8 +167,8 @@ func (b *bench) prepared(ctx context.Context, bytes int64) (bucket string, err e
 	return bucket, d.close()
 }
 
-// onPrepared runs f on a freshly started daemon of a prepared volume: nothing
-// is cached.
+// onPrepared calls f with a new daemon of a prepared volume, which has nothing
+// cached.
 func (b *bench) onPrepared(ctx context.Context, bucket string, s settings, f func(*daemon) error) error {
 	d, err := b.bs3(ctx, bucket, s.with(settings{"takeover": "auto"}))
 	if err != nil {
@@ -182,7 +181,7 @@ func (b *bench) onPrepared(ctx context.Context, bucket string, s settings, f fun
 	return d.end()
 }
 
-// counted runs f and gives what it asked of the store.
+// counted calls f and returns the requests that it caused to the store.
 func (d *daemon) counted(ctx context.Context, f func() error) (s3server.Counts, error) {
 	before, err := d.b.store.counts(ctx, d.bucket)
 	if err != nil {
@@ -216,8 +215,8 @@ func (b *bench) nbdkit(ctx context.Context, plugin string, bytes int64) (*nbdkit
 	return &nbdkit{p, b, socket}, nil
 }
 
-// nbdkitMemory starts nbdkit's memory plugin. Its first pass is discarded: it
-// takes memory from the kernel.
+// nbdkitMemory starts nbdkit's memory plugin. It discards a first pass, which takes
+// memory from the kernel.
 func (b *bench) nbdkitMemory(ctx context.Context, bytes int64) (*nbdkit, error) {
 	k, err := b.nbdkit(ctx, "memory", bytes)
 	if err != nil {
@@ -238,7 +237,7 @@ func (k *nbdkit) fio(ctx context.Context, j fioJob) (sample, error) {
 	return s, nil
 }
 
-// settled waits until the daemon has sent no request for d.
+// settled waits until the daemon has sent no request for the time quiet.
 func (d *daemon) settled(ctx context.Context, quiet time.Duration) error {
 	last, err := d.b.store.counts(ctx, d.bucket)
 	if err != nil {

@@ -20,7 +20,7 @@ import (
 // serveCommand makes this program the S3 server.
 const serveCommand = "serve-s3"
 
-// serveStore is the S3 server's process. It says where it listens.
+// serveStore runs the S3 server and prints its address.
 func serveStore(args []string) error {
 	reserve, err := strconv.ParseInt(strings.Join(args, ""), 10, 64)
 	if err != nil {
@@ -55,7 +55,7 @@ func startStore(ctx context.Context, reserve int64) (*store, error) {
 		return nil, err
 	}
 	s := &store{process: p}
-	err = p.wait(ctx, "does not say where it listens", func() bool {
+	err = p.wait(ctx, func() bool {
 		line, err := bufio.NewReader(strings.NewReader(p.output())).ReadString('\n')
 		s.endpoint = "http://" + strings.TrimSpace(line)
 		return err == nil
@@ -63,10 +63,10 @@ func startStore(ctx context.Context, reserve int64) (*store, error) {
 	return s, err
 }
 
-// stop ends it; it has nothing to lose.
+// stop kills it; it has nothing to lose.
 func (s *store) stop() { s.kill() }
 
-// call asks the server what is not S3.
+// call makes a request to the server that is not S3.
 func (s *store) call(ctx context.Context, method, name string, values url.Values, result any) error {
 	req, err := http.NewRequestWithContext(ctx, method, s.endpoint+"/_/"+name+"?"+values.Encode(), nil)
 	if err != nil {
@@ -110,7 +110,7 @@ const (
 	priceGet = 0.0004 / 1000
 )
 
-// price is what requests would cost at AWS, in dollars.
+// price returns what requests would cost at AWS, in dollars.
 func price(c s3server.Counts) float64 {
 	return pricePut*float64(c.Put+c.List) + priceGet*float64(c.Get+c.Head)
 }

@@ -9,7 +9,7 @@ import (
 	"bs3/internal/bs3/objproxy/s3"
 )
 
-// measureStore: what bs3's store costs the client, against requests that are
+// measureStore measures what bs3's store costs the client against requests that are
 // only built, signed and sent. Both run in this process.
 func measureStore(ctx context.Context, b *bench) ([]row, error) {
 	const object = 4 * mib

@@ -1,7 +1,7 @@
 #!/bin/bash
-# all.sh [NAME]... runs the tests of guest/ (or those named) in virtual
-# machines, one after the other, each in a fresh one. It makes what they need.
-# What they print is kept in $VMLOGS, if that is set.
+# all.sh [NAME]... runs the tests of guest/, or those named, one after the other,
+# each in a fresh virtual machine. It builds what they need. If $VMLOGS is set, it
+# keeps their output there.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 cd "$here/../.."
@@ -10,17 +10,17 @@ cd "$here/../.."
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 mkdir "$work/x"
-export CGO_ENABLED=0 # the guest has not the libraries of this machine
+export CGO_ENABLED=0 # the guest lacks the libraries of this machine
 go build -o "$work/x/" . ./test/vm/stamp
 go test -c -o "$work/x/ublk.test" ./internal/device/ublk
 go test -c -o "$work/x/kernel.test" ./internal/device/nbd/kernel
 cp "$here/guest/lib.sh" "$work/x/"
 cp -r Makefile README.md CHANGELOG.md config.toml contrib docs "$work/x/" # for make install
 
-# comment SCRIPT NAME prints what a comment "# NAME: ..." in a script says.
+# comment SCRIPT NAME prints the text of the comment "# NAME: ..." in a script.
 comment() { sed -n "s/^# $2: *//p" "$1"; }
 
-# boot SCRIPT ARGUMENTS runs a script once. Its disks are those of its test.
+# boot SCRIPT ARGUMENTS runs a script once, with the disks of its test.
 boot() {
   local how=$here/run.sh options
   options=$(comment "$1" vm | sed "s#-d #-d $work/disks/#g")
@@ -31,7 +31,7 @@ boot() {
   "$how" $options ${2:+-a "$2"} -x "$work/x" "$1"
 }
 
-# try SCRIPT WITH boots a script as often as it asks for.
+# try SCRIPT WITH boots a script as often as it requires.
 try() {
   local boots n
   boots=$(comment "$1" boots)
@@ -51,7 +51,7 @@ if [ ${#names[@]} = 0 ]; then
 fi
 failed=()
 for name in "${names[@]}"; do
-  # NAME-WITH is one of those that a script can be run with.
+  # NAME-WITH runs the script with only one of its arguments.
   script=$here/guest/$name.sh with=
   [ -e "$script" ] || script=$here/guest/${name%-*}.sh with=${name##*-}
   list=${with:-$(comment "$script" with)}

@@ -34,7 +34,7 @@ if [ -n "$share" ]; then
   more+=(-virtfs "local,path=$share,mount_tag=host,security_model=none,multidevs=remap")
   shared=vm.share=1
 fi
-# Emulation lets a kernel crash while it boots, now and then; a script that has
+# Emulation now and then lets a kernel crash while it boots; a script that has
 # begun is not tried again.
 for try in 1 2 3; do
   qemu=0
@@ -44,7 +44,7 @@ for try in 1 2 3; do
     -kernel "$VMDIR/vmlinuz" -initrd "$work/initrd" \
     -append "console=ttyS0 quiet panic=-1 random.trust_cpu=on mitigations=off $shared vm.args=$args" "${more[@]}" </dev/null || qemu=$?
   [ $qemu = 0 ] && ! grep -q '^UP' "$work/rc" 2>/dev/null || break
-  echo "run.sh: it has crashed before it was up (try $try)"
+  echo "run.sh: the guest crashed before it was up (try $try)"
 done
 [ $qemu = 124 ] || [ $qemu = 137 ] && { echo "run.sh: not done after $limit s"; exit 124; }
 rc=$(sed -n 's/^RC=\([0-9]*\).*/\1/p' "$work/rc" 2>/dev/null)

@@ -1,8 +1,8 @@
 #!/bin/bash
-# Makes what run.sh boots, once: a Debian kernel that has the drivers, and an
-# archive with tools and modules as the root of the guest. All of it lies in
-# $VMDIR, by default .tools/vm of the checkout. Missing Debian packages are
-# installed, as root; the machine's own apt sources stay as they are.
+# Makes, once, what run.sh boots: a Debian kernel that has the drivers, and an archive
+# with tools and modules as the root of the guest, all in $VMDIR, by default
+# .tools/vm of the checkout. As root it installs missing Debian packages; it does not
+# change the machine's apt sources.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 VMDIR=${VMDIR:-$here/../../.tools/vm}
@@ -30,8 +30,8 @@ for t in $tools qemu-system-x86_64 busybox cpio depmod xz; do
 done
 cd "$VMDIR"
 
-# The kernel. That of Debian 12 has no ublk, the one in its backports has. They
-# come from wherever this machine gets its packages.
+# The kernel. That of Debian 12 has no ublk, the one in its backports has. It comes
+# from where this machine gets its packages.
 if [ ! -e kernel/done ]; then
   rm -rf apt kernel
   mkdir -p apt/lists/partial apt/cache/archives/partial apt/src kernel

@@ -1,8 +1,8 @@
 #!/bin/bash
 # systemd.sh [-m MB] [-t SECONDS] [-x DIR]... SCRIPT
-# is like run.sh, but the guest is a fresh Debian with systemd as its first
-# process, and SCRIPT runs as a unit when multi-user.target is reached. A script
-# that leaves the file /run/vm-reboot is run again after a reboot.
+# is like run.sh, but the guest is a fresh Debian with systemd as its first process,
+# and SCRIPT runs as a unit after multi-user.target. A script that leaves the file
+# /run/vm-reboot runs again after a reboot.
 set -euo pipefail
 VMDIR=${VMDIR:-$(cd "$(dirname "$0")" && pwd)/../../.tools/vm}
 memory=3072 limit=240 copies=()
@@ -31,10 +31,10 @@ mkdir -p "$work/root/x"
 for d in "${copies[@]}"; do cp -rL "$d"/. "$work/root/x/"; done
 cp "$1" "$work/root/root/script"
 cat > "$work/root/root/run" <<'R'
-# A machine that crashes boots again, which is what it takes where emulation has
-# let it crash early; not where the script is to blame.
+# A machine that crashes boots again. That is right if emulation let it crash early,
+# but not if the script has begun.
 if [ -e /root/running ]; then
-  echo "guest: it has crashed"
+  echo "guest: crashed"
   systemctl poweroff -f
   exit
 fi

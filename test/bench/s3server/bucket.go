@@ -15,7 +15,7 @@ type object struct {
 	size     int64    // bytes
 	etag     string
 	modified time.Time
-	users    atomic.Int32 // the bucket, if it is there, and who reads it
+	users    atomic.Int32 // the bucket, while it has the object, and readers
 }
 
 // send writes bytes [from, to) of the object.
@@ -31,17 +31,17 @@ func (o *object) send(w io.Writer, from, to int64) error {
 	return nil
 }
 
-// Counts are the requests to a bucket, and the bytes of objects that went in
-// and out.
+// Counts are the requests to a bucket, and the bytes of objects that went in and
+// out.
 type Counts struct {
 	Put, Get, List, Delete, Head int64
 	In, Out                      int64
 }
 
-// Requests is how many they are.
+// Requests returns their sum.
 func (c Counts) Requests() int64 { return c.Put + c.Get + c.List + c.Delete + c.Head }
 
-// Sub is what was counted since before.
+// Sub returns what was counted since before.
 func (c Counts) Sub(before Counts) Counts {
 	return Counts{
 		Put: c.Put - before.Put, Get: c.Get - before.Get, List: c.List - before.List,
@@ -67,7 +67,7 @@ func (b *bucket) counts() Counts {
 	}
 }
 
-// get gives an object, or nil. It must be released.
+// get returns an object, which must be released, or nil.
 func (b *bucket) get(name string) *object {
 	b.mu.RLock()
 	defer b.mu.RUnlock()
@@ -78,21 +78,21 @@ func (b *bucket) get(name string) *object {
 	return o
 }
 
-// release gives the memory of an object back that nobody uses any more.
+// release ends a use of an object and frees its memory after the last.
 func (b *bucket) release(o *object) {
 	if o.users.Add(-1) == 0 {
 		b.pages.put(o)
 	}
 }
 
-// put stores o unless it must be absent and is not, or must be of another
-// version, or the bucket was dropped (refused).
+// put stores o and reports whether it did: not if the name exists and must be
+// absent, or has another version than match, or the bucket was dropped.
 func (b *bucket) put(name string, o *object, absent bool, match string) (ok bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	there := b.objects[name]
 	if b.dropped {
-		return false // a put of a daemon that was killed: its memory would be lost
+		return false // a late put of a killed daemon, whose memory would be lost
 	}
 	if absent && there != nil || match != "" && (there == nil || there.etag != match) {
 		return false
@@ -133,7 +133,7 @@ type entry struct {
 	*object
 }
 
-// list gives up to limit objects in order.
+// list returns up to limit objects in order.
 func (b *bucket) list(prefix, after string, limit int) (found []entry, more bool) {
 	b.mu.RLock()
 	for name, o := range b.objects {

@@ -2,7 +2,7 @@ package s3server
 
 import "testing"
 
-// A put that ends after its bucket was dropped keeps no memory of the server's.
+// A put that ends after its bucket was dropped keeps none of the server's memory.
 func TestLatePut(t *testing.T) {
 	p, err := newPages(4 * pageSize)
 	if err != nil {

@@ -7,12 +7,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// pageSize is the unit that objects are kept in. Smaller ones have memory of
-// their own.
+// pageSize is the unit in which objects are kept. Smaller ones have their own
+// memory.
 const pageSize = 256 << 10
 
-// pages is memory for objects, all of it touched beforehand: the kernel's
-// making of pages would be measured too, but only the first time.
+// pages is memory for objects, all of it touched beforehand: otherwise the kernel's
+// making of pages would be measured too, the first time.
 type pages struct {
 	mu   sync.Mutex
 	free [][]byte
@@ -33,7 +33,7 @@ func newPages(bytes int64) (*pages, error) {
 	return p, nil
 }
 
-// get gives a page, whatever is in it; when none is left, a new one.
+// get returns a page with arbitrary content, a new one if none is left.
 func (p *pages) get() []byte {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -45,7 +45,7 @@ func (p *pages) get() []byte {
 	return make([]byte, pageSize)
 }
 
-// put takes the pages of an object back that nobody uses any more.
+// put takes back the pages of an unused object.
 func (p *pages) put(o *object) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

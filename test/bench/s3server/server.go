@@ -24,7 +24,7 @@ type Server struct {
 	buckets map[string]*bucket
 }
 
-// New makes a server with so many bytes of memory touched beforehand; objects
+// New returns a server with reserve bytes of memory touched beforehand; objects
 // beyond that are slower.
 func New(reserve int64) (*Server, error) {
 	p, err := newPages(reserve)
@@ -105,7 +105,7 @@ func (s *Server) control(w http.ResponseWriter, r *http.Request, call string) {
 	}
 }
 
-// wait lets an answer be as late as was set.
+// wait delays an answer by a latency.
 func wait(r *http.Request, latency *atomic.Int64) {
 	d := time.Duration(latency.Load())
 	if d == 0 {

@@ -12,7 +12,7 @@ import (
 	"bs3/test/bench/s3server"
 )
 
-// The server is a store like any other, for what bs3 asks of one.
+// The server is a store like any other in what bs3 needs.
 func TestSuite(t *testing.T) {
 	handler, err := s3server.New(64 << 20)
 	if err != nil {

@@ -1,12 +1,12 @@
-# vm: -m 3072 -t 600
+# vm: -m 3072 -t 1800
 # with: ublk nbd
-# File systems: made, filled, trimmed, and after a clean restart on nothing but
-# the store they are whole. Before that, what the kernel says of the device.
+# File systems are made, filled and trimmed, and are whole after a clean restart on
+# nothing but the store. Before that, what the kernel says of the device.
 . ./lib.sh
 use "$1"
 mkdir -p /tmp/tree && cp -r /usr/bin /tmp/tree/
 sums /tmp/tree > /tmp/sums
-[ "$(wc -l < /tmp/sums)" -gt 30 ] || fail "the tree is no test"
+[ "$(wc -l < /tmp/sums)" -gt 30 ] || fail "the tree is too small for a test"
 stored() { du -sb /tmp/store | cut -f1; }
 
 for type in ext4 xfs btrfs; do
@@ -48,7 +48,7 @@ for type in ext4 xfs btrfs; do
   mount -t $type "$dev" /mnt
   sums /mnt/tree | cmp - /tmp/sums || fail "$type: other files than were written"
   umount /mnt
-  # What is discarded reads as zeros.
+  # Discarded blocks read as zeros.
   blkdiscard -f "$dev"
   cmp -n $((64 << 20)) "$dev" /dev/zero || fail "discarded blocks hold data"
   stop

@@ -1,4 +1,4 @@
-# vm: -m 3072 -t 400
+# vm: -m 3072 -t 1200
 # with: ublk nbd
 # fio verifies what it wrote, with many requests at a time, and trims.
 . ./lib.sh
@@ -9,7 +9,7 @@ if [ "$1" = ublk ]; then
 fi
 grep -q '\[mq-deadline\]' "/sys/block/$(basename "$dev")/queue/scheduler" || fail "scheduler"
 cmp -n $((16 << 20)) "$dev" /dev/zero || fail "blocks that were never written hold data"
-# One trim at a time: fio sends the trim and the write of a block together otherwise.
+# One trim at a time: otherwise fio sends the trim and the write of a block together.
 fio --filename="$dev" --direct=1 --ioengine=libaio --randrepeat=0 --verify=crc32c --verify_fatal=1 --allow_file_create=0 \
   --name=one --offset=128m --size=48m --rw=randwrite --bsrange=4k-256k --iodepth=16 \
   --name=two --offset=256m --size=48m --rw=randrw --bsrange=4k-64k --iodepth=16 --cpus_allowed=1 \

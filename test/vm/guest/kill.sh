@@ -1,8 +1,8 @@
-# vm: -m 3072 -t 600
+# vm: -m 3072 -t 1800
 # with: ublk nbd
-# kill -9 under load: the next daemon goes on with the same device, and neither
-# fio nor a mounted file system notices. Without the chunk memory the device is
-# gone, or fails.
+# kill -9 under load: the next daemon takes over the same device, and neither fio nor
+# a mounted file system notices. Without the chunk memory the device is gone, or
+# fails.
 . ./lib.sh
 use "$1"
 modprobe ext4
@@ -30,27 +30,27 @@ rounds=3
 for round in $(seq $rounds); do
   sleep $((4 + round % 3))
   kill -0 $fio 2>/dev/null || fail "fio has ended before round $round"
-  # What nobody has flushed when it dies.
+  # Not flushed when the daemon dies.
   dd if=/dev/urandom of=/tmp/unflushed bs=64k count=1 status=none
   dd if=/tmp/unflushed of="$dev" bs=64k seek=11200 oflag=direct conv=notrunc status=none
   begin=$SECONDS
   kill_daemon
-  [ -e "$first" ] || fail "the device went with its daemon"
+  [ -e "$first" ] || fail "the device disappeared with its daemon"
   sleep $((round % 2))
   start
-  [ "$dev" = "$first" ] || fail "it is $dev now, not $first"
+  [ "$dev" = "$first" ] || fail "the device is now $dev, not $first"
   dd if="$dev" bs=64k skip=11200 count=1 iflag=direct status=none | cmp - /tmp/unflushed || fail "an acknowledged write is lost"
   echo "round $round: back after $((SECONDS - begin)) s"
 done
-grep -c 'taking the block device over' $log | grep -qx $rounds || fail "it was not taken over $rounds times"
-# None, if the others happened to flush before each death.
+grep -c 'taking the block device over' $log | grep -qx $rounds || fail "the device was not taken over $rounds times"
+# There are none if the others happened to flush before each death.
 { grep '"replayed chunk memory"' $log || true; } | sed -n 's/.*"writes":\([0-9]*\).*/replayed \1 writes/p'
 touch /tmp/enough
 wait $files || fail "a file could not be written"
 rm /tmp/enough
 wait $fio || { tail -50 /tmp/fio; fail "fio"; }
 grep -E 'issued rwts' /tmp/fio
-! grep -q 'issued rwts: total=0,' /tmp/fio || fail "fio has verified nothing"
+! grep -q 'issued rwts: total=0,' /tmp/fio || fail "fio verified nothing"
 [ "$(cat /tmp/files)" -gt 10 ] || fail "only $(cat /tmp/files) files"
 sums /mnt > /tmp/sums
 umount /mnt
@@ -63,7 +63,7 @@ mount -t ext4 "$dev" /mnt
 sums /mnt | cmp - /tmp/sums || fail "files have changed"
 echo "$(cat /tmp/files) files"
 
-# A daemon that does not come back for a while: who uses the device waits.
+# A daemon that does not come back for a while: users of the device wait.
 kill_daemon
 dd if=/dev/urandom of=/mnt/late bs=64k count=8 conv=fsync status=none &
 late=$!
@@ -72,9 +72,9 @@ kill -0 $late || fail "a write to a device without a daemon has ended"
 start
 wait $late || fail "the write that waited"
 
-# Daemons that are killed while they open the volume or take the device over. A
-# ublk device that has got some of its queues, and not others, cannot go on (the
-# ublk-kernel test has that): none is killed just then.
+# Daemons that are killed while they open the volume or take the device over. A ublk
+# device that has only some of its queues cannot be taken over (the ublk-kernel test
+# covers that): no daemon is killed just then.
 half() { [ -e "$BS3_STATE_PATH/ublk-takeover" ]; }
 kill_opening() {
   kill -STOP "$daemon"
@@ -97,32 +97,32 @@ for delay in 0.2 0.4 0.6 0.7 0.8 0.9 1 1.5; do
 done
 kill_opening
 start
-[ "$dev" = "$first" ] || fail "it is $dev now, not $first"
-wait $again || fail "a write after daemons that were killed as they took over"
+[ "$dev" = "$first" ] || fail "the device is now $dev, not $first"
+wait $again || fail "a write after daemons that were killed during takeovers"
 no_errors
 
-# What it had acknowledged is lost: the device must not go on.
+# What the daemon had acknowledged is lost: the device must not be taken over.
 kill_daemon
 rm -rf /run/bs3
 dd if=/dev/zero of=/mnt/lost bs=64k count=8 conv=fsync status=none 2>/tmp/dd &
 lost=$!
 sleep 1
-# Nor with a daemon that comes after one that has opened the volume, and failed.
-! BS3_CONTROL_SOCKET=/proc/nowhere/s ./bs3 >> $log 2>&1 || fail "it serves without its control socket"
-tail -1 $log | grep -q 'control socket' || fail "it failed for another reason: $(tail -1 $log)"
+# Nor after another daemon has opened the volume and failed.
+! BS3_CONTROL_SOCKET=/proc/nowhere/s ./bs3 >> $log 2>&1 || fail "bs3 serves without its control socket"
+tail -1 $log | grep -q 'control socket' || fail "bs3 failed for another reason: $(tail -1 $log)"
 if [ "$1" = ublk ]; then
   start
-  grep -q 'removing the block device' $log || fail "nothing was said of the removal"
+  grep -q 'removing the block device' $log || fail "the removal is not logged"
 else
-  # The device has one name, and as long as it is mounted Linux does not give it
-  # up. Neither this daemon nor one that finds the memory of this one goes on.
+  # The device has one name, which Linux keeps in use as long as it is mounted.
+  # Neither this daemon nor one that finds this one's memory takes it over.
   for _ in 1 2; do
-    ! ./bs3 >> $log 2>&1 || fail "a daemon serves a device that is held"
-    tail -1 $log | grep -q 'unmount it' || fail "nothing was said of the mount: $(tail -1 $log)"
+    ! ./bs3 >> $log 2>&1 || fail "a daemon serves a device that is still mounted"
+    tail -1 $log | grep -q 'unmount it' || fail "the mount is not logged: $(tail -1 $log)"
   done
-  grep -q 'disconnecting a block device' $log || fail "nothing was said of the disconnection"
+  grep -q 'disconnecting a block device' $log || fail "the disconnection is not logged"
 fi
-! wait $lost || fail "a write went on to a device that has lost data"
+! wait $lost || fail "a write to a device that has lost data succeeded"
 echo "without chunk memory: $(cat /tmp/dd)"
 umount /mnt
 [ "$1" = ublk ] || start

@@ -1,5 +1,5 @@
-# For the scripts in the guest: the daemon with a block device, and small
-# things. They run in /x, where all.sh puts the programs.
+# Functions for the scripts in the guest, which run in /x, where all.sh puts the
+# programs.
 set -euo pipefail
 log=/tmp/daemon.log
 : > $log
@@ -8,20 +8,22 @@ fail() {
   echo "FAIL: $*"
   exit 1
 }
-trap 'rc=$?; [ $rc = 0 ] || { echo "--- the daemon said:"; tail -50 $log; dmesg | tail -20; }' EXIT
+trap 'rc=$?; [ $rc = 0 ] || { echo "--- log of the daemon:"; tail -50 $log; dmesg | tail -20; }' EXIT
 
-# until_ SECONDS COMMAND... waits for COMMAND to succeed.
-until_() {
-  local end=$((SECONDS + $1))
+# await WHAT COMMAND... waits for WHAT, which is when COMMAND succeeds. There is no
+# limit but that of the machine: emulation, or a loaded host, may take its time.
+# What hangs can be seen in the output.
+await() {
+  local what=$1 begin=$SECONDS said=
   shift
   until "$@"; do
-    [ $SECONDS -lt $end ] || return 1
+    [ -n "$said" ] || [ $((SECONDS - begin)) -lt 30 ] || { said=1; echo "waiting for $what"; }
     sleep 0.1
   done
 }
 
-# use TRANSPORT chooses ublk or nbd, a device of the kernel's NBD client. The
-# volume is one of 1 GB in a directory.
+# use TRANSPORT chooses ublk, or nbd for a device of the kernel's NBD client. The
+# volume has 1 GB and is in a directory.
 use() {
   transport=$1
   unset BS3_NBD_DEVICE
@@ -39,7 +41,7 @@ start() {
   from=$(($(wc -l < $log) + 1))
   ./bs3 >> $log 2>&1 &
   daemon=$!
-  until_ 60 served "$from" || fail "it does not serve"
+  await "the daemon to serve" served "$from"
 }
 served() {
   local line
@@ -51,7 +53,7 @@ served() {
   return 1
 }
 
-# gone reports whether $dev is.
+# gone reports whether $dev is gone.
 gone() {
   case $transport in
   nbd) [ ! -e /sys/block/nbd0/pid ] ;;
@@ -59,7 +61,7 @@ gone() {
   esac
 }
 
-# stop stops it cleanly; its device has to go.
+# stop stops the daemon cleanly, which has to remove its device.
 stop() {
   kill -TERM "$daemon"
   local rc=0
@@ -73,18 +75,18 @@ kill_daemon() {
   wait "$daemon" 2>/dev/null || true
 }
 
-# same FILE WANT compares what a file of sysfs says.
+# same FILE WANT compares a file of sysfs with WANT.
 same() {
   local got
   got=$(cat "$1")
   [ "$got" = "$2" ] || fail "$1 is $got, want $2"
 }
 
-# sums DIR lists the checksums of what is below DIR.
+# sums DIR lists the checksums of the files below DIR.
 sums() { (cd "$1" && find . -type f -print0 | sort -z | xargs -0 sha256sum); }
 
 # fsck checks the volume in its store.
 fsck() { ./bs3 fsck > /tmp/fsck 2>&1 || { cat /tmp/fsck; fail "bs3 fsck"; }; }
 
-# no_errors fails if the kernel has seen any.
+# no_errors fails if the kernel has logged I/O errors.
 no_errors() { ! dmesg | grep 'I/O error' || fail "I/O errors"; }

@@ -1,10 +1,10 @@
-# vm: -m 2048 -t 300 -d store:4G -d notes:1M
+# vm: -m 2048 -t 900 -d store:4G -d notes:1M
 # with: ublk nbd log
 # boots: 2
-# A power cut of the machine, whose store is on a disk: after it the volume is a
-# prefix of what was written, with all that was flushed. Before it, the daemon is
-# killed and comes back. With "log" flushes wait for a local log on that disk, and
-# not for the store.
+# A power cut of the machine, whose store is on a disk: afterwards the volume is a
+# prefix of what was written, with all that was flushed. Before the cut the daemon
+# is killed and comes back. With "log" flushes wait for a local log on that disk
+# instead of the store.
 . ./lib.sh
 use "${1/log/ublk}"
 modprobe -a virtio_blk ext4
@@ -25,7 +25,7 @@ if [ "$2" = 1 ]; then
   sleep 12
   kill -0 $stamp || { cat /tmp/stamp; fail "stamp has ended"; }
   no_errors
-  echo "the power is cut"
+  echo "cutting the power"
   echo RC=0 > /dev/ttyS1
   echo b > /proc/sysrq-trigger
   sleep 60

@@ -1,8 +1,8 @@
-# vm: -m 3072 -t 400
-# Random 4 KiB writes and reads through ublk and through a kernel NBD device, in
-# the same machine: on a volume that does nothing, which is what the way costs,
-# and on one in a directory, whose reads are those that the cache in memory
-# answers. It compares and asserts nothing.
+# vm: -m 3072 -t 1200
+# Random 4 KiB writes and reads through ublk and through a kernel NBD device in the
+# same machine: on a volume that does nothing, which shows the cost of the
+# transport, and on one in a directory, whose reads the memory cache answers. It
+# compares and asserts nothing.
 . ./lib.sh
 size=48m # less than the cache
 # iops READ_OR_WRITE prints the rate.
@@ -14,13 +14,13 @@ for null in true false; do
   export BS3_NULL=$null BS3_WRITE_DURABLE=false
   for transport in nbd ublk; do
     use $transport
-    export BS3_DIR_PATH=/tmp/store-$null-$transport # both begin with an empty one
+    export BS3_DIR_PATH=/tmp/store-$null-$transport # both begin with an empty store
     rm -rf /run/bs3
     start
     dd if=/dev/urandom of="$dev" bs=1M count=${size%m} oflag=direct status=none # no holes
     eval "${transport}_write=$(iops write)"
-    # What was written is in the store before anything is read, and all of it in
-    # the cache: what is missing there would be fetched while it is measured.
+    # First what was written goes into the store, and all of it into the cache:
+    # otherwise blocks would be fetched during the measurement.
     if [ $null = false ]; then
       ./bs3 checkpoint
       dd if="$dev" of=/dev/null bs=1M count=${size%m} iflag=direct status=none

@@ -1,8 +1,7 @@
-# vm: -m 2048 -t 400
+# vm: -m 2048 -t 1200
 # with: ublk nbd
 # A clean stop with a mounted file system and data that nobody has synced: it is
-# written back first, and nothing of it is lost. Also not if the daemon is killed
-# while it does that.
+# written back first, and nothing is lost, even if the daemon is killed meanwhile.
 . ./lib.sh
 use "$1"
 for type in ext4 xfs; do
@@ -15,7 +14,7 @@ for type in ext4 xfs; do
   kill -TERM "$daemon"
   wait "$daemon" || fail "the daemon ended with $?"
   umount /mnt
-  until_ 10 gone || fail "$dev is still there"
+  await "$dev to go" gone
   rm -rf /run/bs3
   start
   mount -t $type "$dev" /mnt
@@ -28,11 +27,11 @@ for type in ext4 xfs; do
   echo "$type: $(wc -l < /tmp/sums) unsynced files survived the stop"
 done
 
-# The store is full, so what is written back waits. The daemon dies nevertheless,
-# and the next one has the device and its state.
+# The store is full, so the write-back waits. The daemon dies nevertheless, and the
+# next one gets the device and the state.
 alone() { [ "$(ls /proc/"$daemon"/task 2>/dev/null | wc -l)" -le 1 ]; } # the last thread is a zombie until it is waited for
 writing_back() { tail -n "+$from" $log | grep -q 'writing back'; }
-dmesg -c > /dev/null # who used a device that was stopped got errors, as he must
+dmesg -c > /dev/null # users of the stopped device got errors, as they must
 mkdir /tmp/small
 mount -t tmpfs -o size=300m tmpfs /tmp/small
 export BS3_DIR_PATH=/tmp/small/store
@@ -46,14 +45,14 @@ dd if=/dev/urandom of=/mnt/big bs=1M count=100 status=none # more than chunk mem
 sums /mnt > /tmp/sums
 from=$(($(wc -l < $log) + 1))
 kill -TERM "$daemon"
-until_ 20 writing_back || fail "it does not stop"
+await "the daemon to write back" writing_back
 sleep 5
 kill -KILL "$daemon"
-until_ 20 alone || fail "the killed daemon stays: $(grep -h State /proc/"$daemon"/task/*/status)"
+await "the killed daemon to die" alone
 wait "$daemon" 2>/dev/null || true
 rm /tmp/small/full
 start
-grep -q 'taking the block device over' $log || fail "it was not taken over"
+grep -q 'taking the block device over' $log || fail "the device was not taken over"
 sync -f /mnt
 echo 3 > /proc/sys/vm/drop_caches
 sums /mnt | cmp - /tmp/sums || fail "files are lost"
@@ -61,4 +60,4 @@ no_errors
 umount /mnt
 stop
 fsck
-echo "killed while it wrote back: nothing is lost"
+echo "killed during the write-back: nothing is lost"

@@ -1,4 +1,4 @@
-# systemd: -m 3072 -t 900
+# systemd: -m 3072 -t 2700
 # The units of contrib/systemd on a Debian with systemd: make install, start,
 # garbage collection, death, watchdog, refusals, fencing, a stop with data that
 # nobody has synced, fstab and a reboot.
@@ -7,14 +7,25 @@ journalctl --follow --no-tail --output=short-monotonic 'UNIT=bs3.service' + 'SYS
 export SYSTEMD_COLORS=0 SYSTEMD_PAGER=
 
 property() { systemctl show --value -p "$1" "$2"; }
-# is UNIT STATE [SECONDS] waits for the state of a unit.
-is() { until_ "${3:-60}" test_is "$1" "$2" || fail "$1 is $(property ActiveState "$1"), not $2"; }
+# becomes UNIT STATE waits for the state of a unit, is UNIT STATE asserts it.
+becomes() { await "$1 to be $2" test_becomes "$1" "$2"; }
+test_becomes() {
+  local state
+  state=$(property ActiveState "$1")
+  [ "$state" = "$2" ] && return
+  if [ "$state" = failed ]; then # for a moment also on the way to a restart
+    sleep 2
+    ! test_is "$1" failed || fail "$1 has failed"
+  fi
+  return 1
+}
+is() { test_is "$1" "$2" || fail "$1 is $(property ActiveState "$1"), not $2"; }
 test_is() { [ "$(property ActiveState "$1")" = "$2" ]; }
-# said UNIT TEXT [SECONDS] waits for a line in the log of a unit.
-said() { until_ "${3:-60}" test_said "$1" "$2" || fail "$1 did not say: $2"; }
+# said UNIT TEXT waits for a line in the log of a unit.
+said() { await "$1 to log: $2" test_said "$1" "$2"; }
 test_said() { journalctl --boot -u "$1" --output=cat | grep -q -- "$2"; }
 # status UNIT TEXT waits for a text in the unit's status line.
-status() { until_ 60 test_status "$1" "$2" || fail "status of $1: $(property StatusText "$1"), not $2"; }
+status() { await "the status of $1: $2" test_status "$1" "$2"; }
 test_status() { property StatusText "$1" | grep -q -- "$2"; }
 test_restarts() { [ "$(property NRestarts bs3)" -ge "$1" ]; }
 test_other_pid() { [ "$(property MainPID bs3)" != "$1" ]; }
@@ -28,8 +39,8 @@ healthy() {
 }
 
 if [ -e /root/sums ]; then # after the reboot
-  is bs3 active
-  until_ 60 mountpoint -q /data || fail "/data is not mounted at boot: $(systemctl status data.mount)"
+  becomes bs3 active
+  await "/data to be mounted at boot" mountpoint -q /data
   sums /data | cmp - /root/sums || fail "files have changed over the reboot"
   before=$(journalctl --boot=-1 -u bs3 -u data.mount --output=cat | tail -20)
   sed -n '/Unmounted data.mount/,$p' <<< "$before" | sed -n '/Stopping bs3.service/,$p' | grep -q '"message":"stopped"' ||
@@ -41,7 +52,7 @@ if [ -e /root/sums ]; then # after the reboot
   make uninstall > /dev/null
   [ ! -e /usr/local/bin/bs3 ] && [ ! -e /usr/local/lib/systemd/system/bs3.service ] || fail "make uninstall left something"
   [ -e /etc/bs3/config.toml ] && [ -d /var/lib/bs3/store ] || fail "make uninstall removed too much"
-  is bs3 active
+  becomes bs3 active
   systemctl stop bs3
   exit 0
 fi
@@ -66,7 +77,7 @@ grep -q 'size = 1$' /etc/bs3/config.toml || fail "make install has replaced a co
 
 # --- start
 systemctl enable --now --quiet bs3 bs3-gc.timer
-is bs3 active
+becomes bs3 active
 status bs3 '^serving /dev/ublkb0, 1 GB, durable$'
 systemctl status bs3 | sed -n '1,9p'
 [ "$(systemctl is-active bs3-gc.timer)" = active ] || fail "no timer"
@@ -107,8 +118,8 @@ writer=$!
 for n in 1 2; do
   sleep 3
   systemctl kill -s KILL bs3
-  until_ 60 test_restarts $n || fail "not restarted"
-  is bs3 active
+  await "a restart of bs3" test_restarts $n
+  becomes bs3 active
 done
 sleep 3
 touch /tmp/enough
@@ -119,8 +130,8 @@ healthy
 echo "killed twice: $(cat /tmp/files) files written meanwhile, $(grep -c 'taking the block device over' $log) takeovers"
 sums /data > /tmp/sums
 umount /data
-# The daemon was started while it was mounted, and must not keep it so.
-until_ 10 test ! -e /sys/fs/ext4/ublkb0 || fail "the file system is still mounted somewhere"
+# The daemon was started while it was mounted, and must not hold the mount.
+await "the last mount of the file system to go" test ! -e /sys/fs/ext4/ublkb0
 systemctl start data.mount
 sums /data | cmp - /tmp/sums || fail "files have changed over the daemon's death"
 
@@ -129,18 +140,18 @@ cp -r /usr/sbin /data/
 sums /data > /tmp/sums
 cp lib.sh /data/last
 systemctl stop bs3
-is bs3 inactive
+becomes bs3 inactive
 [ "$(property Result bs3)" = success ] || fail "the stop: $(property Result bs3)"
 [ ! -e /dev/ublkb0 ] || fail "the device is still there"
 # The mount unit went with its device.
-until_ 30 test_is data.mount inactive || fail "/data is $(property ActiveState data.mount) without a device"
+becomes data.mount inactive
 rm -r /run/bs3/config
 systemctl start bs3
 systemctl start data.mount
 cmp lib.sh /data/last || fail "the last file is lost"
 rm /data/last
 sums /data | cmp - /tmp/sums || fail "files are lost"
-dmesg -C # who used the device after the stop got errors, as he must
+dmesg -C # users of the device after the stop got errors, as they must
 echo "stopped with unsynced data: $(wc -l < /tmp/sums) files are the same"
 
 # --- the watchdog
@@ -150,19 +161,19 @@ systemctl restart bs3 # a new time for the watchdog needs a new daemon
 systemctl start data.mount
 n=$(property NRestarts bs3)
 sleep 8
-[ "$(property NRestarts bs3)" = "$n" ] || fail "the watchdog bites a healthy daemon"
+[ "$(property NRestarts bs3)" = "$n" ] || fail "the watchdog killed a healthy daemon"
 pid=$(property MainPID bs3)
 dd if=/dev/urandom of=/data/watched bs=64k count=8 conv=fsync status=none
 systemctl kill -s STOP --kill-whom=main bs3
-until_ 90 test_other_pid $pid || fail "nobody noticed that it stands still"
-is bs3 active
+await "another daemon than that which stands still" test_other_pid $pid
+becomes bs3 active
 said bs3 'Watchdog timeout'
 dd if=/data/watched of=/dev/null bs=64k status=none
 dropin bs3
 healthy
-echo "the watchdog has restarted a daemon that stood still"
+echo "the watchdog restarted a daemon that stood still"
 
-# --- refusals: a person decides, nothing starts it again and again
+# --- refusals: a person has to decide, and nothing retries
 cat > /etc/bs3/bucket.toml <<'C'
 store = "s3"
 size = 1
@@ -176,21 +187,21 @@ pretty = false
 C
 mkdir -p /etc/credstore
 echo key > /etc/credstore/bs3.bucket.s3.access_key # and no secret
-! systemctl start bs3@bucket 2>/dev/null || fail "it starts with half of the S3 keys"
+! systemctl start bs3@bucket 2>/dev/null || fail "bs3 starts with only one of the S3 keys"
 [ "$(property ExecMainStatus bs3@bucket)" = 78 ] || fail "exit $(property ExecMainStatus bs3@bucket), not 78"
 sleep 3
-[ "$(property ActiveState bs3@bucket),$(property NRestarts bs3@bucket)" = failed,0 ] || fail "a refused configuration is tried again"
+[ "$(property ActiveState bs3@bucket),$(property NRestarts bs3@bucket)" = failed,0 ] || fail "a refused configuration is retried"
 said bs3@bucket 'access_key and secret_key are set both or neither'
 
-# --- a store that is away; whoever sets a time-out need not fear it
+# --- a store that is away: a time-out of the unit does no harm
 echo secret > /etc/credstore/bs3.bucket.s3.secret_key
 dropin bs3@bucket TimeoutStartSec=10s
 systemctl start --no-block bs3@bucket
 status bs3@bucket '^opening the volume in bucket bs3 at http://127.0.0.1:9; the store does not answer as it should since'
 sleep 20
-is bs3@bucket activating 1
+is bs3@bucket activating
 systemctl stop bs3@bucket
-is bs3@bucket inactive
+becomes bs3@bucket inactive
 [ "$(property Result bs3@bucket)" = success ] || fail "stopped while it opened: $(property Result bs3@bucket)"
 echo "a store that is away: $(journalctl -u bs3@bucket --output=cat | grep -c 'does not answer') lines in the log"
 
@@ -216,7 +227,7 @@ cp -r /usr/sbin /mnt/
 sums /mnt > /tmp/sums2
 systemctl kill -s KILL bs3@second
 dd if=/dev/urandom of=/mnt/late bs=64k count=4 conv=fsync status=none || fail "a write while nobody served"
-is bs3@second active
+becomes bs3@second active
 rm /mnt/late
 systemctl start bs3-gc.service
 said bs3@second '"message":"garbage collection"'
@@ -228,8 +239,8 @@ sums /mnt | cmp - /tmp/sums2 || fail "the second volume: files are lost"
 umount /mnt
 healthy
 
-# --- a store that is full: who writes waits, the watchdog does not bite, and a stop
-# waits as well, beyond its time-out; a second signal leaves the rest for the next start
+# --- a store that is full: writers wait, the watchdog does nothing, and a stop waits
+# beyond its time-out; a second signal leaves the rest for the next start
 mkdir -p /var/lib/bs3/small
 mount -t tmpfs -o size=128m tmpfs /var/lib/bs3/small
 sed 's,/second,/small/store,; s,nbd0,nbd1,' /etc/bs3/second.toml > /etc/bs3/small.toml
@@ -243,35 +254,40 @@ dd if=/tmp/blocks of=/dev/nbd1 bs=1M skip=24 seek=24 oflag=direct status=none 2>
 writer=$!
 status bs3@small '^serving /dev/nbd1, 1 GB, durable; [0-9]* objects are not in the store yet; the store does not answer'
 sleep 10
-kill -0 $writer || fail "it takes more than chunk memory holds"
-[ "$(property NRestarts bs3@small)" = 0 ] || fail "the watchdog bites while the store is away"
+kill -0 $writer || fail "the daemon took more than chunk memory holds"
+[ "$(property NRestarts bs3@small)" = 0 ] || fail "the watchdog kills while the store is full"
 systemctl stop --no-block bs3@small
 status bs3@small '^stopping; '
 sleep 12
-is bs3@small deactivating 1
+is bs3@small deactivating
 systemctl kill bs3@small
-is bs3@small failed
+becomes bs3@small failed
 [ "$(property ExecMainStatus bs3@small)" = 1 ] || fail "exit $(property ExecMainStatus bs3@small), not 1"
 rm /var/lib/bs3/small/full
 systemctl start bs3@small
-! wait $writer || fail "a write that nobody has taken has not failed with its device"
+! wait $writer || fail "a write that nobody took did not fail with its device"
 dd if=/dev/nbd1 bs=1M count=24 iflag=direct status=none | cmp -n $((24 << 20)) - /tmp/blocks || fail "blocks are lost"
 echo "a full store: $(journalctl -u bs3@small --output=cat | grep -o '"writes":[0-9]*.*replayed chunk memory' | head -1)"
 said bs3@small '"message":"replayed chunk memory"'
 systemctl stop bs3@small
 [ "$(property Result bs3@small)" = success ] || fail "the stop: $(property Result bs3@small)"
-dmesg -C # who used the device when it went got errors, as he must
+dmesg -C # users of the removed device got errors, as they must
 ! journalctl --boot -u bs3 -u bs3@second --output=cat | grep '"level":"warn"' || fail "warnings"
 
 # --- fenced: the newer daemon keeps the volume
 BS3_STATE_PATH=/run/elsewhere BS3_NBD_DEVICE= bs3 run -c /etc/bs3/second.toml --takeover 2>/tmp/other.log &
 other=$!
-until_ 60 grep -q '"serving"' /tmp/other.log || { cat /tmp/other.log; fail "no takeover"; }
-! dd if=/dev/zero of=/dev/nbd0 bs=64k count=1 oflag=direct,sync status=none 2>/dev/null || fail "a fenced daemon has acknowledged a write"
-is bs3@second failed
+took_over() {
+  grep -q '"serving"' /tmp/other.log && return
+  kill -0 $other 2>/dev/null || { cat /tmp/other.log; fail "no takeover"; }
+  return 1
+}
+await "the takeover" took_over
+! dd if=/dev/zero of=/dev/nbd0 bs=64k count=1 oflag=direct,sync status=none 2>/dev/null || fail "a fenced daemon acknowledged a write"
+becomes bs3@second failed
 [ "$(property ExecMainStatus bs3@second)" = 76 ] || fail "exit $(property ExecMainStatus bs3@second), not 76"
 sleep 3
-is bs3@second failed 1
+is bs3@second failed
 kill $other
 wait $other || fail "the newer daemon ended with $?"
 status bs3@second '^failed: .*fenced'

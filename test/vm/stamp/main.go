@@ -1,15 +1,14 @@
-// Command stamp writes blocks that say when they were written, and checks
-// after a crash that what is left is a prefix of that, for the tests in the VM.
+// Command stamp writes blocks that tell when they were written, and checks after a
+// crash that what is left is a prefix of that, for the tests in the VM.
 //
 //	stamp write DEVICE LOG SEED
 //	stamp check DEVICE LOG SEED
 //
-// It writes batches of blocks, all of a batch at once, some of them as
-// discards. Now and then it flushes the device and notes the batch in LOG, a
-// file or device that survives the crash, synchronously. write ends with the
-// first error. After a crash all batches up to some number must be there, at
-// least those of the last note; of the next one each block may be there or not;
-// and nothing of any later one.
+// write writes batches of blocks, all blocks of a batch at once, some of them as
+// discards, until the first error. Now and then it flushes the device and notes the
+// batch synchronously in LOG, a file or device that survives the crash. After a
+// crash all batches up to some number must be there, at least up to the last note;
+// each block of the next batch may be there or not; and nothing of any later one.
 package main
 
 import (
@@ -82,7 +81,7 @@ type change struct {
 	stamp uint64 // the batch; 0 = discarded
 }
 
-// next gives the next batch, of different blocks, and whether a flush follows.
+// next returns the next batch, of different blocks, and whether a flush follows.
 func (w *workload) next() (list []change, flush bool) {
 	w.batch++
 	for _, b := range w.rnd.Perm(blocks)[:batchSize] {
@@ -95,7 +94,7 @@ func (w *workload) next() (list []change, flush bool) {
 	return list, w.rnd.IntN(flushEvery) == 0
 }
 
-// aligned is memory for O_DIRECT.
+// aligned returns n bytes of memory for O_DIRECT.
 func aligned(n int) []byte {
 	p := make([]byte, n+blockSize)
 	at := int(-uintptr(unsafe.Pointer(&p[0])) & (blockSize - 1))
@@ -138,7 +137,7 @@ func apply(dev *os.File, c change) error {
 	return err
 }
 
-// fill makes the content of a block: block, stamp, and what follows from both,
+// fill fills p with the content of a block: block, stamp, and what follows from both,
 // with a checksum at the end.
 func fill(p []byte, c change) {
 	binary.LittleEndian.PutUint64(p, uint64(c.block))
@@ -147,7 +146,7 @@ func fill(p []byte, c change) {
 	binary.LittleEndian.PutUint32(p[len(p)-4:], crc32.ChecksumIEEE(p[:len(p)-4]))
 }
 
-// read gives the stamps of all blocks; 0 for zeros.
+// read returns the stamps of all blocks, 0 for zeros, and the newest.
 func read(dev *os.File) (stamps []uint64, newest uint64, err error) {
 	all := aligned(blocks * blockSize)
 	if _, err := io.ReadFull(io.NewSectionReader(dev, 0, int64(len(all))), all); err != nil {
@@ -164,7 +163,7 @@ func read(dev *os.File) (stamps []uint64, newest uint64, err error) {
 			fill(want, change{block: b, stamp: stamp})
 		}
 		if !bytes.Equal(p, want) {
-			return nil, 0, fmt.Errorf("block %d is no block that was written: %x…", b, p[:32])
+			return nil, 0, fmt.Errorf("block %d is not a block that was written: %x…", b, p[:32])
 		}
 		stamps, newest = append(stamps, stamp), max(newest, stamp)
 	}
@@ -182,8 +181,8 @@ func check(dev, log *os.File, w *workload) error {
 	}
 	flushed := binary.LittleEndian.Uint64(note)
 	model := make([]uint64, blocks)
-	// The newest stamp is of the last whole batch, or of the one after it. Two
-	// more batches might be seen by nothing but discards.
+	// The newest stamp is that of the last whole batch or the one after it. Two more
+	// batches might show only as discards.
 	for w.batch+1 < newest {
 		list, _ := w.next()
 		put(model, list)
@@ -215,7 +214,7 @@ func put(model []uint64, list []change) {
 	}
 }
 
-// compare says how stamps differ from model, with any part of next done.
+// compare returns how stamps differ from model with any part of next done, or "".
 func compare(stamps, model []uint64, next []change) string {
 	after := map[int]uint64{}
 	for _, c := range next {

@@ -8,8 +8,8 @@ import (
 	"testing"
 )
 
-// The checker lets a prefix pass, with any part of the batch behind it, and
-// nothing else.
+// The checker accepts a prefix with any part of the batch behind it, and nothing
+// else.
 func TestCheck(t *testing.T) {
 	const whole = 50
 	for name, test := range map[string]struct {
@@ -25,7 +25,7 @@ func TestCheck(t *testing.T) {
 		"one is missing":     {flushed: whole - 9, harm: func(dev *os.File, c [][]change) { clear1(dev, first(c[whole-4])) }, want: "no prefix"},
 		"one is damaged": {flushed: whole, harm: func(dev *os.File, c [][]change) {
 			_, _ = dev.WriteAt([]byte{1}, first(c[whole-1]).block*blockSize+1000)
-		}, want: "no block that was written"},
+		}, want: "not a block that was written"},
 		"all is missing": {flushed: whole, harm: func(dev *os.File, _ [][]change) {
 			_ = dev.Truncate(0)
 			_ = dev.Truncate(blocks * blockSize)
@@ -68,7 +68,7 @@ func temp(t *testing.T) *os.File {
 	return f
 }
 
-// first is a change that is no discard.
+// first returns the first change that is not a discard.
 func first(list []change) change {
 	for _, c := range list {
 		if c.stamp != 0 {
