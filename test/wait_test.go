@@ -23,7 +23,8 @@ func setPatience() (cancel context.CancelFunc) {
 	if timeout == 0 { // none
 		return func() {}
 	}
-	patience, cancel = context.WithTimeout(context.Background(), max(timeout-cleanUpTime, timeout/2))
+	limited, cancel := context.WithTimeout(context.Background(), max(timeout-cleanUpTime, timeout/2))
+	patience = limited //nolint:fatcontext // set once, before any test runs
 	return cancel
 }
 
