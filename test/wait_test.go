@@ -18,12 +18,13 @@ var patience = context.Background()
 const cleanUpTime = time.Minute
 
 // setPatience derives patience from -timeout, whose clock starts when the tests do.
-func setPatience() (cancel context.CancelFunc) {
+func setPatience() context.CancelFunc {
 	timeout := flag.Lookup("test.timeout").Value.(flag.Getter).Get().(time.Duration)
 	if timeout == 0 { // none
 		return func() {}
 	}
-	patience, cancel = context.WithTimeout(context.Background(), max(timeout-cleanUpTime, timeout/2))
+	ctx, cancel := context.WithTimeout(context.Background(), max(timeout-cleanUpTime, timeout/2))
+	patience = ctx //nolint:fatcontext // set once, before the tests
 	return cancel
 }
 
