@@ -360,7 +360,7 @@ func (c fakeChar) descriptors(queue uint16, depth int) ([]ioDesc, error) {
 	return c.queues[queue].descriptors, nil
 }
 
-// ring gives the rings in any order, as threads happen to ask; the queue shows
+// ring returns the rings in any order, as threads happen to ask; the queue shows
 // with the first command.
 func (c fakeChar) ring(depth int) (ring, error) {
 	c.mu.Lock()
