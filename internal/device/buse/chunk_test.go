@@ -9,9 +9,9 @@ import (
 	"bs3/internal/device"
 )
 
-// A chunk by hand, byte for byte as the module of a little-endian machine lays
-// it out: two records for a chunk of 8 KiB with blocks of 512 bytes, the third
-// is not counted.
+// A chunk by hand, byte for byte as the module of a little-endian machine lays it
+// out: two records for a chunk of 8 KiB with blocks of 512 bytes; the third is not
+// counted.
 func TestParse(t *testing.T) {
 	p := make([]byte, 8<<10)
 	copy(p, []byte{
@@ -55,8 +55,8 @@ func TestParse(t *testing.T) {
 	}
 }
 
-// FuzzChunk sends arbitrary chunks. Either one is damaged, and then nothing of
-// it is done, or each of its records is, and nothing else.
+// FuzzChunk sends arbitrary chunks. Nothing is done of a malformed chunk, and each
+// record of a good one, and nothing else.
 func FuzzChunk(f *testing.F) {
 	seed := func(n int64, list ...rec) {
 		opts := small()
@@ -92,7 +92,7 @@ func FuzzChunk(f *testing.F) {
 			}
 			return
 		}
-		// The plain way, from the bytes: the record with the highest number that
+		// Computed simply, from the bytes: the record with the highest number that
 		// has a block decides.
 		want := before
 		newest := make([]uint32, testBlocks)
@@ -123,8 +123,8 @@ func FuzzChunk(f *testing.F) {
 	})
 }
 
-// spread reports whether the numbers are as near to each other as those of one
-// time have to be.
+// spread reports whether the numbers are as near to each other as those in flight
+// have to be.
 func spread(newest []uint32, written []bool) bool {
 	for b, n := range newest {
 		if written[b] && n > 1<<25 {

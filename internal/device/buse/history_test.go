@@ -144,7 +144,7 @@ func (h *history) newest() []int {
 	return h.versions()
 }
 
-// fresh gives n stamps that were not used before.
+// fresh returns n unused stamps.
 func (h *history) fresh(n int) uint64 {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -174,7 +174,7 @@ func (h *history) flushDone(before []int) {
 	}
 }
 
-// find gives the lowest and the highest version from low to high that p is, or
+// find returns the lowest and the highest version from low to high that p is, or
 // fails.
 func (h *history) find(b int, p []byte, low, high int) (lowest, highest int, err error) {
 	h.mu.Lock()
@@ -199,7 +199,7 @@ func (h *history) find(b int, p []byte, low, high int) (lowest, highest int, err
 	return lowest, highest, nil
 }
 
-// survived checks what is left after a crash, and begins anew with it.
+// survived checks what is left after a crash, and starts again with it.
 func (h *history) survived(state []byte, durable bool) error {
 	lowest, highest := make([]int, h.blocks), make([]int, h.blocks)
 	newest := h.newest()
@@ -368,7 +368,7 @@ func (h *history) unflushed() bool {
 	return false
 }
 
-// lagger gives a wait of up to most of the bubble's time.
+// lagger returns a function that waits for up to most of the time of the bubble.
 func lagger(seed uint64, most time.Duration) func() {
 	var mu sync.Mutex
 	rnd := rand.New(rand.NewPCG(seed, 1))
@@ -383,7 +383,7 @@ func lagger(seed uint64, most time.Duration) func() {
 	}
 }
 
-// user is one who uses the device, until it gives an error.
+// user uses the device until it returns an error.
 type user struct {
 	t    *testing.T
 	m    *module

@@ -16,7 +16,7 @@ import (
 	"bs3/internal/device/devtest"
 )
 
-// says checks that err is target, and what it tells the user.
+// says checks that err is target, and what its message contains.
 func says(t *testing.T, err, target error, texts ...string) {
 	t.Helper()
 	if !errors.Is(err, target) {

@@ -20,10 +20,10 @@ import (
 // errIO is what the users of a stopped device get.
 var errIO = errors.New("input/output error")
 
-// module stands for the kernel module and for the loops of the library above
-// it. It keeps to what their sources do: who waits for what, when a chunk is
-// closed, what a flush waits for, which reads wait for which chunks, where the
-// numbers come from, and that a callback's return is an acknowledgement.
+// module stands for the kernel module and for the loops of the library above it. It
+// does what their sources do: what waits for what, when a chunk is closed, what a
+// flush waits for, which reads wait for which chunks, where the numbers come from,
+// and that a callback's return is an acknowledgement.
 type module struct {
 	o  lib.Options
 	rw lib.BuseReadWriter
@@ -59,7 +59,7 @@ type queue struct {
 	finished bool
 }
 
-// chunk is a chunk, or what is sent in the place of one.
+// chunk is a chunk, or what is sent instead of one.
 type chunk struct {
 	offset  int64
 	records int
@@ -80,7 +80,7 @@ type read struct {
 	end           bool
 }
 
-// newModule gives a machine with one, and the system to use it by.
+// newModule returns a module and the system through which to use it.
 func newModule(t *testing.T) *module {
 	dir := t.TempDir()
 	m := &module{sys: system{
@@ -99,7 +99,7 @@ func newModule(t *testing.T) *module {
 	return m
 }
 
-// create is the library's New: the options are settled and the device is there.
+// create is the library's New: it fills in the options and makes the device.
 func (m *module) create(rw lib.BuseReadWriter, o lib.Options) (kernelDevice, error) {
 	if o.Threads == 0 {
 		o.Threads = 3
@@ -435,9 +435,9 @@ func (m *module) StopDevice() error {
 	return nil
 }
 
-// drain answers the flushes that came behind the end of a queue, as the module
-// does when a device is removed. That is no lie if the device was stopped
-// cleanly: all that it had before was taken and flushed by then.
+// drain answers the flushes that came behind the end of a queue, as the module does
+// when a device is removed. That is right if the device was stopped cleanly: by then
+// all that it had was taken and flushed.
 func (m *module) drain(q *queue) {
 	for _, c := range q.busy {
 		if c.flush != nil {

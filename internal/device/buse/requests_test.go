@@ -26,7 +26,7 @@ type driver struct {
 	opts Options
 }
 
-// newDriver starts a device of vol, with numbers that begin anew.
+// newDriver starts a device of vol, with numbers that start again.
 func newDriver(t testing.TB, vol device.Volume) *driver {
 	t.Helper()
 	opts := small()
@@ -51,7 +51,7 @@ type rec struct {
 
 func write(first, n int, number uint32, fill byte) rec { return rec{opWrite, first, n, number, fill} }
 
-// chunk gives the bytes of a chunk.
+// chunk returns the bytes of a chunk.
 func (d *driver) chunk(list ...rec) []byte {
 	p := bytes.Repeat([]byte{0xEE}, int(d.opts.ChunkSize)) // what an earlier chunk left
 	data := p[d.opts.ChunkSize/testBlock*recordSize:]
@@ -65,8 +65,8 @@ func (d *driver) chunk(list ...rec) []byte {
 	return p
 }
 
-// call makes a call on a goroutine, as the library does, and says with the
-// channel whether it has returned: false if it never will.
+// call makes a call on a goroutine, as the library does. The channel reports whether
+// it has returned: false if it never will.
 func (d *driver) call(f func() error) <-chan bool {
 	returned := make(chan bool, 1)
 	go func() {

@@ -15,7 +15,7 @@ import (
 	"bs3/internal/device/devtest"
 )
 
-// socketPair gives two sockets that are connected to each other.
+// socketPair returns two sockets that are connected to each other.
 func socketPair(t testing.TB) (a, b net.Conn) {
 	t.Helper()
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
@@ -34,7 +34,7 @@ func socketPair(t testing.TB) (a, b net.Conn) {
 	return ends[0], ends[1]
 }
 
-// attach connects a client without a handshake, as that of Linux is. served is
+// attach connects a client without a handshake, as that of Linux. served receives
 // what Serve returns.
 func attach(t testing.TB, s *testServer) (c *client, served <-chan error) {
 	t.Helper()

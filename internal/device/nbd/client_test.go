@@ -26,7 +26,7 @@ type testServer struct {
 	done chan error         // what Run returned
 }
 
-// startServer serves vol on a unix socket of its own unless opts says where.
+// startServer serves vol on a new unix socket unless opts names another address.
 func startServer(t testing.TB, vol device.Volume, opts Options) *testServer {
 	t.Helper()
 	if opts.Network == "" {
@@ -88,7 +88,7 @@ func (c *rawClient) recv(n int) []byte {
 	return p
 }
 
-// wantEnd fails unless the server closes the connection with nothing more said.
+// wantEnd fails unless the server closes the connection without another word.
 func (c *rawClient) wantEnd() {
 	c.t.Helper()
 	if b, err := c.r.ReadByte(); err == nil {
@@ -153,7 +153,7 @@ func requestBytes(flags, cmd uint16, cookie, off uint64, length uint32) []byte {
 	return cat(be32(magicRequest), be16(flags), be16(cmd), be64(cookie), be64(off), be32(length))
 }
 
-// client is a whole NBD client, with any number of requests under way. It is
+// client is a complete NBD client, with any number of requests in flight. It is
 // a device.Volume, so that the contract suite can be run through a server.
 type client struct {
 	t          testing.TB
@@ -228,7 +228,7 @@ func dial(t testing.TB, s *testServer, o clientOptions) *client {
 	return c
 }
 
-// receive hands out answers until the connection ends.
+// receive delivers answers until the connection ends.
 func (c *client) receive(r io.Reader) {
 	defer close(c.ended)
 	err := c.receiveAll(r)
@@ -303,7 +303,7 @@ func (c *client) receiveAll(r io.Reader) error {
 	}
 }
 
-// start sends a request and gives the channel of its answer.
+// start sends a request and returns the channel for its answer.
 func (c *client) start(flags, cmd uint16, off uint64, length uint32, payload []byte) <-chan answer {
 	ch := make(chan answer, 1)
 	want := pending{answer: ch}
@@ -332,7 +332,7 @@ func (c *client) do(flags, cmd uint16, off uint64, length uint32, payload []byte
 
 func (c *client) await(ch <-chan answer) answer { return <-ch }
 
-// must does a request that has to succeed.
+// must sends a request that has to succeed.
 func (c *client) must(flags, cmd uint16, off uint64, length uint32, payload []byte) answer {
 	c.t.Helper()
 	a := c.do(flags, cmd, off, length, payload)
@@ -352,7 +352,7 @@ func (c *client) mustRead(off uint64, n int) []byte {
 	return c.must(0, cmdRead, off, uint32(n), nil).data
 }
 
-// vanish closes the connection with no word.
+// vanish closes the connection without a word.
 func (c *client) vanish() {
 	if err := c.nc.Close(); err != nil {
 		c.t.Error(err)

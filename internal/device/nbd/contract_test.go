@@ -7,8 +7,7 @@ import (
 	"bs3/internal/device/devtest"
 )
 
-// slow hides device.Fast, so that every request takes the way of one that may
-// wait.
+// slow hides device.Fast, so that every request takes the path of one that may wait.
 type slow struct{ device.Volume }
 
 func TestContract(t *testing.T) {
@@ -42,7 +41,7 @@ func TestContract(t *testing.T) {
 	}
 }
 
-// Two connections are one device.
+// Two connections show one device.
 func TestConnectionsShareTheVolume(t *testing.T) {
 	s := startServer(t, devtest.NewMemory(device.Geometry{Size: 1 << 20, BlockSize: 4096}), Options{})
 	a, b := dial(t, s, clientOptions{}), dial(t, s, clientOptions{simple: true})

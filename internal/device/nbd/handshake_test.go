@@ -190,7 +190,7 @@ func TestNoAllocator(t *testing.T) {
 	}
 }
 
-// What cannot be answered ends the connection.
+// An option that cannot be answered ends the connection.
 func TestHandshakeEnds(t *testing.T) {
 	s := startServer(t, devtest.NewMemory(testGeometry()), Options{})
 	for name, send := range map[string][]byte{
@@ -208,8 +208,8 @@ func TestHandshakeEnds(t *testing.T) {
 	}
 }
 
-// The largest option is taken, and a client that asks without end for long
-// answers does not make the server gather them.
+// The largest option is accepted, and a client that endlessly asks for long answers
+// does not make the server accumulate them.
 func TestLongOptions(t *testing.T) {
 	c := dialRaw(t, startServer(t, devtest.NewMemory(testGeometry()), Options{}))
 	c.hello(flagFixedNewstyle)

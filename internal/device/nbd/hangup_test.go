@@ -20,7 +20,7 @@ func (c *client) startWrite(off uint64, p []byte) <-chan answer {
 	return c.start(0, cmdWrite, off, uint32(len(p)), p)
 }
 
-// halfClose says that nothing more will be sent.
+// halfClose closes the sending side.
 func (c *client) halfClose() {
 	c.t.Helper()
 	if err := c.nc.(interface{ CloseWrite() error }).CloseWrite(); err != nil {
@@ -28,7 +28,7 @@ func (c *client) halfClose() {
 	}
 }
 
-// sendRaw sends bytes that are no request of the client's.
+// sendRaw sends bytes that are not a request of the client.
 func (c *client) sendRaw(b []byte) {
 	c.t.Helper()
 	if _, err := c.nc.Write(b); err != nil {
@@ -170,8 +170,8 @@ func (s *stalling) TryWriteAt(p []byte, off int64) bool {
 	return s.Memory.TryWriteAt(p, off)
 }
 
-// A client that comes back is served when its old requests can do nothing any
-// more: neither those in the buffer of the old connection, nor those under way.
+// A client that comes back is served only when its old requests can have no more
+// effect: neither those in the buffer of the old connection, nor those in flight.
 func TestNewConnectionWaitsForVanishedOnes(t *testing.T) {
 	t.Run("buffered", func(t *testing.T) {
 		vol := newStalling(testGeometry())
@@ -214,8 +214,8 @@ func TestNewConnectionWaitsForVanishedOnes(t *testing.T) {
 		}
 	})
 	t.Run("cut off", func(t *testing.T) {
-		// It hangs up its side only and takes no replies, so the server cannot
-		// come to the end of what was sent. It is not waited for without end.
+		// It closes only its sending side and takes no replies, so the server cannot
+		// reach the end of what was sent. The server does not wait for ever.
 		vol := devtest.NewMemory(device.Geometry{Size: 64 << 20, BlockSize: 4096})
 		s := startServer(t, vol, Options{})
 		old := dialRaw(t, s)
@@ -235,7 +235,7 @@ func TestNewConnectionWaitsForVanishedOnes(t *testing.T) {
 	})
 }
 
-// lingering takes its time to notice that it was cancelled.
+// lingering needs some time to notice that it was cancelled.
 type lingering struct {
 	*devtest.Memory
 	mu       sync.Mutex
@@ -303,8 +303,8 @@ func TestDisconnectFinishesRequests(t *testing.T) {
 	}
 }
 
-// What is slow holds up nothing behind it: not a memory hit, not a write, not
-// a read of another block.
+// A slow request holds up nothing behind it: not a memory hit, not a write, not a
+// read of another block.
 func TestNothingWaitsBehindASlowRequest(t *testing.T) {
 	vol := devtest.NewMemory(testGeometry())
 	c := dial(t, startServer(t, vol, Options{}), clientOptions{})
@@ -334,8 +334,8 @@ func TestNothingWaitsBehindASlowRequest(t *testing.T) {
 	}
 }
 
-// At the limit of waiting requests reading stops, goes on when there is room,
-// and the client's end is seen all the same.
+// At the limit of waiting requests reading stops, and continues when there is room;
+// the client's end is noticed all the same.
 func TestLimitOfWaitingRequests(t *testing.T) {
 	for name, test := range map[string]struct{ n, size, limit int }{
 		"requests": {maxWaiting + 70, 4096, maxWaiting},

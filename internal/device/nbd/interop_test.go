@@ -14,8 +14,8 @@ import (
 	"bs3/internal/device/devtest"
 )
 
-// tool runs a client that is not ours. Where it is not installed the test is
-// skipped, unless BS3_REQUIRE_TOOLS says that it has to be there.
+// tool runs a client that is not ours. If it is not installed the test is skipped, or
+// fails if BS3_REQUIRE_TOOLS is set.
 func tool(t *testing.T, name string, args ...string) string {
 	t.Helper()
 	if _, err := exec.LookPath(name); err != nil {

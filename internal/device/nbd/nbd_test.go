@@ -161,7 +161,7 @@ func TestPortInUse(t *testing.T) {
 	}
 }
 
-// brokenListener fails as it is told.
+// brokenListener fails with the given errors.
 type brokenListener struct {
 	net.Listener
 	errs []error

@@ -14,8 +14,8 @@ import (
 	"bs3/internal/device/devtest"
 )
 
-// unanswered fails the test if an answer has come already. It cannot prove
-// that none will; the tests that use it prove the order by what is written.
+// unanswered fails the test if there is already an answer. It cannot prove that there
+// will be none; the tests that use it prove the order by what is written.
 func unanswered(t *testing.T, what string, ch <-chan answer) {
 	t.Helper()
 	select {
@@ -25,8 +25,8 @@ func unanswered(t *testing.T, what string, ch <-chan answer) {
 	}
 }
 
-// While a read-modify-write is between its read and its write, changes of its
-// blocks wait, on every connection and by every way; others do not.
+// While a read-modify-write is between its read and its write, changes of its blocks
+// wait, on every connection and path; others do not.
 func TestChangesWaitForAReadModifyWrite(t *testing.T) {
 	p := func(v byte, n int) []byte { return bytes.Repeat([]byte{v}, n) }
 	for name, change := range map[string]struct {
@@ -72,8 +72,8 @@ func TestChangesWaitForAReadModifyWrite(t *testing.T) {
 	}
 }
 
-// A read-modify-write does not read a block before a change of it that is
-// under way has taken effect, and waits for nothing else.
+// A read-modify-write does not read a block before a running change of it has taken
+// effect, and waits for nothing else.
 func TestReadModifyWriteWaitsForChanges(t *testing.T) {
 	vol := devtest.NewMemory(testGeometry())
 	s := startServer(t, vol, Options{})
@@ -105,7 +105,7 @@ func TestReadModifyWriteWaitsForChanges(t *testing.T) {
 	}
 }
 
-// Who waits for blocks and vanishes is not counted any more, and lets those
+// A client that vanishes while it waits for blocks no longer counts, and lets those
 // behind it pass.
 func TestWaitingForBlocksCanBeGivenUp(t *testing.T) {
 	vol := devtest.NewMemory(testGeometry())
@@ -200,7 +200,7 @@ func spans(s *testServer) int {
 	return len(s.overlaps.spans)
 }
 
-// waitFor polls: the tests that need it wait for what only shows inside.
+// waitFor polls for what shows only inside of the server.
 func waitFor(t *testing.T, what string, ok func() bool) {
 	t.Helper()
 	end, limited := t.Deadline()
@@ -212,8 +212,8 @@ func waitFor(t *testing.T, what string, ok func() bool) {
 	}
 }
 
-// restless lets other goroutines run wherever an ordering could be missed, and
-// sends a part of the writes the slow way.
+// restless lets other goroutines run wherever an ordering could be missed, and sends
+// some of the writes on the slow path.
 type restless struct{ *devtest.Memory }
 
 func yield() {

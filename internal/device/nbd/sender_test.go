@@ -34,8 +34,8 @@ func (g *gatedConn) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// Replies that come while a write is under way go out after it, one behind
-// the other, and none is lost or torn.
+// Replies that come during a write go out after it, in order, and none is lost or
+// torn.
 func TestSenderGathers(t *testing.T) {
 	g := &gatedConn{writes: make(chan []byte), result: make(chan error)}
 	s := newSender(g)
@@ -116,7 +116,7 @@ func (c *countingConn) Write(p []byte) (int, error) {
 	return c.UnixConn.Write(p)
 }
 
-// pipelined gives a connection in its transmission phase, run by the caller
+// pipelined returns a connection in its transmission phase, which the caller runs
 // with next, and the client's end of its socket.
 func pipelined(t testing.TB, s *Server) (c *conn, counter *countingConn, client net.Conn) {
 	t.Helper()
@@ -143,7 +143,7 @@ func pipelined(t testing.TB, s *Server) (c *conn, counter *countingConn, client 
 	return c, counter, ends[1]
 }
 
-// skipReply reads one reply and gives its cookie.
+// skipReply reads one reply and returns its cookie.
 func skipReply(t *testing.T, r *bufio.Reader) (cookie uint64) {
 	t.Helper()
 	h, err := r.Peek(simpleSize)
@@ -238,7 +238,7 @@ func TestFullBatchIsSentFirst(t *testing.T) {
 	}
 }
 
-// The way of a hit allocates nothing: not for the request, not for its reply.
+// The path of a hit allocates nothing, neither for the request nor for its reply.
 func TestHitsDoNotAllocate(t *testing.T) {
 	c, _, client := pipelined(t, New(null.New(testGeometry()), Options{Log: zerolog.Nop()}))
 	var b []byte

@@ -15,8 +15,8 @@ import (
 	"bs3/internal/device"
 )
 
-// fakeDriver is ublk_drv as this package sees it. It fails the test when it is
-// not talked to by the rules of the real one.
+// fakeDriver is ublk_drv as this package sees it. It fails the test if it is not used
+// by the rules of the real driver.
 type fakeDriver struct {
 	t testing.TB
 	// What kind of driver it is.
@@ -24,14 +24,14 @@ type fakeDriver struct {
 	encoded  bool // it takes encoded commands, and no others
 	asyncDel bool
 	cpus     int
-	missing  error // what opening the control device gives
+	missing  error // of opening the control device
 
 	mu                             sync.Mutex
 	changed                        *sync.Cond
 	devs                           map[int]*fakeDevice
 	writeBacks                     int
 	writingBack                    chan struct{}    // if set, what takes and ends the next wait of writeBack
-	fail                           map[uint32]error // what a control command gives, by its number
+	fail                           map[uint32]error // of control commands, by number
 	failOpen, failRing, failSubmit error
 	partitions                     bool // a start reads the device
 }
@@ -203,7 +203,7 @@ func (f *fakeDriver) add(id uint32, info *devInfo) error {
 	return nil
 }
 
-// fetching reports whether all commands are with the kernel or under way.
+// fetching reports whether all commands are with the kernel or in flight.
 func (d *fakeDevice) fetching() bool {
 	return !slices.ContainsFunc(d.queues, func(q *fakeQueue) bool { return q.closed || len(q.tags) != int(d.info.depth) })
 }
@@ -223,7 +223,7 @@ func (d *fakeDevice) start(pid int32) error {
 	return nil
 }
 
-// stop waits for the requests under way.
+// stop waits for the requests in flight.
 func (d *fakeDevice) stop() {
 	if d.info.state == stateQuiesced || d.info.state == stateLive && d.info.flags&flagUserRecovery != 0 {
 		for _, r := range d.waiting {
@@ -360,7 +360,7 @@ func (c fakeChar) descriptors(queue uint16, depth int) ([]ioDesc, error) {
 	return c.queues[queue].descriptors, nil
 }
 
-// ring gives the rings in any order, as threads happen to ask; the queue shows
+// ring returns the rings in any order, as threads happen to ask; the queue shows
 // with the first command.
 func (c fakeChar) ring(depth int) (ring, error) {
 	c.mu.Lock()
@@ -585,7 +585,7 @@ func (q *fakeQueue) cancel() {
 		if req := q.tags[tag].req; req != nil {
 			q.waiting = append(q.waiting, req)
 		}
-		q.tags[tag] = fakeTag{} // that there are tags says that it had a server
+		q.tags[tag] = fakeTag{} // its tags show that it had a server
 	}
 	q.prepared, q.done, q.woken = nil, nil, false
 	if q.info.state == stateLive {

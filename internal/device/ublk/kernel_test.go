@@ -78,7 +78,7 @@ func drivers() map[string]driver {
 	}
 }
 
-// show starts a server and opens its block device, whose path it gives as well.
+// show starts a server, opens its block device and returns that and its path.
 // It is stopped at the end of the test.
 func show(t *testing.T, d driver, vol device.Volume, opts Options) (b *devtest.BlockDevice, path string) {
 	t.Helper()
@@ -107,7 +107,7 @@ func show(t *testing.T, d driver, vol device.Volume, opts Options) (b *devtest.B
 	return devtest.OpenBlockDevice(t, path, vol.Geometry()), path
 }
 
-// only is the device that show gives.
+// only returns just the device of show.
 func only(b *devtest.BlockDevice, _ string) device.Volume { return b }
 
 func TestKernelContract(t *testing.T) {
@@ -131,7 +131,7 @@ func TestKernelContract(t *testing.T) {
 	})
 }
 
-// What the kernel says of a device in sysfs.
+// The description of a device in sysfs.
 func TestKernelLimits(t *testing.T) {
 	for name, d := range drivers() {
 		for _, c := range []struct {
@@ -325,7 +325,7 @@ func (r *stuckRing) submit() error {
 	return r.ring.submit()
 }
 
-// startChild starts one and waits for the word that it says.
+// startChild starts a child and waits until it prints word.
 func startChild(t *testing.T, name string, id int, word string) *exec.Cmd {
 	t.Helper()
 	cmd := exec.Command(os.Args[0])

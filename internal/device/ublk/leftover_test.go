@@ -12,8 +12,8 @@ import (
 	"bs3/internal/device/devtest"
 )
 
-// The devices of a volume that is served in another way go, with the requests
-// that wait for a server, and no others.
+// The devices of a volume that is served in another way are removed, with the
+// requests that wait for a server, and no others.
 func TestRemoveLeft(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFakeDriver(t)
@@ -37,7 +37,7 @@ func TestRemoveLeft(t *testing.T) {
 		if other.disk.d.removed {
 			t.Error("somebody else's device is removed, too")
 		}
-		// Whoever comes later has nothing to go on with.
+		// No later server has a device to take over.
 		next := serve(t, f, smallVolume(), Options{ID: -1, Identity: identity, Recover: true})
 		if next.disk.d == s.disk.d {
 			t.Error("it is the same device")
@@ -46,8 +46,8 @@ func TestRemoveLeft(t *testing.T) {
 	})
 }
 
-// A live daemon's device stays, and the one that would serve the volume in
-// another way does not begin.
+// A live daemon's device stays, and the daemon that would serve the volume in another
+// way does not start.
 func TestRemoveLeftFromALiveServer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFakeDriver(t)

@@ -15,8 +15,8 @@ import (
 	"bs3/internal/device/devtest"
 )
 
-// The requests that a killed server had, and those that came after it, are
-// served by the next one.
+// The next server serves the requests that a killed server had, and those that came
+// after its death.
 func TestRecover(t *testing.T) {
 	for name, kind := range kinds() {
 		t.Run(name, func(t *testing.T) {
@@ -62,7 +62,7 @@ func TestRecover(t *testing.T) {
 	}
 }
 
-// Not everything is there: the waiting requests fail, and a new device comes.
+// If not everything is there, the waiting requests fail and there is a new device.
 func TestWithoutRecoverTheDeviceGoes(t *testing.T) {
 	for name, change := range map[string]func(*Options, *device.Geometry){
 		"not whole":   func(o *Options, _ *device.Geometry) { o.Recover = false },
@@ -120,7 +120,7 @@ func TestDevicesOfOthersStay(t *testing.T) {
 	})
 }
 
-// A server that is alive is not disturbed.
+// A live server is not disturbed.
 func TestServedByAnother(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFakeDriver(t)
@@ -135,7 +135,7 @@ func TestServedByAnother(t *testing.T) {
 	})
 }
 
-// The kernel takes its time to see that a server is dead.
+// The kernel needs some time to notice that a server is dead.
 func TestDyingServerIsAwaited(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFakeDriver(t)
@@ -168,8 +168,8 @@ func TestDyingServerIsAwaited(t *testing.T) {
 	})
 }
 
-// A device that waits may have another number than the one that is asked for
-// now; it is not lost.
+// A waiting device may have another number than the one now configured; it is not
+// lost.
 func TestWaitsUnderAnotherNumber(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFakeDriver(t)
@@ -202,8 +202,8 @@ func TestDeathDuringRecovery(t *testing.T) {
 	})
 }
 
-// A server that fails before any queue asks for requests has done no harm. One
-// that fails with some of them has: the device must not be taken over again.
+// A server that fails before any queue asks for requests does no harm. One that fails
+// when some have asked does: the device must not be taken over again.
 func TestFailureWhileTakingOver(t *testing.T) {
 	broken := errors.New("broken")
 	for _, c := range []struct {
@@ -269,7 +269,7 @@ func TestOldMarker(t *testing.T) {
 	})
 }
 
-// Somebody holds a device that is removed.
+// Somebody holds a removed device open.
 func TestHeldDevices(t *testing.T) {
 	for name, driver := range map[string]func(*fakeDriver){
 		"asynchronous": func(*fakeDriver) {},
@@ -294,7 +294,7 @@ func TestHeldDevices(t *testing.T) {
 	}
 }
 
-// Who asks is told of devices that wait for a server, and of no others.
+// Waits reports devices that wait for a server, and no others.
 func TestWaits(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFakeDriver(t)

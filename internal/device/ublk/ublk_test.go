@@ -332,7 +332,7 @@ func TestReadOnly(t *testing.T) {
 	})
 }
 
-// A stop waits for the requests under way, however long they take.
+// A stop waits for the requests in flight, however long they take.
 func TestStopFinishesRequests(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFakeDriver(t)
@@ -403,7 +403,7 @@ func TestNumbers(t *testing.T) {
 	})
 }
 
-// Whatever fails on the way to a block device, nothing of it stays.
+// Whatever step of making a block device fails, nothing of it stays.
 func TestFailuresOfTheStart(t *testing.T) {
 	broken := errors.New("broken")
 	for name, breakIt := range map[string]func(*fakeDriver){

@@ -86,7 +86,7 @@ func (s *served) stop(t *testing.T) {
 	}
 }
 
-// filled is a volume whose blocks hold b.
+// filled returns a volume whose blocks hold b.
 func filled(t *testing.T, b byte) *devtest.Memory {
 	t.Helper()
 	vol := devtest.NewMemory(geometry())
@@ -122,7 +122,7 @@ func TestAttachAndStop(t *testing.T) {
 	}
 }
 
-// What is no reason to end: a device that cannot be written back or tuned.
+// A device that cannot be written back or tuned is no reason to end.
 func TestWarnings(t *testing.T) {
 	f := newFake()
 	f.fail["writeBack"], f.fail["stuckAfter"] = unix.EIO, unix.EACCES
@@ -168,7 +168,7 @@ func TestFailures(t *testing.T) {
 	}
 }
 
-// dead leaves a device as a daemon does that is killed.
+// dead leaves a device as a killed daemon does.
 func dead(t *testing.T, f *fake, index int, opts Options) {
 	t.Helper()
 	opts.Index = index
@@ -180,8 +180,8 @@ func dead(t *testing.T, f *fake, index int, opts Options) {
 	}
 }
 
-// A connection that breaks during a stop: what is written back waits for the
-// next server, and so this one does not wait for it.
+// A connection breaks during a stop: the write-back waits for the next server, so
+// this one does not wait for the write-back.
 func TestBreaksWhileWritingBack(t *testing.T) {
 	f := newFake()
 	f.writingBack = make(chan struct{})
@@ -223,8 +223,8 @@ func TestGoesOnAfterDeath(t *testing.T) {
 	s.stop(t)
 }
 
-// A device goes on only if nothing is lost, with the same number, and in the
-// same run. Else it is gone before anything is served.
+// A device is taken over only if nothing is lost, with the same number, and in the
+// same run. Otherwise it is gone before anything is served.
 func TestDoesNotGoOn(t *testing.T) {
 	for name, change := range map[string]func(run string, o *Options){
 		"something is lost": func(_ string, o *Options) { o.Recover = false },
@@ -254,8 +254,8 @@ func TestDoesNotGoOn(t *testing.T) {
 	}
 }
 
-// A device that was disconnected while somebody held it must never go on, though
-// the kernel would let it.
+// A device that was disconnected while somebody held it open must never be taken over,
+// although the kernel would allow it.
 func TestHeldDeviceIsNotRevived(t *testing.T) {
 	f := newFake()
 	run := filepath.Join(t.TempDir(), "run")
@@ -276,7 +276,7 @@ func TestHeldDeviceIsNotRevived(t *testing.T) {
 	s.stop(t)
 }
 
-// Nor one that was disconnected since the volume was to be served in another way.
+// Nor one that was disconnected because the volume was served in another way.
 func TestHeldDeviceThatWasLeftIsNotRevived(t *testing.T) {
 	f := newFake()
 	run := filepath.Join(t.TempDir(), "run")
@@ -297,7 +297,7 @@ func TestHeldDeviceThatWasLeftIsNotRevived(t *testing.T) {
 	}
 }
 
-// Whoever uses a device when it is stopped has some time to let go of it.
+// The users of a stopped device have some time to let go of it.
 func TestHeldForAMoment(t *testing.T) {
 	f := newFake()
 	s := begin(t, f, filled(t, 1), Options{})
@@ -326,8 +326,8 @@ func TestDevicesOfOthersStay(t *testing.T) {
 	}
 }
 
-// A daemon that shows the volume in another way leaves no device of it behind
-// that a later one would go on with.
+// A daemon that shows the volume in another way leaves no device of it that a later
+// daemon would take over.
 func TestDisconnectAll(t *testing.T) {
 	f := newFake()
 	dead(t, f, 0, Options{})

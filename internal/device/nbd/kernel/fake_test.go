@@ -14,8 +14,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// fake is a kernel with an NBD client that does what that of Linux does to
-// sockets and devices.
+// fake is a kernel whose NBD client treats sockets and devices as that of Linux
+// does.
 type fake struct {
 	missing bool // there is no client
 
@@ -38,7 +38,7 @@ type fakeDevice struct {
 
 func newFake() *fake { return &fake{deviceOf: map[int]*fakeDevice{}, fail: map[string]error{}} }
 
-// call notes a call and says how it fails.
+// call records a call and returns its error.
 func (f *fake) call(name string, index int) error {
 	f.calls = append(f.calls, fmt.Sprint(name, " ", index))
 	return f.fail[name]
@@ -173,7 +173,7 @@ func (f *fake) hold(index int, held bool) {
 	}
 }
 
-// see gives a copy of a device, and whether there is one.
+// see returns a copy of a device, and whether there is one.
 func (f *fake) see(index int) (fakeDevice, bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -189,7 +189,7 @@ func (f *fake) called() []string {
 	return append([]string(nil), f.calls...)
 }
 
-// read sends a read of 4 KiB at off as the kernel does, and gives the data.
+// read sends a read of 4 KiB at off as the kernel does, and returns the data.
 func (f *fake) read(t *testing.T, index int, off uint64) []byte {
 	t.Helper()
 	d, _ := f.see(index)

@@ -62,7 +62,7 @@ func TestKernelContract(t *testing.T) {
 	})
 }
 
-// What the kernel says of a device in sysfs.
+// The description of a device in sysfs.
 func TestKernelLimits(t *testing.T) {
 	for _, c := range []struct {
 		g    device.Geometry
@@ -233,8 +233,8 @@ func killed(t *testing.T, run string) <-chan error {
 	return written
 }
 
-// Writes that a killed daemon had taken, or that came when it was dead, are
-// served by the next one.
+// The next daemon serves the writes that a killed daemon had taken, or that came after
+// its death.
 func TestKernelRecover(t *testing.T) {
 	needKernel(t)
 	run := filepath.Join(t.TempDir(), "run")
@@ -254,8 +254,8 @@ func TestKernelRecover(t *testing.T) {
 	})
 }
 
-// Without everything that the daemon had acknowledged, the requests fail; and a
-// device that somebody holds is not gone on with later either.
+// Without everything that the daemon had acknowledged, the requests fail; and a device
+// that somebody holds open is not taken over later either.
 func TestKernelNoRecover(t *testing.T) {
 	needKernel(t)
 	run := filepath.Join(t.TempDir(), "run")

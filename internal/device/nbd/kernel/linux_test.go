@@ -21,7 +21,7 @@ func talk(fn genltest.Func) client {
 	return client{dial: func() (*genetlink.Conn, error) { return genltest.Dial(genltest.ServeFamily(nbdFamily, fn)), nil }}
 }
 
-// What the kernel is told, by its own numbers (linux/nbd-netlink.h).
+// What the kernel receives, by its own numbers (linux/nbd-netlink.h).
 func TestMessages(t *testing.T) {
 	to := connection{index: 3, size: 8 << 30, blockSize: 4096, flags: 0x165, deadTimeout: time.Hour, backend: "bs3:v:R", socket: 17}
 	again := map[string]string{"1": "3", "2": "8589934592", "3": "4096", "5": "357", "7.1.1": "17", "8": "3600", "10": "bs3:v:R"}
