@@ -81,7 +81,9 @@ func (e *Engine) ReadAt(ctx context.Context, p []byte, off int64) error {
 	return e.reader.Read(ctx, p, off)
 }
 
-// TryReadAt implements device.Fast: true when nothing of it is in the store.
+// TryReadAt implements device.Fast. It returns true when all of it is unmapped,
+// in chunk memory or in the memory cache; otherwise the contents of p are
+// undefined.
 func (e *Engine) TryReadAt(p []byte, off int64) bool {
 	return e.check(off, int64(len(p))) == nil && e.reader.TryRead(p, off)
 }
@@ -144,6 +146,7 @@ func (e *Engine) Checkpoint(ctx context.Context) error {
 
 // GC compacts thinly used objects, writes the checkpoints needed, and deletes
 // what is dead. One collection runs at a time; the others wait for their turn.
+// Errors: those of gc.Collector.Collect.
 func (e *Engine) GC(ctx context.Context) (gc.Report, error) { return e.collector.Collect(ctx) }
 
 // PlanGC returns what GC would do now, and changes nothing; see
@@ -205,7 +208,9 @@ func (e *Engine) start() {
 // checkpoint, and releases the volume. The transport must have stopped. It
 // waits for the store for as long as ctx allows; what it could not store stays
 // in chunk memory for the next open. On a failed volume it only cleans up.
-// Every later call returns what the first did.
+// Every later call returns what the first did. Errors: why the volume failed
+// (device.ErrStopped), volume.ErrFenced, that of ctx, those of the store. It is
+// safe for concurrent use.
 func (e *Engine) Close(ctx context.Context) error {
 	e.closing.Do(func() { e.closeErr = e.close(ctx) })
 	return e.closeErr

@@ -32,7 +32,7 @@ type Options struct {
 	Linger  time.Duration // how long a chunk stays open after its first write; 0 = until it is full or flushed
 	Memory  int64         // bytes of chunk memory
 
-	Uploaders   int // objects uploaded at a time
+	Uploaders   int // objects uploaded at a time, at least 1
 	Downloaders int // requests for objects that Store makes at a time, of which half may read ahead; 0 = enough
 
 	ReadCache int64 // bytes of memory for what was read or written lately; 0 = none
@@ -51,7 +51,7 @@ type Options struct {
 	openLog        wlog.OpenLogFile // in tests
 
 	CheckpointInterval time.Duration // 0 = none by time
-	SkipCheckpoint     bool          // write none
+	SkipCheckpoint     bool          // write none but by Engine.Checkpoint
 	GC                 gc.Options
 
 	// Takeover opens a volume that a writer on another host did not release. That
@@ -70,8 +70,8 @@ type Options struct {
 	// Progress, if set, is told how Open gets on, from its goroutine.
 	Progress func(OpenProgress)
 
-	// OpenFor bounds how long Open asks a store that does not answer while no
-	// chunk memory waits for it; 0 = five minutes.
+	// OpenFor bounds how long Open asks a store that does not answer, if neither
+	// chunk memory nor the local log holds writes; 0 = five minutes.
 	OpenFor time.Duration
 }
 

@@ -23,9 +23,8 @@ import (
 	"bs3/internal/bs3/volume"
 )
 
-// The tests in rule_*_test.go are one scenario each for the rules of
-// docs/ARCHITECTURE.md that keep data: the run of events in which leaving the
-// rule out would lose something. TestLeftOut makes sure that it would.
+// The tests in rule_*_test.go are one scenario each for the rules that keep
+// data: the run of events in which leaving the rule out would lose something. TestLeftOut makes sure that it would.
 
 // ruleWorld is one store, and the daemons that use it.
 type ruleWorld struct {

@@ -6,7 +6,8 @@ import (
 	"testing"
 )
 
-// A rule of docs/ARCHITECTURE.md, and how the engine looks without it.
+// A rule of the engine, and how it looks without it; docs/TESTING.md lists
+// what notices.
 type ruleOut struct {
 	rule  string
 	what  string // is left out

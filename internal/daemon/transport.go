@@ -12,8 +12,8 @@ import (
 	"bs3/internal/device/blockdev"
 )
 
-// Transport is how users reach a volume. Its JSON form is a contract. All is
-// empty until they can.
+// Transport describes how users reach a volume. All fields are empty until the
+// volume can be reached. Its JSON form is a contract.
 type Transport struct {
 	Name   string `json:"name"`   // as in the configuration, but never auto
 	Device string `json:"device"` // path of the block device, if there is one

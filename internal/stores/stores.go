@@ -36,7 +36,9 @@ type Store struct {
 // under way, or follow.
 func (s *Store) Close() error { return s.close() }
 
-// Waiting is Waiting of objproxy.Retry. It is for stores of OpenToServe.
+// Waiting returns since when requests wait for the store, and its last error;
+// see objproxy.Retry.Waiting. It is safe for concurrent use, and panics on a
+// store that OpenToAsk has opened.
 func (s *Store) Waiting() (since time.Time, lastErr error, waiting bool) { return s.waiting() }
 
 // kind is a kind of store as c configures it.

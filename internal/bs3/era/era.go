@@ -58,7 +58,9 @@ func (e *Readers) Leave(v Visit) {
 	}
 }
 
-// Retire runs f, on some goroutine, when every reader inside now has left.
+// Retire runs f once every reader that is inside now has left: before it
+// returns if there is none, otherwise on the goroutine of a later Leave or
+// Retire. So neither its caller nor that of Leave may hold a lock that f takes.
 // What f frees must be out of the sight of new readers already. f must not
 // block, nor call Retire.
 func (e *Readers) Retire(f func()) { e.advance(f) }

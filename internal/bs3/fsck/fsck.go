@@ -23,7 +23,7 @@ import (
 // ErrDamage: the volume is damaged (Report.Err).
 var ErrDamage = errors.New("the volume is damaged")
 
-// Options say what Fsck does besides its usual checks.
+// Options say what Check does besides its usual checks.
 type Options struct {
 	// Data reads all objects that the map needs and checks every block of them.
 	Data bool
@@ -69,7 +69,7 @@ const (
 	KindLeftover   Kind = "leftover"   // something that nothing needs
 )
 
-// Finding is one thing that Fsck found. Its JSON form is a contract, but
+// Finding is one thing that Check found. Its JSON form is a contract, but
 // for the wording of Text.
 type Finding struct {
 	Severity Severity `json:"severity"`
@@ -82,7 +82,7 @@ func (f Finding) String() string {
 	return fmt.Sprintf("%s: %s: %s: %s", f.Severity, f.Kind, f.Name, f.Text)
 }
 
-// Report is what Fsck found. Its JSON form is a contract.
+// Report is what Check found. Its JSON form is a contract.
 type Report struct {
 	UUID        layout.UUID `json:"uuid"`        // zero if the volume record cannot be read
 	Epoch       uint64      `json:"epoch"`       // of the last writer

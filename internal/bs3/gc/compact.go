@@ -25,7 +25,8 @@ type compaction struct {
 
 // Compact writes the live blocks of the objects again, so that nothing of them
 // is live any more. Objects that cannot be read, or do not verify, stay as they
-// are and in charge.
+// are and in charge. Only Run, or a test in its place, may call it. Errors:
+// device.ErrStopped, that of ctx, those of the store.
 func (g *Collector) Compact(ctx context.Context, objects []layout.ObjectInfo) (Report, error) {
 	c := &compaction{g: g}
 	defer c.drop()

@@ -122,8 +122,10 @@ func New(c Config) *Collector {
 }
 
 // Collect compacts thinly used objects, writes the checkpoints needed, and
-// deletes what is dead. One collection runs at a time; the others wait for their
-// turn. Errors: device.ErrStopped, that of ctx, those of the store.
+// deletes what is dead. One collection runs at a time; the others wait for
+// their turn. When ctx ends Collect returns, but a collection that has begun
+// goes on. It waits until Run takes it up. Errors: volume.ErrFenced,
+// device.ErrStopped, that of ctx, those of the store.
 func (g *Collector) Collect(ctx context.Context) (Report, error) {
 	reply := make(chan answer, 1)
 	select {
@@ -199,10 +201,10 @@ func (g *Collector) all(ctx context.Context) (Report, error) {
 	return report, err
 }
 
-// ByTime is a collection that nobody has asked for. It compacts only when there
-// is too much garbage. While the volume is written it leaves the checkpoints to
-// their own rhythm; on an idle one it goes on until nothing more can be deleted,
-// and then sends no request.
+// ByTime runs a periodic collection. Only Run, or a test in its place, may call
+// it. It compacts only when there is too much garbage. While the volume is
+// written it leaves the checkpoints to their own rhythm; on an idle one it goes
+// on until nothing more can be deleted, and then sends no request.
 func (g *Collector) ByTime(ctx context.Context) (report Report, err error) {
 	if most := g.c.MaxGarbage; most > 0 && most < 1 {
 		if report, err = g.Compact(ctx, g.Excess(most)); err != nil {
@@ -253,7 +255,8 @@ func (g *Collector) deletable(k checkpoint.Kept) []key.Key {
 
 // DeleteDead deletes the objects that were dead already in the older of the
 // two committed checkpoints: whichever of them an open starts from, it needs
-// none of them. Fences are never among them.
+// none of them. Fences are never among them. Only Run, or a test in its place,
+// may call it. Errors: that of ctx, those of the store.
 func (g *Collector) DeleteDead(ctx context.Context) (Report, error) {
 	var report Report
 	kept, err := g.c.Checkpoints.Kept(ctx)

@@ -28,13 +28,13 @@ func New(ctx context.Context, log zerolog.Logger) *Life {
 	return l
 }
 
-// Context ends with the life.
+// Context returns a context that ends with the life; its cause is Err.
 func (l *Life) Context() context.Context { return l.ctx }
 
-// Done is closed when the life has ended.
+// Done returns a channel that is closed when the life has ended.
 func (l *Life) Done() <-chan struct{} { return l.done }
 
-// Err returns nil while the volume serves, and then why it does not
+// Err returns nil while the volume serves, and afterwards why it stopped
 // (device.ErrStopped, wrapped).
 func (l *Life) Err() error {
 	select {
@@ -45,7 +45,8 @@ func (l *Life) Err() error {
 	}
 }
 
-// Fail ends the life because of err, and logs that. What ended it first counts.
+// Fail ends the life because of err, and logs it. If the life has ended
+// already, Fail does nothing.
 func (l *Life) Fail(err error) {
 	l.once.Do(func() {
 		l.log.Error().Err(err).Msg("the volume has failed")

@@ -6,10 +6,11 @@ import (
 	"bs3/internal/bs3/layout"
 )
 
-// LoadLeaf fills an empty leaf of the map from a checkpoint, at open, after the
-// objects of its table were added with their live counts. If an entry lies in
-// no object of the table, the checkpoint is damaged: LoadLeaf returns an error
-// and loads nothing.
+// LoadLeaf fills an empty leaf of the map from a checkpoint, at open (different
+// leaves may be loaded concurrently, while nothing else uses the map), after
+// the objects of its table were added with their live counts. If an entry lies
+// in no object of the table, the checkpoint is damaged: LoadLeaf returns an
+// error and loads nothing.
 func (p *Proxy) LoadLeaf(leaf int, entries []layout.Location) error {
 	for i, loc := range entries {
 		if !loc.Mapped() {

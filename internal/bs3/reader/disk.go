@@ -8,9 +8,6 @@ func (r *Reader) Keep(loc layout.Location, data []byte, epoch uint64) {
 	r.cachePut(miss{loc: loc, dst: data, epoch: epoch})
 }
 
-// HasCache reports whether Keep keeps anything.
-func (r *Reader) HasCache() bool { return r.c.Cache != nil || r.c.Disk != nil }
-
 // fromDisk fills what the disk cache has of the misses, and returns the rest.
 func (r *Reader) fromDisk(misses []miss) (rest []miss) {
 	for _, m := range misses {

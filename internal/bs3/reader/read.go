@@ -109,8 +109,8 @@ type miss struct {
 // blocks returns how many blocks of that many bytes m has.
 func (m miss) blocks(blockSize int) uint32 { return uint32(len(m.dst) / blockSize) }
 
-// TryRead is Read, but returns false when some of it is in the store; p is
-// undefined then.
+// TryRead is Read, but returns false unless all of it is unmapped, in chunk
+// memory or in the memory cache; the contents of p are undefined then.
 func (r *Reader) TryRead(p []byte, off int64) bool {
 	if r.c.Life.Err() != nil {
 		return false
@@ -245,8 +245,9 @@ func (r *Reader) Peek() {
 	}
 }
 
-// Allocation returns which of the n bytes at off are mapped, as
-// device.Allocator does: not necessarily of all of them.
+// Allocation describes which of the n bytes at off are mapped, in order and
+// without gaps. It may stop early, but describes at least one block if n > 0.
+// It sends no request.
 func (r *Reader) Allocation(off, n int64) []device.Extent {
 	const most = 4096 // runs looked at in one answer; the rest is asked for again
 	bs := uint64(r.c.BlockSize)

@@ -54,8 +54,8 @@ func (l *Length) Add(m Length) {
 	l.Bytes += m.Bytes
 }
 
-// LengthOf returns the length of a log of one object, of that many data blocks
-// of blockSize bytes, and records.
+// LengthOf returns the length of a log that consists of one object with that
+// many data blocks, of blockSize bytes each, and that many records.
 func LengthOf(blocks, blockSize, records int) Length {
 	return Length{1, int64(blocks*blockSize + layout.TailSize(blocks, records))}
 }

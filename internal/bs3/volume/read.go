@@ -14,6 +14,8 @@ import (
 const MaxRead = 5 << 30
 
 // ReadAll reads a whole object whose size is not known, and its version.
+// Errors: objproxy.ErrNotFound, layout.ErrDamaged (larger than MaxRead), those
+// of the store.
 func ReadAll(ctx context.Context, store objproxy.Store, name string) ([]byte, objproxy.Version, error) {
 	b := make([]byte, 64<<10)
 	for {
@@ -32,7 +34,7 @@ func ReadAll(ctx context.Context, store objproxy.Store, name string) ([]byte, ob
 }
 
 // List calls f with all objects whose names begin with prefix, a page at a
-// time.
+// time. It stops at the first error, of f or of the store, and returns it.
 func List(ctx context.Context, store objproxy.Store, prefix string, f func(page []objproxy.Info) error) error {
 	const most = 1000
 	for after := ""; ; {

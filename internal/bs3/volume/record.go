@@ -67,9 +67,10 @@ func (o *Owner) Read(ctx context.Context) (*layout.Volume, objproxy.Version, err
 	return v, version, nil
 }
 
-// Change changes the record by f, which must be idempotent. One change of a
-// process is under way at a time. ErrFenced (wrapped) if another writer holds
-// the volume.
+// Change applies f to the record and stores it. f may be called several times,
+// on a fresh record each time. Concurrent changes by one Owner wait for each
+// other. Errors: ErrFenced (another writer holds the volume), ErrRefused, that
+// of ctx, those of the store; all wrapped.
 func (o *Owner) Change(ctx context.Context, f func(*layout.Volume)) error {
 	select {
 	case o.changing <- struct{}{}:

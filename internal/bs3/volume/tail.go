@@ -75,8 +75,9 @@ func (r Tails) readOnce(ctx context.Context, k key.Key) (Tail, error) {
 }
 
 // Walk calls f for the objects of the log from p on, in order, up to its end:
-// a key that is not there, or where a leftover of another volume or of a
-// writer that was fenced before lies.
+// a key that is not there, or where a leftover of another volume or of a writer
+// that was fenced before lies. Errors: that of f, as it is; those of layout for
+// an object that does not verify; those of the store.
 func (r Tails) Walk(ctx context.Context, p Position, f func(key.Key, *layout.Object) error) error {
 	ahead := r.Ahead(ctx, p.Next)
 	defer ahead.Close()
@@ -118,7 +119,8 @@ type tailRead struct {
 // in vain, so the window grows from two with what is found.
 const mostAhead = 128
 
-// Ahead reads from k on, until Close or the end of ctx.
+// Ahead returns a LookAhead that reads from k on, until ctx ends or Close,
+// which must be called.
 func (r Tails) Ahead(ctx context.Context, k key.Key) *LookAhead {
 	a := &LookAhead{tails: r, from: k, window: 2}
 	a.ctx, a.cancel = context.WithCancel(ctx)

@@ -31,8 +31,8 @@ import (
 	"bs3/internal/bs3/wlog"
 )
 
-// Config is what a Log needs to know. All fields but the hooks are required,
-// as far as their comments do not say otherwise.
+// Config is what a Log needs to know. All fields are required but the hooks and
+// those whose comments allow zero.
 type Config struct {
 	Store objproxy.Store // must retry what may succeed later
 	Owner *volume.Owner
@@ -96,7 +96,7 @@ type Log struct {
 	}
 }
 
-// New returns the log that goes on after r. It has no chunk memory yet
+// New returns the log that continues r. It has no chunk memory yet
 // (AddSlots), and stores nothing before Start.
 func New(c Config, r Recovered) *Log {
 	l := &Log{
@@ -207,7 +207,8 @@ func (l *Log) Freeze() volume.Cut {
 	return cut
 }
 
-// Regrow adds to the growth what a Freeze took off it for nothing.
+// Regrow adds n, the Grown of a Cut, back to the growth of the log, because no
+// checkpoint came of that Cut.
 func (l *Log) Regrow(n volume.Length) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -15,10 +15,10 @@ func (l *Log) Enter() era.Visit { return l.readers.Enter() }
 // Leave ends what Enter began.
 func (l *Log) Leave(v era.Visit) { l.readers.Leave(v) }
 
-// Data returns the n blocks from loc on if they are in chunk memory, for who
-// has looked loc up since Enter. A chunk is in memory before the map shows it,
-// and until the durable key covers it: false means that the store has it for
-// good.
+// Data returns the n blocks from loc on if they are in chunk memory. The caller
+// must have looked loc up after Enter, and may use the result until Leave. A
+// chunk is in memory before the map shows it, and until the durable key covers
+// it: false means that the store has it for good.
 func (l *Log) Data(loc layout.Location, n uint32) ([]byte, bool) {
 	c := l.ring.get(loc.Key())
 	if c == nil {
@@ -57,6 +57,7 @@ func (l *Log) Gone(ctx context.Context) error { return l.readers.Gone(ctx) }
 
 // Slot returns a slot outside chunk memory, and waits until fewer than
 // heapChunks are in use. It comes back by Drop or Rewrite, or with its chunk.
+// Errors: device.ErrStopped, that of ctx.
 func (l *Log) Slot(ctx context.Context) (*wlog.Slot, error) {
 	select {
 	case l.heap <- struct{}{}:
@@ -72,7 +73,8 @@ func (l *Log) Slot(ctx context.Context) (*wlog.Slot, error) {
 func (l *Log) Drop(*wlog.Slot) { <-l.heap }
 
 // Replay writes again what an earlier writer had acknowledged. Its chunks are
-// built outside chunk memory, which what is replayed may fill.
+// built outside chunk memory, which what is replayed may fill. Errors:
+// device.ErrStopped, that of ctx.
 func (l *Log) Replay(ctx context.Context, r wlog.Entry) error {
 	for !l.tryReplay(r) {
 		slot, err := l.Slot(ctx)

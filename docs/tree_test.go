@@ -42,8 +42,8 @@ func outline(lines []string, f func(path []string)) {
 	}
 }
 
-// TestHouse compares the tree in ARCHITECTURE.md with the packages that exist.
-func TestHouse(t *testing.T) {
+// TestSourceTree compares the tree in ARCHITECTURE.md with the packages that exist.
+func TestSourceTree(t *testing.T) {
 	cmd := exec.CommandContext(t.Context(), "go", "list", "./...")
 	cmd.Dir = ".."
 	out, err := cmd.Output()
@@ -54,7 +54,7 @@ func TestHouse(t *testing.T) {
 	for p := range strings.FieldsSeq(string(out)) {
 		exist = append(exist, strings.TrimPrefix(strings.TrimPrefix(p, "bs3"), "/"))
 	}
-	outline(blocks(t, "The house")[0], func(path []string) {
+	outline(blocks(t, "The source tree")[0], func(path []string) {
 		dir := strings.TrimSuffix(strings.Join(path, ""), "/")
 		if strings.HasSuffix(dir, ".go") {
 			dir = ""
