@@ -246,7 +246,7 @@ func (o *opening) readyLog(ctx context.Context, e *Engine, recorded *layout.Loca
 		return context.Cause(ctx)
 	}
 	if err != nil {
-		o.log.Error().Err(err).Msg("there is no local log: every flush waits for the store")
+		o.log.Error().Err(err).Msg("the local log has failed: every flush waits for the store")
 		e.log.UseLocalLog(nil, err)
 		return o.recordLog(ctx, e, recorded, nil)
 	}
