@@ -173,21 +173,22 @@ var rulesOut = []ruleOut{
 		if err := log.Replay(ctx, r, o.files.memory); err != nil {
 `}, {"writer/memory.go", `
 func (l *Log) Replay(ctx context.Context, r wlog.Entry) error {
-	for !l.tryReplay(r) {
-		slot, err := l.Slot(ctx)
 `, `
 func (l *Log) Replay(ctx context.Context, r wlog.Entry, memory *wlog.Memory) error {
-	for !l.tryReplay(r) {
-		var slot *wlog.Slot
-		var err error
-		for _, s := range memory.Slots() {
-			if s.Count() == 0 {
-				slot = s
+`}, {"writer/memory.go", `
+		if slot, err = l.Slot(ctx); err != nil {
+`, `
+		for slot = nil; slot == nil && err == nil; {
+			for _, s := range memory.Slots() {
+				if s.Count() == 0 {
+					slot = s
+				}
+			}
+			if slot == nil {
+				err = objproxy.Sleep(ctx, time.Second)
 			}
 		}
-		for slot == nil && err == nil {
-			err = objproxy.Sleep(ctx, time.Second)
-		}
+		if err != nil {
 `}, {"writer/memory.go", `
 import (
 	"context"
@@ -302,14 +303,14 @@ func (o *opening) claim(ctx context.Context) (*layout.Volume, error) {
 	return nil
 `}}},
 	{"CACHED", "(with the epoch of what is cached) the disk cache takes an object when it is stored", []ruleEdit{{"writer/durable.go", `
-	for _, c := range l.advance(c, took) {
+	var few [4]*chunk
 `, `
 	l.keep(c)
-	for _, c := range l.advance(c, took) {
+	var few [4]*chunk
 `}, {"reader/disk.go", `
-		if m.epoch = r.c.Memory.Epoch(m.loc.Key()); m.epoch == 0 { // collected meanwhile
+			m.epoch = r.c.Memory.Epoch(m.loc.Key())
 `, `
-		if m.epoch = min(1, r.c.Memory.Epoch(m.loc.Key())); m.epoch == 0 {
+			m.epoch = min(1, r.c.Memory.Epoch(m.loc.Key()))
 `}, {"reader/disk.go", `
 		r.c.Disk.Put(m.loc, m.epoch, m.dst)
 `, `

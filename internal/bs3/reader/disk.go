@@ -10,8 +10,13 @@ func (r *Reader) Keep(loc layout.Location, data []byte, epoch uint64) {
 
 // fromDisk fills what the disk cache has of the misses, and returns the rest.
 func (r *Reader) fromDisk(misses []miss) (rest []miss) {
+	var last miss // neighbours often lie in one object
 	for _, m := range misses {
-		if m.epoch = r.c.Memory.Epoch(m.loc.Key()); m.epoch == 0 { // collected meanwhile
+		if m.epoch = last.epoch; last.epoch == 0 || m.loc.Key() != last.loc.Key() {
+			m.epoch = r.c.Memory.Epoch(m.loc.Key())
+		}
+		last = m
+		if m.epoch == 0 { // collected meanwhile
 			rest = append(rest, m)
 			continue
 		}

@@ -11,16 +11,17 @@ import (
 // stored notes that c is in the store, moves the durable key on as far as it
 // goes, and releases what it covers now. The put took that long.
 func (l *Log) stored(c *chunk, took time.Duration) {
-	for _, c := range l.advance(c, took) {
+	var few [4]*chunk
+	for _, c := range l.advance(few[:0], c, took) {
 		l.keep(c)
 		l.ring.at(c.obj.Key).CompareAndSwap(c, nil) // a newer chunk may have the place
 		l.unref(c)
 	}
 }
 
-// advance notes that c is stored, and returns the chunks that the durable key
-// covers for the first time.
-func (l *Log) advance(c *chunk, took time.Duration) (covered []*chunk) {
+// advance notes that c is stored, and appends to covered the chunks that the
+// durable key covers for the first time.
+func (l *Log) advance(covered []*chunk, c *chunk, took time.Duration) []*chunk {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	m := &l.mu
@@ -88,7 +89,7 @@ func (l *Log) unref(c *chunk) {
 	l.readers.Retire(func() {
 		l.mu.Lock()
 		defer l.mu.Unlock()
-		l.inMemory.Done()
+		defer l.inMemory.Done() // nobody looks at the slot after that
 		if !c.slot.Pooled() {
 			<-l.heap
 			return

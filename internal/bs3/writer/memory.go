@@ -76,29 +76,30 @@ func (l *Log) Drop(*wlog.Slot) { <-l.heap }
 // built outside chunk memory, which what is replayed may fill. Errors:
 // device.ErrStopped, that of ctx.
 func (l *Log) Replay(ctx context.Context, r wlog.Entry) error {
-	for !l.tryReplay(r) {
-		slot, err := l.Slot(ctx)
-		if err != nil {
+	var slot *wlog.Slot
+	for !l.tryReplay(r, slot) {
+		var err error
+		if slot, err = l.Slot(ctx); err != nil {
 			return err
 		}
-		l.mu.Lock()
-		l.begin(slot)
-		l.mu.Unlock()
 	}
 	return nil
 }
 
-// tryReplay appends r to the open chunk. If that has no room it is sealed.
-func (l *Log) tryReplay(r wlog.Entry) bool {
+// tryReplay appends r to the open chunk, or to one that it opens on slot, if
+// that is not nil. If there is no room, what is open is sealed.
+func (l *Log) tryReplay(r wlog.Entry, slot *wlog.Slot) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if slot != nil {
+		l.begin(slot)
+	}
 	if !l.room(len(r.CRCs)) {
 		l.seal()
 		return false
 	}
 	if r.Kind == layout.KindZero {
-		l.addRecord(layout.Record{Block: r.Block, Blocks: r.Blocks, Kind: layout.KindZero}, nil, nil)
-		for u := l.mu.maps.Zero(r.Block, uint64(r.Blocks)); !l.mu.maps.Settle(u); {
+		for u := l.zero(r.Block, uint64(r.Blocks)); !l.mu.maps.Settle(u); {
 			continue
 		}
 		return true

@@ -30,7 +30,7 @@ const (
 
 // newLog returns the log of an empty volume in a memory store, which has a
 // record that names its writer.
-func newLog(t *testing.T) *Log {
+func newLog(t *testing.T, change ...func(*Config)) *Log {
 	t.Helper()
 	store := objtest.NewMemory()
 	v := &layout.Volume{
@@ -48,6 +48,9 @@ func newLog(t *testing.T) *Log {
 		Store: store, Owner: volume.NewOwner(v.UUID, 1, v.Writer.Nonce, store, zerolog.Nop()),
 		Life: life.New(t.Context(), zerolog.Nop()), Log: zerolog.Nop(),
 		BlockSize: testBlock, ChunkBlocks: testChunk, Slots: testSlots, Durable: true, Uploaders: 4,
+	}
+	for _, f := range change {
+		f(&c)
 	}
 	r := Recovered{Map: mapproxy.New(testBlocks), Seq: 1}
 	r.Map.AddObject(layout.ObjectInfo{Key: 0, Epoch: 1, Fence: true})
@@ -156,5 +159,32 @@ func TestProbeOfStuckLog(t *testing.T) {
 	l.mu.Unlock()
 	if err := probe(); err != nil {
 		t.Error(err)
+	}
+}
+
+// A chunk that is opened to replay a write has that write when it is sealed,
+// however soon it lingers for too long.
+func TestReplayMakesNoEmptyObjects(t *testing.T) {
+	l := newLog(t, func(c *Config) { c.Linger = 1 })
+	data := make([]byte, testBlock)
+	crcs := []uint32{layout.CRC(data)}
+	for i := range uint64(2000) {
+		e := wlog.Entry{Record: layout.Record{Seq: 1 + i, Block: i % testBlocks, Blocks: 1, Kind: layout.KindWrite}, Data: data, CRCs: crcs}
+		if err := l.Replay(t.Context(), e); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := l.FlushToStore(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	tails := volume.Tails{Store: l.c.Store, UUID: l.c.Owner.UUID, ChunkBlocks: testChunk}
+	for k := key.Key(1); k < l.Now().Next; k++ {
+		tail, err := tails.Read(t.Context(), k)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(tail.Object.Records) == 0 {
+			t.Errorf("object %d holds nothing", k)
+		}
 	}
 }
