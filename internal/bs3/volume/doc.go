@@ -26,7 +26,7 @@ var (
 	// good; what it acknowledged and did not store is lost to the volume.
 	ErrFenced = errors.New("fenced")
 	// ErrRefused: the volume, or what lies where it should, does not fit what
-	// was asked for. Nothing was changed; a person has to decide.
+	// was asked for. No data was changed; a person has to decide.
 	ErrRefused = errors.New("refused")
 	// ErrStore: the store could not be used within the time that an open gives it.
 	ErrStore = errors.New("the store cannot be used")
