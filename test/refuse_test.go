@@ -2,6 +2,7 @@ package test
 
 import (
 	"bytes"
+	"fmt"
 	"net"
 	"os"
 	"path/filepath"
@@ -15,6 +16,7 @@ import (
 
 const (
 	exitOther   = 1
+	exitDamage  = 65
 	exitRefused = 78
 )
 
@@ -138,6 +140,56 @@ func TestDamagedStore(t *testing.T) {
 			v.start().stop() // nothing else was harmed
 		})
 	}
+}
+
+// A block with one wrong bit in the store is neither served, nor overwritten in
+// part, which would make its damage valid; what lies beside it is served.
+func TestDamagedBlock(t *testing.T) {
+	const eio, damaged = 5, 6 // of NBD; the block
+	v := newVolume(t, onVersitygw).with("read.cache_size", 0)
+	d := v.start()
+	c := dial(t, v.socket)
+	data := randomBytes(16 * 4096)
+	c.write(0, data)
+	c.flush()
+	d.stop()
+	bucket, name := v.bucket(), "vol/"+key.Key(1).Name()
+	object := bucket.get(t, name)
+	bad := bytes.Clone(object)
+	bad[bytes.Index(bad, data[damaged*4096:][:100])+50] ^= 1
+	bucket.put(t, name, bad)
+
+	d = v.start()
+	c = dial(t, v.socket)
+	fails := func(what string, q *request) {
+		t.Helper()
+		if _, err := q.wait(); err == nil || !strings.Contains(err.Error(), fmt.Sprint(eio)) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	fails("read", c.send(nbdRead, damaged*4096, 4096, nil))
+	fails("read of more", c.send(nbdRead, 0, len(data), nil))
+	fails("write of one byte", c.send(nbdWrite, damaged*4096+9, 1, []byte{1}))
+	c.flush()
+	if !bytes.Equal(c.read(0, damaged*4096), data[:damaged*4096]) || !bytes.Equal(c.read((damaged+1)*4096, 4096), data[(damaged+1)*4096:][:4096]) {
+		t.Error("other blocks of the object are not right")
+	}
+	line := d.expect("data is damaged")
+	for _, want := range []string{"object 1 ", fmt.Sprintf("block %d of the volume", damaged), "bs3 fsck --data"} {
+		if !strings.Contains(line, want) {
+			t.Errorf("the log does not say %q: %s", want, line)
+		}
+	}
+	if code, out, errs := run(t, v.command("fsck", "--data")); code != exitDamage || !strings.Contains(out+errs, fmt.Sprintf("block %d of the volume", damaged)) {
+		t.Errorf("fsck: exit code %d\n%s%s", code, out, errs)
+	}
+	c.write(damaged*4096, data[:4096]) // all of it
+	copy(data[damaged*4096:], data[:4096])
+	c.flush()
+	if !bytes.Equal(c.read(0, len(data)), data) {
+		t.Error("a block that was written anew is not right")
+	}
+	d.stop()
 }
 
 // A daemon that waits for a store which it cannot reach names it, and can be

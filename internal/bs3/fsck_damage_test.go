@@ -13,6 +13,7 @@ import (
 	"bs3/internal/bs3/fsck"
 	"bs3/internal/bs3/key"
 	"bs3/internal/bs3/layout"
+	"bs3/internal/bs3/layout/layouttest"
 	"bs3/internal/bs3/objproxy"
 	"bs3/internal/bs3/objproxy/objtest"
 	"bs3/internal/bs3/volume"
@@ -158,7 +159,7 @@ func TestFsckFindsBytesAndLosses(t *testing.T) {
 			k, err := key.Parse(o.Name)
 			isObject, data := err == nil, 0
 			if isObject {
-				data = len(tailOf(t, d, k).CRCs) * blockSize
+				data = int(tailOf(t, d, k).DataSize())
 			}
 			for _, at := range []int{data, (data + len(b)) / 2, len(b) - 100} {
 				if at < 0 {
@@ -252,8 +253,11 @@ func (d *damaged) edit(t *testing.T, k key.Key, change func(o *layout.Object)) {
 	o := tailOf(t, d, k)
 	change(o)
 	b := get(t, d, k.Name())
-	put(t, d, k.Name(), layout.AppendTail(slices.Clone(b[:len(o.CRCs)*blockSize]), o))
+	put(t, d, k.Name(), layout.AppendTail(slices.Clone(b[:o.DataSize()]), o))
 }
+
+// emptyFence makes a fence of o.
+func emptyFence(o *layout.Object) { o.Fence, o.Records, o.Blocks, o.Sum = true, nil, 0, 0 }
 
 // putCheckpoint stores one of the two checkpoints again.
 func (d *damaged) putCheckpoint(t *testing.T, i int, c *layout.Checkpoint) {
@@ -303,7 +307,7 @@ func (d *damaged) choose(t *testing.T, from, to key.Key, suits func(*layout.Obje
 	return 0
 }
 
-func hasData(o *layout.Object) bool { return len(o.CRCs) > 0 && o.Records[0].Kind == layout.KindWrite }
+func hasData(o *layout.Object) bool { return o.Blocks > 0 && o.Records[0].Kind == layout.KindWrite }
 func hasMoves(o *layout.Object) bool {
 	return len(o.Records) > 0 && o.Records[0].Kind == layout.KindMove
 }
@@ -495,7 +499,7 @@ func TestFsckFindsWhatChecksumsDoNot(t *testing.T) {
 			d.edit(t, d.last, func(o *layout.Object) { o.Epoch++ })
 		}, fsck.KindObject, base.last.Name()},
 		"a fence within an epoch": {func(t *testing.T, d *damaged) {
-			d.edit(t, inLog, func(o *layout.Object) { o.Fence, o.Records, o.CRCs = true, nil, nil })
+			d.edit(t, inLog, func(o *layout.Object) { emptyFence(o) })
 		}, fsck.KindObject, inLog.Name()},
 		"an object of another writer": {func(t *testing.T, d *damaged) {
 			d.edit(t, inLog, func(o *layout.Object) { o.Nonce = layout.NewNonce() })
@@ -528,20 +532,23 @@ func TestFsckFindsWhatChecksumsDoNot(t *testing.T) {
 			o := tailOf(t, d, inLog)
 			o.Records = []layout.Record{{Block: 3, Blocks: 1, Kind: layout.KindMove, Source: layout.Loc(below, 7)}}
 			b := get(t, d, inLog.Name())
-			put(t, d, inLog.Name(), layout.AppendTail(slices.Clone(b[:len(o.CRCs)*blockSize]), o))
+			put(t, d, inLog.Name(), layout.AppendTail(slices.Clone(b[:o.DataSize()]), o))
 		}, fsck.KindMap, inLog.Name()},
 		"blocks of another size": {func(t *testing.T, d *damaged) {
-			d.edit(t, below, func(o *layout.Object) { o.BlockSize, o.CRCs, o.Records = 4096, nil, nil })
+			d.edit(t, below, func(o *layout.Object) {
+				emptyFence(o)
+				o.BlockSize, o.Fence = 4096, false
+			})
 		}, fsck.KindObject, below.Name()},
 		"more blocks than a chunk": {func(t *testing.T, d *damaged) {
 			o := tailOf(t, d, inLog)
-			o.CRCs = append(o.CRCs, make([]uint32, 8)...)
-			put(t, d, inLog.Name(), layout.AppendTail(make([]byte, len(o.CRCs)*blockSize), o))
+			o.Blocks += 8
+			put(t, d, inLog.Name(), layout.AppendTail(make([]byte, o.DataSize()), o))
 		}, fsck.KindObject, inLog.Name()},
 		"data": {func(t *testing.T, d *damaged) {
 			b := slices.Clone(get(t, d, moved.Name()))
-			for i := range tailOf(t, d, moved).CRCs {
-				b[i*blockSize+5] ^= 1
+			for i := range tailOf(t, d, moved).Blocks {
+				b[int(i)*layout.Stride(blockSize)+5] ^= 1
 			}
 			put(t, d, moved.Name(), b)
 		}, fsck.KindData, moved.Name()},
@@ -565,7 +572,8 @@ func TestFsckFindsWhatChecksumsDoNot(t *testing.T) {
 			d.volume.Epoch++
 			putRecord(t, d, d.volume)
 			d.edit(t, d.last, func(o *layout.Object) {
-				o.Epoch, o.Fence, o.Records, o.CRCs = d.volume.Epoch, true, nil, nil
+				emptyFence(o)
+				o.Epoch = d.volume.Epoch
 			})
 			del(t, d, inLog.Name())
 		}, fsck.KindMissing, inLog.Name()},
@@ -725,18 +733,17 @@ func TestFsckLongLog(t *testing.T) {
 	const last = 20_000_000
 	memory := objtest.NewMemory()
 	uuid, nonce := layout.NewUUID(), layout.NewNonce()
-	data := make([]byte, 2*blockSize)
+	stored := layouttest.Stored(uuid, last, 0, make([]byte, 2*blockSize), blockSize)
 	footer := layout.Footer{UUID: uuid, Nonce: nonce, Epoch: 1, FirstSeq: 7, BlockSize: blockSize}
 	fence := &layout.Object{Footer: footer}
 	fence.Key, fence.Fence = 3, true
 	put(t, memory, fence.Key.Name(), layout.AppendTail(nil, fence))
 	o := &layout.Object{
 		Footer:  footer,
-		CRCs:    []uint32{layout.CRC(data[:blockSize]), layout.CRC(data[blockSize:])},
 		Records: []layout.Record{{Block: 5, Blocks: 2, Kind: layout.KindWrite, Seq: 7}},
 	}
-	o.Key = last
-	put(t, memory, o.Key.Name(), layout.AppendTail(data, o))
+	o.Key, o.Blocks, o.Sum = last, 2, layout.AddSum(0, stored, blockSize)
+	put(t, memory, o.Key.Name(), layout.AppendTail(stored, o))
 
 	d := &damaged{Memory: memory, volume: &layout.Volume{
 		UUID: uuid, Generation: 1, BlockSize: blockSize, Size: 100 * blockSize, LargestSize: 100 * blockSize, ChunkSize: 8 * blockSize,

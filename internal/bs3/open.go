@@ -177,7 +177,7 @@ func (o *opening) engine(ctx context.Context, r *recovered) *Engine {
 	}
 	e.log = writer.New(c, r.Recovered)
 	e.reader = reader.New(reader.Config{
-		Store: opts.Store, Map: e.log.View(), Memory: e.log, Life: e.life, Log: o.log,
+		Store: opts.Store, UUID: e.owner.UUID, Map: e.log.View(), Memory: e.log, Life: e.life, Log: o.log,
 		BlockSize: opts.BlockSize, Size: opts.Size, ChunkSize: opts.ChunkSize,
 		Cache: o.cache, Disk: disk,
 		Readahead: opts.Readahead, CacheSize: opts.ReadCache, Downloaders: opts.Downloaders,

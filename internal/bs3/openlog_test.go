@@ -110,7 +110,7 @@ func TestLogDamage(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	for name, at := range map[string]int64{"header": 20, "frame": simPage + 50, "data": 2*simPage + 50} {
+	for name, at := range map[string]int64{"header": 20, "frame": simPage + 50, "data": simPage + 250} {
 		t.Run(name, func(t *testing.T) {
 			inRuleWorld(t, func(t *testing.T, w *ruleWorld) {
 				a := w.open("a", w.local("a"))

@@ -244,7 +244,7 @@ func TestAllocationIsBounded(t *testing.T) {
 func TestCompactionOfForeignObject(t *testing.T) {
 	for what, change := range map[string]func(o *layout.Object){
 		"a record beyond the volume": func(o *layout.Object) { o.Records[0].Block = 1 << 40 },
-		"another block size":         func(o *layout.Object) { o.BlockSize, o.CRCs = 512, make([]uint32, 20) },
+		"another block size":         func(o *layout.Object) { o.BlockSize, o.Blocks = 512, 20 },
 	} {
 		t.Run(what, func(t *testing.T) {
 			const bs = 4096
@@ -264,7 +264,7 @@ func TestCompactionOfForeignObject(t *testing.T) {
 				t.Fatal(err)
 			}
 			change(thin.Object)
-			b := layout.AppendTail(make([]byte, len(thin.Object.CRCs)*int(thin.Object.BlockSize)), thin.Object)
+			b := layout.AppendTail(make([]byte, thin.Object.DataSize()), thin.Object)
 			if _, err := o.Store.Put(t.Context(), key.Key(1).Name(), objproxy.Body{Data: b}, objproxy.Condition{}); err != nil {
 				t.Fatal(err)
 			}

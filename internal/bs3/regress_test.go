@@ -2,7 +2,6 @@ package bs3_test
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"math/rand/v2"
 	"os"
@@ -128,7 +127,7 @@ func TestPowerLossAfterRestart(t *testing.T) {
 	// The disk has the old page of each slot that was only cleared since.
 	size := int(layout.SlotOffsets(8, blockSize).Size)
 	for at := layout.MemoryHeaderSize; at < len(after); at += size {
-		if binary.LittleEndian.Uint32(after[at+layout.SlotCountOffset:]) == 0 {
+		if n, _ := layout.SlotCount(after[at:]); n == 0 {
 			copy(after[at:at+size], before[at:at+size])
 		}
 	}

@@ -14,7 +14,7 @@ import (
 )
 
 // logFrames is a size of the local log: so many frames of one or two blocks.
-func logFrames(n int64) int64 { return n * 2 * simPage }
+func logFrames(n int64) int64 { return n * simPage }
 
 // local is a change of options: the mode of the local log, on the disk of the
 // host.

@@ -143,22 +143,22 @@ var rulesOut = []ruleOut{
 `}}},
 	{"MEMDUR", "what is stored is read from the store, also above the durable key", []ruleEdit{{"writer/memory.go", `
 	if c == nil {
-		return nil, false
+		return false
 	}
-	return c.slot.Data`, `
+	c.slot.Read`, `
 	if c == nil || c.stored {
-		return nil, false
+		return false
 	}
-	return c.slot.Data`}}},
+	c.slot.Read`}}},
 	{"SLOTDUR", "a slot is free when its chunk is stored", []ruleEdit{{"writer/memory.go", `
 	if c == nil {
-		return nil, false
+		return false
 	}
-	return c.slot.Data`, `
+	c.slot.Read`, `
 	if c == nil || c.stored {
-		return nil, false
+		return false
 	}
-	return c.slot.Data`}, {"writer/durable.go", `
+	c.slot.Read`}, {"writer/durable.go", `
 		l.ring.at(c.obj.Key).CompareAndSwap(c, nil) // a newer chunk may have the place
 		l.unref(c)
 	}
@@ -312,7 +312,7 @@ func (o *opening) claim(ctx context.Context) (*layout.Volume, error) {
 `, `
 			m.epoch = min(1, r.c.Memory.Epoch(m.loc.Key()))
 `}, {"reader/disk.go", `
-		r.c.Disk.Put(m.loc, m.epoch, m.dst)
+		r.c.Disk.Put(m.loc, m.epoch, stored)
 `, `
 		r.c.Disk.Put(m.loc, 1, m.dst)
 `}}},
@@ -458,5 +458,55 @@ func (e *Readers) Retire(f func()) { f() }
 			return false, next, fmt.Errorf("%w: object %d has epoch %d, ours is %d", volume.ErrFenced, k, theirs.Epoch, o.Epoch)
 `, `
 			return true, next, nil
+`}}},
+	{"VREAD", "what the store returns to a read is believed", []ruleEdit{{"reader/fetch.go", `
+			err = r.verify(g, stored)
+`, `
+			_ = r.verify(g, stored)
+`}}},
+	{"VAGAIN", "a wrong answer to a read is not asked for again", []ruleEdit{{"reader/fetch.go", `
+		if again {
+`, `
+		if true {
+`}}},
+	{"VPLACE", "a check value does not cover the place of its block", []ruleEdit{{"layout/check.go", `
+	return crc32.Update(crc, castagnoli, c.place[:])
+`, `
+	return crc
+`}}},
+	{"VMOVE", "the collector moves what it has not verified", []ruleEdit{{"gc/compact.go", `
+			if m.CRC, ok = checks.Verify(index, stored); !ok {
+`, `
+			if m.CRC, ok = checks.Verify(index, stored); !ok && index > layout.MaxIndex {
+`}}},
+	{"VDISK", "what the disk cache returns is believed", []ruleEdit{{"rcache/disk.go", `
+			if checks.Value(loc.Index()+uint32(i), layout.CRC(dst[i*bs:][:bs])) != t.set.Entries[place].Check {
+`, `
+			if place < 0 {
+`}}},
+	{"VDROP", "what does not verify stays in the disk cache", []ruleEdit{{"rcache/disk.go", `
+		d.enqueue(diskJob{loc: l, epoch: epoch, drop: true})
+`, `
+		_ = l
+`}}},
+	{"VMEM", "the blocks of chunk memory are replayed as they are", []ruleEdit{{"wlog/slot.go", `
+		if crcs[b], ok = s.checks.Verify(s.blocks+uint32(b), stored[b*stride:][:stride]); !ok {
+`, `
+		if crcs[b], ok = s.checks.Verify(s.blocks+uint32(b), stored[b*stride:][:stride]); !ok && n == 0 {
+`}}},
+	{"VCOUNT", "the count of a slot is believed", []ruleEdit{{"layout/memory.go", `
+	return n, uint32(both>>32) == ^n
+`, `
+	return n, true
+`}}},
+	{"VLOG", "the blocks of the local log are replayed as they are", []ruleEdit{{"wlog/logread.go", `
+	crcs, err := f.VerifyData(data)
+	return f, data, crcs, err
+`, `
+	crcs := make([]uint32, f.Blocks)
+	for i := range crcs {
+		crcs[i] = layout.CRC(data[i*layout.Stride(int(f.BlockSize)):][:f.BlockSize])
+	}
+	return f, data, crcs, nil
 `}}},
 }

@@ -16,6 +16,7 @@ import (
 	"bs3/internal/bs3"
 	"bs3/internal/bs3/key"
 	"bs3/internal/bs3/layout"
+	"bs3/internal/bs3/layout/layouttest"
 	"bs3/internal/bs3/objproxy"
 	"bs3/internal/bs3/objproxy/objtest"
 )
@@ -68,16 +69,14 @@ func BenchmarkOpenLog(b *testing.B) {
 	putVolume(b, memory, uuid, size)
 	rnd := rand.New(rand.NewPCG(1, 1))
 	data := make([]byte, writes*4096)
-	crcs := make([]uint32, writes)
-	for i := range crcs {
-		crcs[i] = layout.CRC(data[:4096])
-	}
 	for k := range key.Key(objects) {
-		o := &layout.Object{Footer: layout.Footer{UUID: uuid, Nonce: nonce, Key: k, Epoch: 1, FirstSeq: 1 + uint64(k)*writes, BlockSize: 4096}, CRCs: crcs}
+		o := &layout.Object{Footer: layout.Footer{UUID: uuid, Nonce: nonce, Key: k, Epoch: 1, FirstSeq: 1 + uint64(k)*writes, BlockSize: 4096, Blocks: writes}}
 		for i := range uint32(writes) {
 			o.Records = append(o.Records, layout.Record{Block: rnd.Uint64N(size / 4096), Blocks: 1, Kind: layout.KindWrite, Index: i, Seq: o.FirstSeq + uint64(i)})
 		}
-		mustPut(b, memory, k.Name(), layout.AppendTail(data[:len(data):len(data)], o))
+		stored := layouttest.Stored(uuid, k, 0, data, 4096)
+		o.Sum = layout.AddSum(0, stored, 4096)
+		mustPut(b, memory, k.Name(), layout.AppendTail(stored, o))
 	}
 	open := func(store objproxy.Store) time.Duration {
 		o := bigOptions(b, store, size)

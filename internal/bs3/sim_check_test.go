@@ -214,7 +214,7 @@ func (w *simWorld) observePut(by, name string, data []byte) {
 		case layout.KindZero:
 			now.recs = append(now.recs, simRec{block: r.Block, n: r.Blocks})
 		default:
-			stamp, err := simRead(data[int(r.Index)*simBlockSize:][:simBlockSize], r.Block)
+			stamp, err := simRead(data[int(r.Index)*layout.Stride(simBlockSize):][:simBlockSize], r.Block)
 			if err != nil {
 				w.failLocked("%s stored object %d: %v", by, k, err)
 			}
@@ -361,6 +361,8 @@ func (w *simWorld) readDone(s *simSession, n int, block uint64, p []byte, err er
 		case errors.Is(err, objproxy.ErrNotFound) && w.owner(s):
 			w.failLocked("GONE: e%d read of block %d: %v", s.epoch, block, err)
 		case errors.Is(err, objproxy.ErrNotFound): // a successor may collect what a zombie still maps
+		case volume.IsUnreadable(err) && s.d.wire.lied():
+			w.count["reads of wrong answers"]++
 		default:
 			w.failLocked("ERROR: e%d read of block %d: %v", s.epoch, block, err)
 		}
@@ -449,8 +451,9 @@ func (w *simWorld) damage(r func(n int) int) {
 	_, _ = w.store.Put(ctx, name, objproxy.Body{Data: b}, objproxy.Condition{}) // nor does this
 }
 
-// fsck checks the store as bs3 fsck does, beside those who write.
-func (w *simWorld) fsck(store objproxy.Store, data bool) {
+// fsck checks the store as bs3 fsck does, beside those who write. wire is the
+// way there, if it may lie.
+func (w *simWorld) fsck(wire *simWire, store objproxy.Store, data bool) {
 	w.mu.Lock()
 	damaged, damages := w.damaged, w.count["checkpoints damaged"]
 	made := len(w.claims) > 0
@@ -461,7 +464,7 @@ func (w *simWorld) fsck(store objproxy.Store, data bool) {
 	report, err := fsck.Check(context.Background(), store, fsck.Options{Data: data})
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if damaged != "" || damages != w.count["checkpoints damaged"] {
+	if damaged != "" || damages != w.count["checkpoints damaged"] || wire != nil && wire.lied() {
 		return
 	}
 	switch {

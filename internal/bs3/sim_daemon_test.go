@@ -145,6 +145,8 @@ func (d *simDaemon) openReturned(e *Engine, err error) {
 		case errors.Is(err, volume.ErrRefused) && w.spoiled:
 		case errors.Is(err, volume.ErrRefused) && !d.takeover:
 			w.count["refused"]++
+		case volume.IsUnreadable(err) && d.wire.lied():
+			w.count["opens of wrong answers"]++
 		default:
 			w.failLocked("OPEN: %s: %v", d.name, err)
 		}

@@ -102,6 +102,9 @@ func newSimRun(seed uint64) *simRun {
 		fail: 0.03 * rough, refuse: 0.005 * rough, lost: 0.06 * rough, late: 0.06 * rough, slow: 0.03 * rough, half: 0.2 * rough,
 		outlive: share(0, 0.6, 0.6), stall: share(0, 0.004, 0.02),
 	}
+	if lies := rand.New(rand.NewPCG(seed, 0x11e5)); lies.IntN(3) == 0 {
+		run.net.wrong = 0.01
+	}
 	profile := r.IntN(3)
 	run.solo = profile == 1 && r.IntN(3) > 0
 	for range 3 {
@@ -471,7 +474,7 @@ func (run *simRun) damage(w *simWorld, op simOp) { w.damage(w.random("damage", o
 func (run *simRun) fsck(w *simWorld, op simOp) {
 	c := w.newWire(fmt.Sprintf("fsck%x", op.bits[0]))
 	w.late.Go(func() {
-		w.fsck(objproxy.NewRetry(c, objproxy.RetryOptions{First: time.Millisecond, Max: 20 * time.Millisecond, Random: func() float64 { return 0.5 }}), op.bits[1]%2 == 0)
+		w.fsck(c, objproxy.NewRetry(c, objproxy.RetryOptions{First: time.Millisecond, Max: 20 * time.Millisecond, Random: func() float64 { return 0.5 }}), op.bits[1]%2 == 0)
 	})
 }
 
@@ -554,7 +557,7 @@ func (run *simRun) settle(w *simWorld, d *simDaemon) {
 		w.log("gc of %s: %+v", d.name, report)
 	}
 	w.checkBases(d.e)
-	w.fsck(w.store, true)
+	w.fsck(nil, w.store, true)
 	for _, r := range simRegions {
 		d.read(r.from, r.n, 0)
 		w.pass(1)

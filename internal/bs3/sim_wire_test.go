@@ -1,6 +1,7 @@
 package bs3
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -33,10 +34,11 @@ type simWire struct {
 	paused time.Time         // until then the process does nothing
 	outage time.Time         // until then the store answers 503
 	fought map[string]bool   // names at which it found somebody else
+	lies   map[string]int    // wrong answers, by name
 }
 
 func (w *simWorld) newWire(name string) *simWire {
-	return &simWire{w: w, name: name, dead: make(chan struct{}), nth: make(map[string]uint64), fought: make(map[string]bool)}
+	return &simWire{w: w, name: name, dead: make(chan struct{}), nth: make(map[string]uint64), fought: make(map[string]bool), lies: make(map[string]int)}
 }
 
 func (c *simWire) pause(d time.Duration) {
@@ -51,6 +53,19 @@ func (c *simWire) pausedUntil() time.Time {
 	return c.paused
 }
 
+// lied reports whether an object was answered wrongly so often that asking
+// again did not help.
+func (c *simWire) lied() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, n := range c.lies {
+		if n > 1 {
+			return true
+		}
+	}
+	return false
+}
+
 func (c *simWire) breakFor(d time.Duration) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -61,7 +76,7 @@ func (c *simWire) breakFor(d time.Duration) {
 type simFate struct {
 	there, back, lateBy, spread            time.Duration
 	fail, refuse, lost, late, half, outage bool
-	outlive, bodyStaysOpen                 bool
+	outlive, bodyStaysOpen, wrong          bool
 	stall                                  float64 // below the run's share: it stops
 	stallFor                               time.Duration
 	r                                      *rand.Rand
@@ -100,6 +115,7 @@ func (c *simWire) draw(op objtest.Op) simFate {
 	}
 	f.outlive = op.Changes() && r.Float64() < net.outlive
 	f.bodyStaysOpen = r.IntN(2) == 0
+	f.wrong = op.Kind == objtest.Get && net.wrong > 0 && c.w.random("lie "+c.name+" "+what, nth).Float64() < net.wrong
 	f.stall = r.Float64()
 	f.stallFor = upTo([]time.Duration{10 * time.Millisecond, 100 * time.Millisecond, time.Second}[r.IntN(3)])
 	return f
@@ -350,16 +366,56 @@ func (c *simWire) put(name string, data []byte, cond objproxy.Condition, late st
 func (c *simWire) Get(ctx context.Context, name string, p []byte, off int64) (int, objproxy.Info, error) {
 	var n int
 	var info objproxy.Info
-	err := c.call(ctx, objtest.Op{Kind: objtest.Get, Name: name, Bytes: int64(len(p)), Off: off}, func(simFate) (err error) {
+	err := c.call(ctx, objtest.Op{Kind: objtest.Get, Name: name, Bytes: int64(len(p)), Off: off}, func(f simFate) (err error) {
 		c.w.mu.Lock()
 		defer c.w.mu.Unlock()
 		c.w.requests++
 		n, info, err = c.w.store.Get(context.Background(), name, p, off)
 		c.w.logLocked("%s get %s: %t", c.name, simName(name), err == nil)
+		if err == nil && f.wrong {
+			n, info, err = c.lie(f.r, name, p[:n], off, info)
+		}
 		return err
 	}, nil)
 	if err != nil {
 		return 0, objproxy.Info{}, err
+	}
+	return n, info, nil
+}
+
+// lie makes the right answer to a get, p with info, a wrong one. Under the
+// world's mutex.
+func (c *simWire) lie(r *rand.Rand, name string, p []byte, off int64, info objproxy.Info) (int, objproxy.Info, error) {
+	c.mu.Lock()
+	c.lies[name]++
+	c.mu.Unlock()
+	c.w.count["wrong answers"]++
+	ctx := context.Background()
+	what := [...]string{"a flipped bit", "another range", "another object", "cut"}[r.IntN(4)]
+	c.w.logLocked("%s is answered wrongly: %s", c.name, what)
+	right, n := slices.Clone(p), len(p)
+	switch what {
+	case "another range":
+		_, _, _ = c.w.store.Get(ctx, name, p, max(0, off+int64(r.IntN(3)-1)*int64(layout.Stride(simBlockSize)))) // as far as it is there
+	case "another object":
+		others, _ := c.w.store.List(ctx, "", "", 1000) // it never fails
+		other := others[r.IntN(len(others))]
+		m, itself, err := c.w.store.Get(ctx, other.Name, p, off)
+		if err == nil && off < 0 {
+			n = m
+		}
+		if r.IntN(2) == 0 {
+			info = itself
+		}
+	case "cut":
+		if off >= 0 {
+			return 0, objproxy.Info{}, objproxy.ErrRange
+		}
+		n = r.IntN(n + 1)
+		info.Size -= int64(len(p) - n)
+	}
+	if n == len(p) && bytes.Equal(p, right) && n > 0 {
+		p[r.IntN(n)] ^= 1 << r.IntN(8)
 	}
 	return n, info, nil
 }

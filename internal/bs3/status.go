@@ -34,6 +34,7 @@ type Status struct {
 
 	// Since the volume was opened:
 	WrittenBytes int64     `json:"written_bytes"` // data that was written, also by the replay of chunk memory
+	WrongAnswers uint64    `json:"wrong_answers"` // of the store to reads: other bytes than were written
 	Collected    gc.Report `json:"collected"`     // by all garbage collections
 }
 
@@ -51,7 +52,7 @@ func (e *Engine) Status() Status {
 		LocalLog: now.LocalLog, DiskCache: e.reader.DiskStatus(),
 		Objects: now.Objects, StoredBytes: int64(now.Total) * bs, LiveBytes: int64(now.Growth.Live) * bs,
 		LogObjects: now.Growth.Objects, LogBytes: now.Growth.Bytes,
-		WrittenBytes: now.Written, Collected: e.collector.Collected(),
+		WrittenBytes: now.Written, WrongAnswers: e.reader.WrongAnswers(), Collected: e.collector.Collected(),
 	}
 	if err := e.life.Err(); err != nil {
 		s.Failed = err.Error()

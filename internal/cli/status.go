@@ -52,7 +52,7 @@ func printStatus(out io.Writer, s daemon.Status, now time.Time) error {
 	if d := s.DiskCache; d != nil && d.Failed != "" {
 		row("disk cache", "failed: %s", d.Failed)
 	} else if d != nil {
-		row("disk cache", "%s; %d blocks read were there, %d not; %d were not kept because the disk was too slow", size(d.Size), d.Hits, d.Misses, d.Dropped)
+		row("disk cache", "%s; %d blocks read were there, %d not; %d were not kept because the disk was too slow, %d were damaged", size(d.Size), d.Hits, d.Misses, d.Dropped, d.Damaged)
 	}
 	if s.Failed != "" {
 		row("failed", "%s", s.Failed)
@@ -72,6 +72,9 @@ func printStatus(out io.Writer, s daemon.Status, now time.Time) error {
 		row("", "does not answer as it should since %s (%v): %s", since.Format(time.RFC3339), now.Sub(*since).Round(time.Second), s.Store.LastError)
 	} else {
 		row("", "nothing waits for it to answer")
+	}
+	if s.WrongAnswers > 0 {
+		row("", "%d of its answers to reads held other bytes than were written; the log names them", s.WrongAnswers)
 	}
 	row("stored", "%d objects, %s of data, %s of it live (%s is garbage)", s.Objects, size(s.StoredBytes), size(s.LiveBytes), share(s.StoredBytes-s.LiveBytes, s.StoredBytes))
 	row("since checkpoint", "%d objects, %s", s.LogObjects, size(s.LogBytes))

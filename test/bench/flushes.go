@@ -75,7 +75,7 @@ func manyJobs(p paired, name string, target float64) row {
 // measureFsync measures flushes that wait for the store.
 func measureFsync(ctx context.Context, b *bench) ([]row, error) {
 	reference := func(ctx context.Context) (figures, error) {
-		l, err := b.rawPut(ctx, 1, 4096+int64(layout.TailSize(1, 1)), slowPut)
+		l, err := b.rawPut(ctx, 1, int64(layout.Stride(4096)+layout.TailSize(1)), slowPut)
 		return figures{"p50": l.latency.P50}, err
 	}
 	p, err := b.compare(ctx, b.flushing(baseConfig), reference, reference)

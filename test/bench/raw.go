@@ -174,7 +174,7 @@ func distribution(all []float64) latency {
 // blocks of so many bytes.
 func objectSize(write int64) int64 {
 	const chunk = 4 * mib
-	return chunk + int64(layout.TailSize(chunk/4096, int(chunk/write)))
+	return int64(chunk/4096*layout.Stride(4096) + layout.TailSize(int(chunk/write)))
 }
 
 // rawPut sets the latency and measures PUTs of size bytes by so many workers.

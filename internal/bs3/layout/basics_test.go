@@ -78,11 +78,11 @@ func TestCRC(t *testing.T) {
 	}
 	rapid.Check(t, func(t *rapid.T) {
 		rec := rapid.SliceOfN(rapid.Byte(), RecordSize, RecordSize).Draw(t, "record")
-		crcs := rapid.SliceOfN(rapid.Byte(), 0, 64).Draw(t, "crcs")
+		sum := rapid.Uint32().Draw(t, "sum")
 		nonce := Nonce(rapid.SliceOfN(rapid.Byte(), 16, 16).Draw(t, "nonce"))
 		k := rapid.Uint64().Draw(t, "key")
-		all := slices.Concat(rec, crcs, nonce[:], binary.LittleEndian.AppendUint64(nil, k))
-		if got, want := RecordCRC(rec, crcs, nonce, key.Key(k)), crc32.Checksum(all, crc32.MakeTable(crc32.Castagnoli)); got != want {
+		all := slices.Concat(rec, binary.LittleEndian.AppendUint32(nil, sum), nonce[:], binary.LittleEndian.AppendUint64(nil, k))
+		if got, want := RecordCRC(rec, sum, nonce, key.Key(k)), crc32.Checksum(all, crc32.MakeTable(crc32.Castagnoli)); got != want {
 			t.Fatalf("got %08x, want %08x", got, want)
 		}
 	})
@@ -131,11 +131,10 @@ func TestNames(t *testing.T) {
 }
 
 func TestSlotOffsets(t *testing.T) {
-	// 1024 blocks of 4096 bytes: one page of CRCs, ten of records, two of
-	// their checksums.
+	// 1024 blocks of 4096 bytes: a page of check values among them, ten of
+	// records, two of their checksums.
 	got := SlotOffsets(1024, 4096)
-	want := SlotLayout{Data: 4096, CRCs: 4096 + 4<<20}
-	want.Records = want.CRCs + 4096
+	want := SlotLayout{Data: 4096, Records: 4096 + 4<<20 + 4096}
 	want.RecordCRCs = want.Records + 10*4096
 	want.Size = want.RecordCRCs + 2*4096
 	if got != want {
@@ -146,13 +145,13 @@ func TestSlotOffsets(t *testing.T) {
 		bs := rapid.SampledFrom([]int{512, 4096}).Draw(t, "block size")
 		s := SlotOffsets(blocks, bs)
 		ends := []int64{
-			SlotCountOffset + 4, s.Data, s.Data + int64(blocks*bs), s.CRCs, s.CRCs + int64(4*blocks), s.Records,
+			SlotCountOffset + 8, s.Data, s.Data + int64(blocks*Stride(bs)), s.Records,
 			s.Records + int64(RecordSize*MaxRecords(blocks)), s.RecordCRCs, s.RecordCRCs + int64(4*MaxRecords(blocks)), s.Size,
 		}
-		if !slices.IsSorted(ends) || s.Size-ends[8] >= 4096 {
+		if !slices.IsSorted(ends) || s.Size-ends[6] >= 4096 {
 			t.Fatalf("parts overlap, or room is wasted: %v", ends)
 		}
-		for _, at := range []int64{s.Data, s.CRCs, s.Records, s.RecordCRCs, s.Size} {
+		for _, at := range []int64{s.Data, s.Records, s.RecordCRCs, s.Size} {
 			if at%4096 != 0 {
 				t.Fatalf("%+v: not on a page", s)
 			}
@@ -188,7 +187,7 @@ func TestMemoryRules(t *testing.T) {
 	if _, err := DecodeMemoryHeader(b); !errors.Is(err, ErrDamaged) || !strings.Contains(err.Error(), "reserved") {
 		t.Errorf("reserved bytes: error is %v", err)
 	}
-	b[8] = 2
+	b[8] = 3
 	if _, err := DecodeMemoryHeader(b); !errors.Is(err, ErrVersion) {
 		t.Errorf("newer version: error is %v", err)
 	}
@@ -207,7 +206,7 @@ func TestSlotRules(t *testing.T) {
 	if got, err := DecodeSlotHeader(page); err != nil || got != sampleSlotHeader() {
 		t.Errorf("got %+v (%v)", got, err)
 	}
-	if SlotCount(page) != 0xeeeeeeee || page[SlotHeaderSize] != 0xee {
+	if n, ok := SlotCount(page); n != 0xeeeeeeee || ok || page[SlotHeaderSize] != 0xee {
 		t.Error("EncodeSlotHeader wrote beyond the header")
 	}
 	seal := func() { binary.LittleEndian.PutUint32(page[slotCRC:], CRC(page[:slotCRC])) }
@@ -225,7 +224,7 @@ func TestSlotRules(t *testing.T) {
 	if _, err := DecodeSlotHeader(page); !errors.Is(err, ErrDamaged) {
 		t.Errorf("key above Max: error is %v", err)
 	}
-	page[8] = 2
+	page[8] = 3
 	if _, err := DecodeSlotHeader(page); !errors.Is(err, ErrVersion) {
 		t.Errorf("newer version: error is %v", err)
 	}

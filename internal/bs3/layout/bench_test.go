@@ -12,7 +12,6 @@ import (
 func benchObject() *Object {
 	o := &Object{Footer: Footer{UUID: sampleUUID, Nonce: sampleNonce, Key: 1000, Epoch: 1, FirstSeq: 1, BlockSize: 4096, Blocks: 1024}}
 	for i := range uint32(1024) {
-		o.CRCs = append(o.CRCs, i*0x9e3779b9)
 		o.Records = append(o.Records, Record{Block: uint64(i) * 77, Blocks: 1, Kind: KindWrite, Index: i, Seq: uint64(i) + 1})
 	}
 	return o
@@ -20,7 +19,7 @@ func benchObject() *Object {
 
 func BenchmarkAppendTail(b *testing.B) {
 	o := benchObject()
-	buf := make([]byte, 0, TailSize(1024, 1024))
+	buf := make([]byte, 0, TailSize(1024))
 	b.SetBytes(int64(cap(buf)))
 	b.ReportAllocs()
 	for b.Loop() {
@@ -33,7 +32,7 @@ func BenchmarkDecodeTail(b *testing.B) {
 	b.SetBytes(int64(len(tail)))
 	b.ReportAllocs()
 	for b.Loop() {
-		if _, err := DecodeTail(tail, int64(len(tail))+4<<20); err != nil {
+		if _, err := DecodeTail(tail, int64(len(tail))+1024*4100); err != nil {
 			b.Fatal(err)
 		}
 	}
@@ -108,12 +107,20 @@ func BenchmarkCRC(b *testing.B) {
 	}
 }
 
-func BenchmarkRecordCRC(b *testing.B) {
-	rec := AppendRecord(nil, sampleObject().Records[0])
-	crcs := make([]byte, 4)
+func BenchmarkVerify(b *testing.B) {
+	checks, stored := NewChecks(sampleUUID, 7), make([]byte, Stride(4096))
+	b.SetBytes(4096)
 	b.ReportAllocs()
 	for b.Loop() {
-		RecordCRC(rec, crcs, sampleNonce, 7)
+		checks.Verify(5, stored)
+	}
+}
+
+func BenchmarkRecordCRC(b *testing.B) {
+	rec := AppendRecord(nil, sampleObject().Records[0])
+	b.ReportAllocs()
+	for b.Loop() {
+		RecordCRC(rec, 5, sampleNonce, 7)
 	}
 }
 

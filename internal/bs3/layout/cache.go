@@ -16,7 +16,7 @@ type CacheHeader struct {
 type CacheEntry struct {
 	Loc   Location // 0: none
 	Epoch uint32   // the low 32 bits of the object's epoch
-	CRC   uint32   // of the block
+	Check uint32   // the check value of the block, see Checks
 }
 
 // CacheSet is the table of one set.
@@ -36,7 +36,7 @@ const (
 	MaxCacheSets = 1 << 32
 
 	cacheMagic   = "bs3-cach"
-	cacheVersion = 1
+	cacheVersion = 2
 	cacheUsed    = 40
 	cacheCRC     = CacheHeaderSize - 4
 
@@ -97,7 +97,7 @@ func (s *CacheSet) Encode(dst []byte) {
 		b := dst[i*cacheEntrySize:]
 		binary.LittleEndian.PutUint64(b, uint64(e.Loc))
 		binary.LittleEndian.PutUint32(b[8:], e.Epoch)
-		binary.LittleEndian.PutUint32(b[12:], e.CRC)
+		binary.LittleEndian.PutUint32(b[12:], e.Check)
 	}
 	binary.LittleEndian.PutUint32(dst[cacheSetUsed-4:], s.Hand)
 	clear(dst[cacheSetUsed:cacheSetCRC])

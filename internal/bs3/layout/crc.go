@@ -14,18 +14,18 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 func CRC(b []byte) uint32 { return crc32.Checksum(b, castagnoli) }
 
 // RecordCRC returns the checksum of one record in chunk memory: CRC32C over the
-// record's 32 bytes, the CRCs of its blocks (4 bytes each, as they lie in the
-// slot; none for a zero record), and the nonce and key of the slot, so that a
-// record left by the slot's former owner never verifies.
-func RecordCRC(rec, blockCRCs []byte, nonce Nonce, k key.Key) uint32 {
+// record's 32 bytes, the sum of the slot's blocks up to and with those of the
+// record (AddSum), and the nonce and key of the slot, so that a record left by
+// the slot's former owner never verifies.
+func RecordCRC(rec []byte, sum uint32, nonce Nonce, k key.Key) uint32 {
 	crc := crc32.Update(0, castagnoli, rec)
-	crc = crc32.Update(crc, castagnoli, blockCRCs)
 	// Not by crc32.Update, whose argument would escape to the heap.
-	var owner [len(nonce) + 8]byte
-	copy(owner[:], nonce[:])
-	binary.LittleEndian.PutUint64(owner[len(nonce):], uint64(k))
+	var rest [4 + len(nonce) + 8]byte
+	binary.LittleEndian.PutUint32(rest[:], sum)
+	copy(rest[4:], nonce[:])
+	binary.LittleEndian.PutUint64(rest[4+len(nonce):], uint64(k))
 	crc = ^crc
-	for _, c := range owner {
+	for _, c := range rest {
 		crc = castagnoli[byte(crc)^c] ^ crc>>8
 	}
 	return ^crc

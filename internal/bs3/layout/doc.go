@@ -7,13 +7,16 @@
 // docs/FORMAT.md describes the formats for somebody who writes another reader.
 // In short, all numbers are little-endian, all checksums CRC32C, sizes in bytes:
 //
-//	object       data blocks ‖ CRC of each block (4) ‖ records (32) ‖ footer (128)
+//	object       stored blocks ‖ records (32) ‖ footer (128)
+//
+//	stored block   block ‖ CRC of block, UUID, key 8, index 4 (4)
 //
 //	record       block 8 │ blocks 4 │ kind 1 │ index 3 │ sequence 8 │ source 8
 //
 //	footer         0 UUID 16 │ nonce 16
 //	              32 key 8 │ epoch 8 │ first sequence 8 │ block size 4 │ blocks 4
-//	              64 records 4 │ flags 4 │ CRC of the CRCs 4 │ CRC of the records 4 │ zeros 32
+//	              64 records 4 │ flags 4 │ sum of the blocks 4 │ CRC of the records 4
+//	              80 encoding 1 │ zeros 31
 //	             112 CRC of bytes 0-111 4 │ version 4 │ "bs3-objt"
 //
 //	checkpoint     0 "bs3-ckpt" │ version 4 │ block size 4 │ UUID 16
@@ -38,8 +41,8 @@
 //
 //	slot           0 "bs3-slot" │ version 4 │ zeros 4 │ key 8 │ epoch 8
 //	              32 first sequence 8 │ nonce 16 │ zeros 4 │ CRC of bytes 0-59 4
-//	            2048 count of records 4
-//	            4096 data, CRCs, records, CRCs of records, each from a page on
+//	            2048 count of records 4 │ its complement 4
+//	            4096 stored blocks, records, CRCs of records, each from a page on
 //
 //	local log      0 "bs3-ring" │ version 4 │ UUID 16 │ nonce 16 │ block size 4
 //	              48 size of the ring 8 │ zeros │ 508 CRC of bytes 0-507 4 │ zeros
@@ -47,16 +50,15 @@
 //
 //	frame          0 "bs3-fram" │ version 4 │ UUID 16 │ nonce 16
 //	              44 position 8 │ key 8 │ first sequence 8 │ synced 8 │ block size 4
-//	              80 blocks 4 │ records 4 │ CRC of the rest of the head 4 │ zeros
+//	              80 blocks 4 │ records 4 │ CRC of the records 4 │ sum of the blocks 4 │ zeros
 //	             124 CRC of bytes 0-123 4
-//	             128 records │ CRC of each block 4 │ zeros up to a page
-//	                 data blocks │ zeros up to a page
+//	             128 records │ stored blocks │ zeros up to a page
 //
 //	disk cache     0 "bs3-cach" │ version 4 │ UUID 16 │ block size 4
 //	              32 sets 8 │ zeros │ 4092 CRC of bytes 0-4091 4
 //	            4096 sets
 //
-//	set            0 per block location 8 │ epoch 4 │ CRC of the block 4
+//	set            0 per block location 8 │ epoch 4 │ check value of the block 4
 //	            4080 hand 4 │ zeros │ 4092 CRC of bytes 0-4091 4
 //	            4096 255 data blocks
 //

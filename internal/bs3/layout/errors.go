@@ -12,9 +12,9 @@ var (
 	// ErrMagic means that bs3 did not write the bytes, or not as what they were
 	// read as.
 	ErrMagic = errors.New("not written by bs3 as what it is read as")
-	// ErrVersion means that bs3 wrote the bytes in a format newer than this
-	// program knows.
-	ErrVersion = errors.New("format is newer than this program")
+	// ErrVersion means that bs3 wrote the bytes in a format that this program does
+	// not know: a newer one, or one that is no longer in use.
+	ErrVersion = errors.New("format is not one that this program knows")
 	// ErrDamaged means that bs3 wrote the bytes, but a checksum or a rule of the
 	// format does not hold. The text of the error tells what and where.
 	ErrDamaged = errors.New("damaged")
@@ -48,13 +48,14 @@ func checkMark(what, magic string, gotMagic, gotVersion []byte, version uint32) 
 	if string(gotMagic) != magic {
 		return fmt.Errorf("%s: %w: magic is %q, not %q", what, ErrMagic, gotMagic, magic)
 	}
-	switch v := binary.LittleEndian.Uint32(gotVersion); {
-	case v > version:
-		return fmt.Errorf("%s: %w: version %d, known up to %d", what, ErrVersion, v, version)
-	case v == 0:
+	switch v := binary.LittleEndian.Uint32(gotVersion); v {
+	case version:
+		return nil
+	case 0:
 		return fmt.Errorf("%s: %w", what, damaged("version is 0"))
+	default:
+		return fmt.Errorf("%s: %w: version %d, not %d", what, ErrVersion, v, version)
 	}
-	return nil
 }
 
 // checkHead checks the header of size bytes at the start of b: its length, its

@@ -41,10 +41,10 @@ func TestGolden(t *testing.T) {
 			t.Errorf("%s decodes to\n%+v, want\n%+v", what, got, want)
 		}
 	}
-	for name, o := range map[string]*Object{"object-v1": sampleObject(), "fence-v1": sampleFence()} {
+	for name, o := range map[string]*Object{"object-v2": sampleObject(), "fence-v2": sampleFence()} {
 		var data []byte
 		if !o.Fence {
-			data = sampleData()
+			data = sampleStored()
 		}
 		b := AppendTail(data, o)
 		golden(t, name, b)
@@ -88,33 +88,32 @@ func TestGolden(t *testing.T) {
 
 	m := sampleMemoryHeader()
 	b = AppendMemoryHeader(nil, m)
-	golden(t, "memory-v1", b)
+	golden(t, "memory-v2", b)
 	gotM, err := DecodeMemoryHeader(b)
 	check("chunk memory", gotM, m, err)
 
 	l := sampleLogHeader()
 	b = AppendLogHeader(nil, l)
-	golden(t, "log-v1", b)
+	golden(t, "log-v2", b)
 	gotL, err := DecodeLogHeader(b)
 	check("local log", gotL, l, err)
 
 	fr := sampleFrame()
-	b = append(AppendFrame(nil, fr), sampleData()...)
-	golden(t, "frame-v1", b)
+	b = append(AppendFrame(nil, fr), sampleStored()...)
+	golden(t, "frame-v2", b)
 	gotF, err := DecodeFrame(b)
 	check("frame", gotF, fr, err)
-	if err := gotF.VerifyData(b[fr.HeadSize():]); err != nil {
-		t.Error(err)
-	}
+	crcs, err := gotF.VerifyData(b[fr.HeadSize():])
+	check("data of a frame", crcs, sampleCRCs(), err)
 
 	ch := sampleCacheHeader()
 	b = AppendCacheHeader(nil, ch)
-	golden(t, "cache-v1", b)
+	golden(t, "cache-v2", b)
 	gotCH, err := DecodeCacheHeader(b)
 	check("disk cache", gotCH, ch, err)
 	cs := sampleCacheSet()
 	cs.Encode(b)
-	golden(t, "cache-set-v1", b)
+	golden(t, "cache-set-v2", b)
 	var gotCS CacheSet
 	err = gotCS.Decode(b)
 	check("set of the disk cache", &gotCS, cs, err)
@@ -133,14 +132,14 @@ func TestGolden(t *testing.T) {
 	EncodeSlotHeader(page, sampleSlotHeader())
 	PutSlotCount(page, 0x01020304)
 	rec := AppendRecord(nil, sampleObject().Records[0])
-	crc := RecordCRC(rec, []byte{1, 2, 3, 4, 5, 6, 7, 8}, sampleNonce, 0x0102030405)
+	crc := RecordCRC(rec, 0x81828384, sampleNonce, 0x0102030405)
 	page = append(page, rec...)
 	page = append(page, byte(crc), byte(crc>>8), byte(crc>>16), byte(crc>>24))
-	golden(t, "slot-v1", page)
+	golden(t, "slot-v2", page)
 	gotS, err := DecodeSlotHeader(page)
 	check("slot", gotS, sampleSlotHeader(), err)
-	if n := SlotCount(page); n != 0x01020304 {
-		t.Errorf("slot count is %#x", n)
+	if n, ok := SlotCount(page); n != 0x01020304 || !ok {
+		t.Errorf("slot count is %#x, %t", n, ok)
 	}
 }
 
@@ -154,9 +153,14 @@ func TestFlips(t *testing.T) {
 	}
 	o := sampleObject()
 	b := AppendTail(nil, o)
-	size := int64(len(b) + len(sampleData()))
+	size := int64(len(b) + len(sampleStored()))
 	eachFlip(b, func(at int, f []byte) { _, err := DecodeTail(f, size); wrong("object", at, err) })
-	eachFlip(sampleData()[:sampleBlockSize], func(at int, f []byte) { wrong("data", at, o.VerifyBlock(0, f)) })
+	checks := NewChecks(o.UUID, o.Key)
+	eachFlip(sampleStored()[:Stride(sampleBlockSize)], func(at int, f []byte) {
+		if _, ok := checks.Verify(0, f); ok {
+			t.Errorf("a stored block with byte %d changed verifies", at)
+		}
+	})
 
 	b = AppendCheckpoint(nil, sampleCheckpoint())
 	eachFlip(b, func(at int, f []byte) { _, err := DecodeCheckpoint(f); wrong("checkpoint", at, err) })
@@ -179,7 +183,7 @@ func TestFlips(t *testing.T) {
 	eachFlip(b, func(at int, f []byte) { _, err := DecodeLogHeader(f); wrong("local log", at, err) })
 	b = AppendFrame(nil, sampleFrame())
 	eachFlip(b, func(at int, f []byte) { _, err := DecodeFrame(f); wrong("frame", at, err) })
-	eachFlip(sampleData(), func(at int, f []byte) { wrong("data of a frame", at, sampleFrame().VerifyData(f)) })
+	eachFlip(sampleStored(), func(at int, f []byte) { _, err := sampleFrame().VerifyData(f); wrong("data of a frame", at, err) })
 
 	b = AppendCacheHeader(nil, sampleCacheHeader())
 	eachFlip(b, func(at int, f []byte) { _, err := DecodeCacheHeader(f); wrong("disk cache", at, err) })
@@ -189,6 +193,13 @@ func TestFlips(t *testing.T) {
 	b = make([]byte, SlotHeaderSize)
 	EncodeSlotHeader(b, sampleSlotHeader())
 	eachFlip(b, func(at int, f []byte) { _, err := DecodeSlotHeader(f); wrong("slot", at, err) })
+	b = make([]byte, SlotCountOffset+8)
+	PutSlotCount(b, 17)
+	eachFlip(b[SlotCountOffset:], func(at int, f []byte) {
+		if n, ok := SlotCount(append(make([]byte, SlotCountOffset), f...)); ok {
+			t.Errorf("the count of a slot with byte %d changed is %d", at, n)
+		}
+	})
 }
 
 // TestCut checks that nothing decodes that was cut off anywhere or that has
@@ -209,13 +220,13 @@ func TestCut(t *testing.T) {
 		decode func(b []byte) error
 		longer bool // bytes behind it are ignored
 	}{
-		"object":     {AppendTail(sampleData(), sampleObject()), func(b []byte) error { _, err := DecodeTail(b, int64(len(b))); return err }, false},
+		"object":     {AppendTail(sampleStored(), sampleObject()), func(b []byte) error { _, err := DecodeTail(b, int64(len(b))); return err }, false},
 		"checkpoint": {AppendCheckpoint(nil, sampleCheckpoint()), func(b []byte) error { _, err := DecodeCheckpoint(b); return err }, false},
 		"volume":     {v, func(b []byte) error { _, err := DecodeVolume(b); return err }, false},
 		"memory":     {AppendMemoryHeader(nil, sampleMemoryHeader()), func(b []byte) error { _, err := DecodeMemoryHeader(b); return err }, true},
 		"log":        {AppendLogHeader(nil, sampleLogHeader()), func(b []byte) error { _, err := DecodeLogHeader(b); return err }, true},
 		"frame":      {AppendFrame(nil, sampleFrame()), func(b []byte) error { _, err := DecodeFrame(b); return err }, true},
-		"frame data": {sampleData(), sampleFrame().VerifyData, false},
+		"frame data": {sampleStored(), func(b []byte) error { _, err := sampleFrame().VerifyData(b); return err }, false},
 		"cache":      {AppendCacheHeader(nil, sampleCacheHeader()), func(b []byte) error { _, err := DecodeCacheHeader(b); return err }, true},
 		"cache set":  {set, new(CacheSet).Decode, true},
 		"slot":       {slot, func(b []byte) error { _, err := DecodeSlotHeader(b); return err }, true},

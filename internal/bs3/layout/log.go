@@ -26,14 +26,15 @@ type FrameHeader struct {
 	BlockSize uint32
 	Blocks    uint32 // of data
 	Records   uint32 // at least one
+	Sum       uint32 // of the data blocks, see AddSum
 }
 
 // Frame is what one flush adds to the local log of one chunk: records, and
-// behind them their data. The records are writes and zeros with consecutive
-// sequence numbers; their indexes count the data blocks of the frame.
+// behind them their data, as it lies in the chunk. The records are writes and
+// zeros with consecutive sequence numbers; the data blocks of one write follow
+// those of the write before.
 type Frame struct {
 	FrameHeader
-	CRCs    []uint32 // of the data blocks
 	Records []Record
 }
 
@@ -43,18 +44,19 @@ const (
 	LogHeaderSize = 4096
 	// FrameHeaderSize is the size of an encoded FrameHeader in bytes.
 	FrameHeaderSize = 128
-	// LogAlign is the alignment in bytes of frames, and of the data within them:
-	// the kernel writes whole pages without reading them first.
+	// LogAlign is the alignment in bytes of frames: the kernel writes whole pages
+	// without reading them first.
 	LogAlign = pageSize
 
 	logMagic   = "bs3-ring"
-	logVersion = 1
+	logVersion = 2
 	logUsed    = 56
 	logCRC     = 512 - 4
 
 	frameMagic   = "bs3-fram"
-	frameVersion = 1
-	frameBodyCRC = 88
+	frameVersion = 2
+	frameRecCRC  = 88
+	frameSum     = 92
 	frameCRC     = FrameHeaderSize - 4
 )
 
@@ -99,40 +101,28 @@ func DecodeLogHeader(b []byte) (*LogHeader, error) {
 }
 
 // HeadSize returns the size in bytes of what lies before the frame's data.
-func (h *FrameHeader) HeadSize() int64 {
-	return alignPage(FrameHeaderSize + RecordSize*int64(h.Records) + 4*int64(h.Blocks))
-}
+func (h *FrameHeader) HeadSize() int64 { return FrameHeaderSize + RecordSize*int64(h.Records) }
 
-// DataSize returns the size in bytes of the frame's data, without padding.
-func (h *FrameHeader) DataSize() int64 { return int64(h.Blocks) * int64(h.BlockSize) }
+// DataSize returns the size in bytes of the frame's data: stored blocks.
+func (h *FrameHeader) DataSize() int64 { return int64(h.Blocks) * int64(Stride(int(h.BlockSize))) }
 
 // Size returns the size in bytes of the whole frame in the ring.
-func (h *FrameHeader) Size() int64 { return h.HeadSize() + alignPage(h.DataSize()) }
+func (h *FrameHeader) Size() int64 { return alignPage(h.HeadSize() + h.DataSize()) }
 
 // NextSeq returns the sequence number after the frame's last record.
 func (h *FrameHeader) NextSeq() uint64 { return h.FirstSeq + uint64(h.Records) }
 
 // AppendFrame appends the HeadSize bytes of f that come before its data; the
-// data follows in the ring, with zeros up to Size. The counts in the header need
-// not be set, and the indexes of the records are encoded so that they count the
-// frame's data blocks.
+// data follows in the ring, with zeros up to Size. The count of records is that
+// of f.Records.
 func AppendFrame(dst []byte, f *Frame) []byte {
 	h := f.FrameHeader
-	h.Blocks, h.Records = uint32(len(f.CRCs)), uint32(len(f.Records))
-	start, end := len(dst), len(dst)+int(h.HeadSize())
+	h.Records = uint32(len(f.Records))
+	start := len(dst)
 	dst = append(dst, make([]byte, FrameHeaderSize)...)
-	index := uint32(0)
 	for _, r := range f.Records {
-		if r.Kind == KindWrite {
-			r.Index = index
-			index += r.Blocks
-		}
 		dst = AppendRecord(dst, r)
 	}
-	for _, c := range f.CRCs {
-		dst = binary.LittleEndian.AppendUint32(dst, c)
-	}
-	dst = append(dst, make([]byte, end-len(dst))...)
 	b := dst[start:]
 	copy(b, frameMagic)
 	binary.LittleEndian.PutUint32(b[8:], frameVersion)
@@ -145,7 +135,8 @@ func AppendFrame(dst []byte, f *Frame) []byte {
 	binary.LittleEndian.PutUint32(b[76:], h.BlockSize)
 	binary.LittleEndian.PutUint32(b[80:], h.Blocks)
 	binary.LittleEndian.PutUint32(b[84:], h.Records)
-	binary.LittleEndian.PutUint32(b[frameBodyCRC:], CRC(b[FrameHeaderSize:]))
+	binary.LittleEndian.PutUint32(b[frameRecCRC:], CRC(b[FrameHeaderSize:]))
+	binary.LittleEndian.PutUint32(b[frameSum:], h.Sum)
 	binary.LittleEndian.PutUint32(b[frameCRC:], CRC(b[:frameCRC]))
 	return dst
 }
@@ -174,6 +165,7 @@ func decodeFrameHeader(b []byte) (h FrameHeader, err error) {
 		BlockSize: binary.LittleEndian.Uint32(b[76:]),
 		Blocks:    binary.LittleEndian.Uint32(b[80:]),
 		Records:   binary.LittleEndian.Uint32(b[84:]),
+		Sum:       binary.LittleEndian.Uint32(b[frameSum:]),
 	}
 	if err := checkBlockSize(h.BlockSize); err != nil {
 		return h, err
@@ -187,7 +179,7 @@ func decodeFrameHeader(b []byte) (h FrameHeader, err error) {
 		return h, damaged("%d records and %d blocks", h.Records, h.Blocks)
 	case h.NextSeq() < h.FirstSeq:
 		return h, damaged("%d records from sequence number %d on", h.Records, h.FirstSeq)
-	case !allZero(b[frameBodyCRC+4 : frameCRC]):
+	case !allZero(b[frameSum+4 : frameCRC]):
 		return h, damaged("reserved bytes in use")
 	}
 	return h, nil
@@ -213,51 +205,65 @@ func decodeFrame(b []byte) (*Frame, error) {
 		return nil, damaged("%d bytes, not %d", len(b), h.HeadSize())
 	}
 	b = b[:h.HeadSize()]
-	if binary.LittleEndian.Uint32(b[frameBodyCRC:]) != CRC(b[FrameHeaderSize:]) {
+	if binary.LittleEndian.Uint32(b[frameRecCRC:]) != CRC(b[FrameHeaderSize:]) {
 		return nil, damaged("checksum of the records")
 	}
-	f := &Frame{FrameHeader: h, CRCs: make([]uint32, h.Blocks), Records: make([]Record, h.Records)}
-	index := uint32(0)
+	f := &Frame{FrameHeader: h, Records: make([]Record, h.Records)}
+	var first, blocks uint32
 	b = b[FrameHeaderSize:]
 	for i := range f.Records {
 		r, err := DecodeRecord(b)
 		b = b[RecordSize:]
+		f.Records[i] = r
+		if r.Kind == KindWrite && blocks == 0 {
+			first = r.Index
+		}
 		switch {
 		case err != nil:
 			return nil, fmt.Errorf("record %d: %w", i, err)
 		case r.Kind == KindMove || r.Seq != h.FirstSeq+uint64(i):
 			return nil, damaged("record %d is a %v with sequence number %d", i, r.Kind, r.Seq)
-		case r.Kind == KindWrite && (r.Index != index || r.Blocks > h.Blocks-index):
-			return nil, damaged("record %d has %d data blocks at %d; %d come before it, of %d in all", i, r.Blocks, r.Index, index, h.Blocks)
+		case r.Kind == KindWrite && (r.Index != first+blocks || r.Blocks > h.Blocks-blocks):
+			return nil, damaged("record %d has %d data blocks at %d; %d come before it, of %d in all", i, r.Blocks, r.Index, blocks, h.Blocks)
 		case r.Kind == KindWrite:
-			index += r.Blocks
+			blocks += r.Blocks
 		}
-		f.Records[i] = r
 	}
-	if index != h.Blocks {
-		return nil, damaged("%d data blocks, but %d in its records", h.Blocks, index)
-	}
-	for i := range f.CRCs {
-		f.CRCs[i] = binary.LittleEndian.Uint32(b)
-		b = b[4:]
-	}
-	if !allZero(b) {
-		return nil, damaged("reserved bytes in use")
+	if blocks != h.Blocks {
+		return nil, damaged("%d data blocks, but %d in its records", h.Blocks, blocks)
 	}
 	return f, nil
 }
 
-// VerifyData checks the frame's data, which must have DataSize bytes, against
-// its checksums. Error: ErrDamaged.
-func (f *Frame) VerifyData(data []byte) error {
-	bs := int(f.BlockSize)
-	if len(data) != len(f.CRCs)*bs {
-		return damaged("%d bytes of data in a frame of %d blocks", len(data), len(f.CRCs))
-	}
-	for i, want := range f.CRCs {
-		if CRC(data[i*bs:][:bs]) != want {
-			return damaged("checksum of data block %d of a frame", i)
+// FirstIndex returns the index in the object of the frame's first data block; 0
+// if it has none.
+func (f *Frame) FirstIndex() uint32 {
+	for i := range f.Records {
+		if f.Records[i].Kind == KindWrite {
+			return f.Records[i].Index
 		}
 	}
-	return nil
+	return 0
+}
+
+// VerifyData checks the frame's data, which must have DataSize bytes, and
+// returns the CRC of each block. Error: ErrDamaged.
+func (f *Frame) VerifyData(data []byte) ([]uint32, error) {
+	if int64(len(data)) != f.DataSize() {
+		return nil, damaged("%d bytes of data in a frame of %d blocks", len(data), f.Blocks)
+	}
+	// The check values do not tell one writer's block from another's at the same
+	// place; the sum, which the header vouches for, does.
+	if AddSum(0, data, int(f.BlockSize)) != f.Sum {
+		return nil, damaged("sum of the data blocks of a frame")
+	}
+	checks, stride, first := NewChecks(f.UUID, f.Key), Stride(int(f.BlockSize)), f.FirstIndex()
+	crcs := make([]uint32, f.Blocks)
+	for i := range crcs {
+		var ok bool
+		if crcs[i], ok = checks.Verify(first+uint32(i), data[i*stride:][:stride]); !ok {
+			return nil, damaged("check value of data block %d of a frame", i)
+		}
+	}
+	return crcs, nil
 }

@@ -28,8 +28,7 @@ type SlotHeader struct {
 // SlotLayout holds where the parts of a slot are, in bytes from its start. The
 // header page is at 0; every part starts on a page.
 type SlotLayout struct {
-	Data       int64 // the data blocks
-	CRCs       int64 // CRC32C of each data block, 4 bytes each
+	Data       int64 // stored blocks, see Stride
 	Records    int64 // RecordSize bytes each
 	RecordCRCs int64 // RecordCRC of each record, 4 bytes each
 	Size       int64 // of the whole slot
@@ -40,20 +39,20 @@ const (
 	MemoryHeaderSize = 4096
 	// SlotHeaderSize is the size of an encoded SlotHeader in bytes.
 	SlotHeaderSize = 64
-	// SlotCountOffset is the offset in a slot of its count of records. The count
-	// is not in the header because it is stored with every record, as the last
-	// step.
+	// SlotCountOffset is the offset in a slot of its count of records (4 bytes)
+	// and the count's complement (4). They are not in the header because they are
+	// stored with every record, as the last step.
 	SlotCountOffset = 2048
 	// MaxSlots is the largest number of slots of a file.
 	MaxSlots = 1 << 16
 
 	memoryMagic   = "bs3-cmem"
-	memoryVersion = 1
+	memoryVersion = 2
 	memoryUsed    = 56
 	memoryCRC     = MemoryHeaderSize - 4
 
 	slotMagic   = "bs3-slot"
-	slotVersion = 1
+	slotVersion = 2
 	slotUsed    = 56
 	slotCRC     = SlotHeaderSize - 4
 )
@@ -64,8 +63,7 @@ func SlotOffsets(chunkBlocks, blockSize int) SlotLayout {
 	var s SlotLayout
 	records := int64(MaxRecords(chunkBlocks))
 	s.Data = pageSize
-	s.CRCs = alignPage(s.Data + int64(chunkBlocks)*int64(blockSize))
-	s.Records = alignPage(s.CRCs + 4*int64(chunkBlocks))
+	s.Records = alignPage(s.Data + int64(chunkBlocks)*int64(Stride(blockSize)))
 	s.RecordCRCs = alignPage(s.Records + RecordSize*records)
 	s.Size = alignPage(s.RecordCRCs + 4*records)
 	return s
@@ -166,15 +164,18 @@ func DecodeSlotHeader(b []byte) (SlotHeader, error) {
 	return h, nil
 }
 
-// PutSlotCount stores the number of records of a slot into its header page.
-// The writer calls it after everything that it counts is in place.
+// PutSlotCount stores the number of records of a slot, and its complement, into
+// its header page, in one step of the processor. The writer calls it after
+// everything that it counts is in place.
 func PutSlotCount(page []byte, n uint32) {
-	binary.LittleEndian.PutUint32(page[SlotCountOffset:], n)
+	binary.LittleEndian.PutUint64(page[SlotCountOffset:], uint64(^n)<<32|uint64(n))
 }
 
-// SlotCount reads the number of records of a slot from its header page. The
-// number has no checksum: the caller bounds it by MaxRecords and trusts only
-// records that verify.
-func SlotCount(page []byte) uint32 {
-	return binary.LittleEndian.Uint32(page[SlotCountOffset:])
+// SlotCount reads the number of records of a slot from its header page; false if
+// its complement does not agree, as in a slot that was never used. The caller
+// bounds the number by MaxRecords and trusts only records that verify.
+func SlotCount(page []byte) (n uint32, ok bool) {
+	both := binary.LittleEndian.Uint64(page[SlotCountOffset:])
+	n = uint32(both)
+	return n, uint32(both>>32) == ^n
 }

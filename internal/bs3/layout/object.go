@@ -19,13 +19,13 @@ type Footer struct {
 	BlockSize uint32  // bytes, 512 or 4096
 	Blocks    uint32  // data blocks
 	Records   uint32
-	Fence     bool // whether it is the first object of its epoch, which is always empty
+	Sum       uint32 // of the data blocks, see AddSum
+	Fence     bool   // whether it is the first object of its epoch, which is always empty
 }
 
 // Object is everything in an object but its data.
 type Object struct {
 	Footer
-	CRCs    []uint32 // CRC32C of each data block
 	Records []Record
 }
 
@@ -34,7 +34,7 @@ const (
 	FooterSize = 128
 
 	objectMagic   = "bs3-objt"
-	objectVersion = 1
+	objectVersion = 2
 	flagFence     = 1 << 0
 )
 
@@ -50,30 +50,33 @@ const (
 	footBlocks    = 60
 	footRecords   = 64
 	footFlags     = 68
-	footTableCRC  = 72
+	footSum       = 72
 	footRecCRC    = 76
-	footReserved  = 80
+	footEncoding  = 80
+	footReserved  = 81
 	footCRC       = 112
 	footVersion   = 116
 	footMagic     = 120
 )
 
+// encodingPlain: the data is stored blocks, one behind the other.
+const encodingPlain = 0
+
 // TailSize returns the size in bytes of the tail of an object, which is all that
 // follows its data.
-func TailSize(blocks, records int) int { return 4*blocks + RecordSize*records + FooterSize }
+func TailSize(records int) int { return RecordSize*records + FooterSize }
+
+// DataSize returns the size in bytes of what lies before the tail.
+func (f *Footer) DataSize() int64 { return int64(f.Blocks) * int64(Stride(int(f.BlockSize))) }
 
 // MaxTailSize returns the largest TailSize of an object whose chunk holds
 // chunkBlocks data blocks: a read of that many last bytes gets the whole tail.
-func MaxTailSize(chunkBlocks int) int { return TailSize(chunkBlocks, MaxRecords(chunkBlocks)) }
+func MaxTailSize(chunkBlocks int) int { return TailSize(MaxRecords(chunkBlocks)) }
 
-// AppendTail appends the tail of o: CRC table, records, footer. The counts in
-// the footer are the lengths of the slices, whatever o.Footer holds. AppendTail
-// does not allocate if dst has TailSize bytes of room.
+// AppendTail appends the tail of o: records, then the footer, whose count of
+// records is that of o.Records. It does not allocate if dst has TailSize bytes of
+// room.
 func AppendTail(dst []byte, o *Object) []byte {
-	table := len(dst)
-	for _, crc := range o.CRCs {
-		dst = binary.LittleEndian.AppendUint32(dst, crc)
-	}
 	records := len(dst)
 	for i := range o.Records {
 		dst = AppendRecord(dst, o.Records[i])
@@ -89,12 +92,12 @@ func AppendTail(dst []byte, o *Object) []byte {
 	dst = binary.LittleEndian.AppendUint64(dst, o.Epoch)
 	dst = binary.LittleEndian.AppendUint64(dst, o.FirstSeq)
 	dst = binary.LittleEndian.AppendUint32(dst, o.BlockSize)
-	dst = binary.LittleEndian.AppendUint32(dst, uint32(len(o.CRCs)))
+	dst = binary.LittleEndian.AppendUint32(dst, o.Blocks)
 	dst = binary.LittleEndian.AppendUint32(dst, uint32(len(o.Records)))
 	dst = binary.LittleEndian.AppendUint32(dst, flags)
-	dst = binary.LittleEndian.AppendUint32(dst, CRC(dst[table:records]))
+	dst = binary.LittleEndian.AppendUint32(dst, o.Sum)
 	dst = binary.LittleEndian.AppendUint32(dst, CRC(dst[records:foot]))
-	var reserved [footCRC - footReserved]byte
+	var reserved [footCRC - footEncoding]byte
 	dst = append(dst, reserved[:]...)
 	dst = binary.LittleEndian.AppendUint32(dst, CRC(dst[foot:]))
 	dst = binary.LittleEndian.AppendUint32(dst, objectVersion)
@@ -122,25 +125,17 @@ func DecodeTail(tail []byte, size int64) (*Object, error) {
 		return nil, err
 	}
 	o := &Object{Footer: f}
-	need := TailSize(int(f.Blocks), int(f.Records))
-	if want := int64(f.Blocks)*int64(f.BlockSize) + int64(need); want != size {
+	need := TailSize(int(f.Records))
+	if want := f.DataSize() + int64(need); want != size {
 		return nil, o.damaged("%d bytes, but %d blocks of %d bytes and %d records take %d",
 			size, f.Blocks, f.BlockSize, f.Records, want)
 	}
 	if len(tail) < need {
 		return nil, &ShortTailError{Need: need, Have: len(tail)}
 	}
-	tail = tail[len(tail)-need:]
-	table, records := tail[:4*f.Blocks], tail[4*f.Blocks:need-FooterSize]
-	if CRC(table) != binary.LittleEndian.Uint32(foot[footTableCRC:]) {
-		return nil, o.damaged("checksum of the CRC table")
-	}
+	records := tail[len(tail)-need : len(tail)-FooterSize]
 	if CRC(records) != binary.LittleEndian.Uint32(foot[footRecCRC:]) {
 		return nil, o.damaged("checksum of the records")
-	}
-	o.CRCs = make([]uint32, f.Blocks)
-	for i := range o.CRCs {
-		o.CRCs[i] = binary.LittleEndian.Uint32(table[4*i:])
 	}
 	if err := o.decodeRecords(records); err != nil {
 		return nil, err
@@ -164,6 +159,10 @@ func decodeFooter(b []byte) (Footer, error) {
 		BlockSize: binary.LittleEndian.Uint32(b[footBlockSize:]),
 		Blocks:    binary.LittleEndian.Uint32(b[footBlocks:]),
 		Records:   binary.LittleEndian.Uint32(b[footRecords:]),
+		Sum:       binary.LittleEndian.Uint32(b[footSum:]),
+	}
+	if e := b[footEncoding]; e != encodingPlain {
+		return Footer{}, fmt.Errorf("object %d: %w: encoding %d of its data", f.Key, ErrVersion, e)
 	}
 	flags := binary.LittleEndian.Uint32(b[footFlags:])
 	f.Fence = flags&flagFence != 0
@@ -188,6 +187,9 @@ func (f *Footer) check() error {
 	}
 	if f.Records > uint32(MaxRecords(MaxObjectBlocks)) {
 		return damaged("%d records, more than %d", f.Records, MaxRecords(MaxObjectBlocks))
+	}
+	if f.Blocks == 0 && f.Sum != 0 {
+		return damaged("sum %08x of no data blocks", f.Sum)
 	}
 	if f.Fence && (f.Blocks != 0 || f.Records != 0) {
 		return damaged("fence with %d data blocks and %d records", f.Blocks, f.Records)
@@ -234,19 +236,4 @@ func (o *Object) NextSeq() uint64 {
 		}
 	}
 	return next
-}
-
-// VerifyBlock checks data against the checksum of data block i of the object.
-// Error: ErrDamaged, naming object and block.
-func (o *Object) VerifyBlock(i int, data []byte) error {
-	if i < 0 || i >= len(o.CRCs) {
-		return o.damaged("no data block %d of %d", i, len(o.CRCs))
-	}
-	if len(data) != int(o.BlockSize) {
-		return o.damaged("data block %d: %d bytes, not %d", i, len(data), o.BlockSize)
-	}
-	if got := CRC(data); got != o.CRCs[i] {
-		return o.damaged("data block %d: checksum is %08x, not %08x", i, got, o.CRCs[i])
-	}
-	return nil
 }

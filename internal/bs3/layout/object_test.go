@@ -6,6 +6,7 @@ import (
 	"errors"
 	"math"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 
@@ -18,10 +19,10 @@ func TestTailRoundTrip(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		o := genObject().Draw(t, "object")
 		tail := AppendTail([]byte("data"), o)[4:]
-		if len(tail) != TailSize(len(o.CRCs), len(o.Records)) {
-			t.Fatalf("tail of %d bytes, TailSize says %d", len(tail), TailSize(len(o.CRCs), len(o.Records)))
+		if len(tail) != TailSize(len(o.Records)) {
+			t.Fatalf("tail of %d bytes, TailSize says %d", len(tail), TailSize(len(o.Records)))
 		}
-		size := int64(len(o.CRCs))*int64(o.BlockSize) + int64(len(tail))
+		size := int64(o.Blocks)*int64(o.BlockSize+4) + int64(len(tail))
 		// A read of the maximal tail may reach into the data.
 		more := rapid.SliceOfN(rapid.Byte(), 0, int(size)-len(tail)).Draw(t, "data")
 		got, err := DecodeTail(append(more, tail...), size)
@@ -43,17 +44,17 @@ func TestTailRoundTrip(t *testing.T) {
 	})
 }
 
-func TestTailCountsComeFromSlices(t *testing.T) {
+func TestTailCountsItsRecords(t *testing.T) {
 	o := sampleObject()
-	o.Blocks, o.Footer.Records = 77, 0
+	o.Footer.Records = 0
 	if !bytes.Equal(AppendTail(nil, o), AppendTail(nil, sampleObject())) {
-		t.Error("the counts of the footer were believed")
+		t.Error("the count of the footer was believed")
 	}
 }
 
 func TestShortTail(t *testing.T) {
 	tail := AppendTail(nil, sampleObject())
-	size := int64(len(tail) + len(sampleData()))
+	size := int64(len(tail) + len(sampleStored()))
 	for n := range tail {
 		_, err := DecodeTail(tail[len(tail)-n:], size)
 		var short *ShortTailError
@@ -78,8 +79,8 @@ func TestHugeTail(t *testing.T) {
 	binary.LittleEndian.PutUint32(b[footBlocks:], MaxObjectBlocks)
 	binary.LittleEndian.PutUint32(b[footRecords:], MaxObjectBlocks)
 	sealFooter(b)
-	need := TailSize(MaxObjectBlocks, MaxObjectBlocks)
-	_, err := DecodeTail(b, int64(need)+MaxObjectBlocks*4096)
+	need := TailSize(MaxObjectBlocks)
+	_, err := DecodeTail(b, int64(need)+MaxObjectBlocks*4100)
 	var short *ShortTailError
 	if !errors.As(err, &short) || short.Need != need {
 		t.Errorf("error is %v", err)
@@ -133,7 +134,7 @@ func TestTailRules(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			o := sampleObject()
 			c.change(o)
-			b := AppendTail(sampleData(), o)
+			b := AppendTail(sampleStored(), o)
 			_, err := DecodeTail(b, int64(len(b)))
 			if !errors.Is(err, ErrDamaged) || !strings.Contains(err.Error(), c.want) {
 				t.Errorf("error is %v, want ErrDamaged with %q", err, c.want)
@@ -154,13 +155,13 @@ func TestFooterRules(t *testing.T) {
 		{"reserved end", footCRC - 1, ErrDamaged, "reserved"},
 		{"blocks", footBlocks + 3, ErrDamaged, "data blocks, more than"},
 		{"records", footRecords + 3, ErrDamaged, "records, more than"},
-		{"table", footTableCRC, ErrDamaged, "checksum of the CRC table"},
+		{"encoding", footEncoding, ErrVersion, "encoding 128 of its data"},
 		{"record crc", footRecCRC, ErrDamaged, "checksum of the records"},
-		{"newer", footVersion + 1, ErrVersion, "version 32769, known up to 1"},
+		{"newer", footVersion + 1, ErrVersion, "version 32770, not 2"},
 		{"magic", footMagic, ErrMagic, "magic is"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			b := AppendTail(sampleData(), sampleObject())
+			b := AppendTail(sampleStored(), sampleObject())
 			foot := b[len(b)-FooterSize:]
 			foot[c.at] ^= 0x80
 			sealFooter(foot)
@@ -171,6 +172,10 @@ func TestFooterRules(t *testing.T) {
 		})
 	}
 	b := AppendTail(nil, sampleFence())
+	b[footVersion] = 1
+	if _, err := DecodeTail(b, int64(len(b))); !errors.Is(err, ErrVersion) || !strings.Contains(err.Error(), "version 1, not 2") {
+		t.Errorf("version 1: error is %v", err)
+	}
 	b[footVersion] = 0
 	if _, err := DecodeTail(b, int64(len(b))); !errors.Is(err, ErrDamaged) {
 		t.Errorf("version 0: error is %v", err)
@@ -183,31 +188,48 @@ func TestFooterRules(t *testing.T) {
 	}
 }
 
-func TestVerifyBlock(t *testing.T) {
-	o, data := sampleObject(), sampleData()
-	for i := range o.CRCs {
-		if err := o.VerifyBlock(i, data[i*sampleBlockSize:][:sampleBlockSize]); err != nil {
-			t.Errorf("block %d: %v", i, err)
+// TestChecks compares check values with their definition, and checks that no
+// other block, volume, object or place has them.
+func TestChecks(t *testing.T) {
+	data, stored, stride := sampleData(), sampleStored(), Stride(sampleBlockSize)
+	for i := range 4 {
+		all := slices.Concat(data[i*sampleBlockSize:][:sampleBlockSize], sampleUUID[:], []byte{5, 4, 3, 2, 1, 0, 0, 0, byte(i), 0, 0, 0})
+		if got := binary.LittleEndian.Uint32(stored[i*stride+sampleBlockSize:]); got != CRC(all) {
+			t.Errorf("check value of block %d is %08x, want %08x", i, got, CRC(all))
 		}
 	}
-	for _, c := range []struct {
-		i    int
-		data []byte
-		want string
+	other := sampleUUID
+	other[15]++
+	one := stored[stride:][:stride]
+	for what, c := range map[string]struct {
+		checks *Checks
+		index  uint32
+		want   bool
 	}{
-		{1, data[:sampleBlockSize], "data block 1: checksum"},
-		{1, data[sampleBlockSize:], "data block 1: 1536 bytes"},
-		{4, data[:sampleBlockSize], "no data block 4"},
-		{-1, data[:sampleBlockSize], "no data block -1"},
+		"itself":         {NewChecks(sampleUUID, 0x0102030405), 1, true},
+		"another volume": {NewChecks(other, 0x0102030405), 1, false},
+		"another object": {NewChecks(sampleUUID, 0x0102030404), 1, false},
+		"another place":  {NewChecks(sampleUUID, 0x0102030405), 2, false},
 	} {
-		if err := o.VerifyBlock(c.i, c.data); !errors.Is(err, ErrDamaged) || !strings.Contains(err.Error(), c.want) {
-			t.Errorf("error is %v, want %q", err, c.want)
+		if crc, ok := c.checks.Verify(c.index, one); ok != c.want || crc != sampleCRCs()[1] {
+			t.Errorf("%s: verifies: %t", what, ok)
 		}
+	}
+	var values []byte
+	for i := range 4 {
+		values = append(values, stored[i*stride+sampleBlockSize:][:CheckSize]...)
+	}
+	if got := AddSum(AddSum(0, stored[:stride], sampleBlockSize), stored[stride:], sampleBlockSize); got != CRC(values) {
+		t.Errorf("sum is %08x, want %08x", got, CRC(values))
+	}
+	blocks := make([]byte, len(data))
+	if CopyBlocks(blocks, stored, sampleBlockSize); !bytes.Equal(blocks, data) {
+		t.Error("CopyBlocks copies something else")
 	}
 }
 
 func TestMaxTailSize(t *testing.T) {
-	if got, want := MaxTailSize(1024), 1024*4+(1024+256)*32+128; got != want {
+	if got, want := MaxTailSize(1024), (1024+256)*32+128; got != want {
 		t.Errorf("MaxTailSize is %d, want %d", got, want)
 	}
 }
@@ -242,7 +264,7 @@ func TestNoAllocation(t *testing.T) {
 	o := sampleObject()
 	buf := make([]byte, 0, MaxLeafSize)
 	rec := AppendRecord(nil, o.Records[0])
-	crcs := make([]byte, 8)
+	checks, stored := NewChecks(sampleUUID, 7), sampleStored()
 	leaves := sampleLeaves()
 	entries := make([]Location, LeafBlocks)
 	for name, f := range map[string]func(){
@@ -250,7 +272,9 @@ func TestNoAllocation(t *testing.T) {
 		"AppendRecord": func() { AppendRecord(buf, o.Records[0]) },
 		"PutRecord":    func() { PutRecord(rec, o.Records[0]) },
 		"DecodeRecord": func() { _, _ = DecodeRecord(rec) },
-		"RecordCRC":    func() { RecordCRC(rec, crcs, sampleNonce, 7) },
+		"RecordCRC":    func() { RecordCRC(rec, 5, sampleNonce, 7) },
+		"Checks":       func() { checks.Verify(0, stored[:Stride(sampleBlockSize)]) },
+		"AddSum":       func() { AddSum(0, stored, sampleBlockSize) },
 		"slot header":  func() { EncodeSlotHeader(buf[:4096], sampleSlotHeader()); PutSlotCount(buf[:4096], 1) },
 		"leaf": func() {
 			for _, l := range leaves {

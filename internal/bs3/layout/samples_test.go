@@ -2,6 +2,7 @@ package layout
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"math/rand/v2"
 	"time"
@@ -30,6 +31,25 @@ func sampleData() []byte {
 	return data
 }
 
+// sampleStored is sampleData with its check values, in the object sampleObject.
+func sampleStored() []byte {
+	checks := NewChecks(sampleUUID, 0x0102030405)
+	var stored []byte
+	for b := sampleData(); len(b) > 0; b = b[sampleBlockSize:] {
+		stored = append(stored, b[:sampleBlockSize]...)
+		stored = binary.LittleEndian.AppendUint32(stored, checks.Value(uint32(len(stored)/Stride(sampleBlockSize)), CRC(b[:sampleBlockSize])))
+	}
+	return stored
+}
+
+// sampleCRCs are the CRCs of the blocks of sampleData.
+func sampleCRCs() (crcs []uint32) {
+	for b := sampleData(); len(b) > 0; b = b[sampleBlockSize:] {
+		crcs = append(crcs, CRC(b[:sampleBlockSize]))
+	}
+	return crcs
+}
+
 func sampleObject() *Object {
 	o := &Object{
 		Footer: Footer{
@@ -43,16 +63,13 @@ func sampleObject() *Object {
 			{Block: 0x71727374, Blocks: 1, Kind: KindWrite, Index: 2, Seq: 0x212223242526272a},
 		},
 	}
-	for b := sampleData(); len(b) > 0; b = b[sampleBlockSize:] {
-		o.CRCs = append(o.CRCs, CRC(b[:sampleBlockSize]))
-	}
+	o.Sum = AddSum(0, sampleStored(), sampleBlockSize)
 	return o
 }
 
 func sampleFence() *Object {
 	return &Object{
 		Footer:  Footer{UUID: sampleUUID, Nonce: sampleNonce, Key: 7, Epoch: 3, FirstSeq: 12, BlockSize: 4096, Fence: true},
-		CRCs:    []uint32{},
 		Records: []Record{},
 	}
 }
@@ -131,14 +148,13 @@ func sampleLogHeader() *LogHeader {
 	return &LogHeader{UUID: sampleUUID, Nonce: sampleNonce, BlockSize: 512, Size: 0x010203040506000}
 }
 
-// sampleFrame goes with sampleData.
+// sampleFrame goes with sampleStored.
 func sampleFrame() *Frame {
 	f := &Frame{
 		FrameHeader: FrameHeader{
 			UUID: sampleUUID, Nonce: sampleNonce, Position: 0x010203040506000, Key: 0x0102030405,
-			FirstSeq: 0x2122232425262728, Synced: 0x2122232425262720, BlockSize: sampleBlockSize, Blocks: 4, Records: 3,
+			FirstSeq: 0x2122232425262728, Synced: 0x2122232425262720, BlockSize: sampleBlockSize, Blocks: 4, Records: 3, Sum: sampleObject().Sum,
 		},
-		CRCs: sampleObject().CRCs,
 		Records: []Record{
 			{Block: 0x31323334, Blocks: 3, Kind: KindWrite, Index: 0, Seq: 0x2122232425262728},
 			{Block: 0x41424344, Blocks: MaxZeroBlocks, Kind: KindZero, Seq: 0x2122232425262729},
@@ -174,8 +190,10 @@ func genObject() *rapid.Generator[*Object] {
 			FirstSeq:  rapid.Uint64Range(0, 1<<62).Draw(t, "first"),
 			BlockSize: rapid.SampledFrom([]uint32{512, 4096}).Draw(t, "block size"),
 		}}
-		o.CRCs = append([]uint32{}, rapid.SliceOfN(rapid.Uint32(), 0, 40).Draw(t, "crcs")...)
-		blocks := uint32(len(o.CRCs))
+		blocks := rapid.Uint32Range(0, 40).Draw(t, "blocks of data")
+		if o.Blocks = blocks; blocks > 0 {
+			o.Sum = rapid.Uint32().Draw(t, "sum")
+		}
 		o.Records = []Record{}
 		seq := o.FirstSeq
 		for range rapid.IntRange(0, 40).Draw(t, "records") {

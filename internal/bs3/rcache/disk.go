@@ -1,6 +1,7 @@
 package rcache
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -17,8 +18,9 @@ import (
 
 // Disk is a read cache in a file: blocks of objects that the durable key
 // covers, by location and epoch of the object. It outlives the process, and
-// nothing in it is trusted: each block is checked against its checksum in the
-// table of its set, and each table against its own. Nothing is ever synced.
+// nothing in it is trusted: each block is checked against its check value, which
+// stands in the table of its set, and each table against its own checksum. A
+// block that does not match is dropped. Nothing is ever synced.
 //
 // A block belongs to a set, together with its neighbours in the object. The
 // blocks of a set replace each other in turn, but one that was read meanwhile is
@@ -41,6 +43,7 @@ type Disk struct {
 
 	err                   atomic.Pointer[error] // the first error of the disk, which ends its use
 	hits, misses, dropped atomic.Uint64         // blocks
+	damaged               atomic.Uint64
 }
 
 // diskFile is the file of a Disk.
@@ -55,11 +58,14 @@ type diskSet struct {
 	read       [4]atomic.Uint64 // a bit for each place that was read since the hand passed it
 }
 
-// diskJob is a run of blocks of one group to be written.
+// diskJob is a run of blocks of one group to be written, or one block to be
+// dropped.
 type diskJob struct {
-	loc   layout.Location
-	epoch uint32
-	data  []byte // part of a buffer from free
+	loc    layout.Location
+	epoch  uint32
+	data   []byte // part of a buffer from free
+	checks [groupBlocks]uint32
+	drop   bool // without data
 }
 
 const (
@@ -155,12 +161,13 @@ func (d *Disk) Close() error {
 type DiskStats struct {
 	Size                  int64  // bytes
 	Hits, Misses, Dropped uint64 // blocks: found, not found, not stored because the disk was too slow
+	Damaged               uint64 // blocks that did not match their check values
 	Err                   error  // why the cache is not used any more
 }
 
 // Stats returns the current figures.
 func (d *Disk) Stats() DiskStats {
-	s := DiskStats{Size: d.head.FileSize(), Hits: d.hits.Load(), Misses: d.misses.Load(), Dropped: d.dropped.Load()}
+	s := DiskStats{Size: d.head.FileSize(), Hits: d.hits.Load(), Misses: d.misses.Load(), Dropped: d.dropped.Load(), Damaged: d.damaged.Load()}
 	if err := d.err.Load(); err != nil {
 		s.Err = *err
 	}
@@ -257,6 +264,8 @@ func (d *Disk) Get(loc layout.Location, epoch uint64, dst []byte, run func(at, n
 func (d *Disk) readGroup(t *diskTable, loc layout.Location, epoch uint32, dst []byte) (found int) {
 	bs := int(d.head.BlockSize)
 	n := len(dst) / bs
+	checks := layout.NewChecks(d.head.UUID, loc.Key())
+	var bad []layout.Location
 	none := func() int {
 		for i := range n {
 			t.places[i] = -1
@@ -289,8 +298,9 @@ func (d *Disk) readGroup(t *diskTable, loc layout.Location, epoch uint32, dst []
 		}
 		for end := i + run; i < end; i++ {
 			place := t.places[i]
-			if layout.CRC(dst[i*bs:][:bs]) != t.set.Entries[place].CRC {
+			if checks.Value(loc.Index()+uint32(i), layout.CRC(dst[i*bs:][:bs])) != t.set.Entries[place].Check {
 				t.places[i] = -1
+				bad = append(bad, loc.Add(uint32(i)))
 				continue
 			}
 			s.read[place/64].Or(1 << (place % 64))
@@ -300,15 +310,30 @@ func (d *Disk) readGroup(t *diskTable, loc layout.Location, epoch uint32, dst []
 	if s.generation.Load() != generation {
 		return none()
 	}
+	for _, l := range bad {
+		d.damaged.Add(1)
+		d.enqueue(diskJob{loc: l, epoch: epoch, drop: true})
+	}
 	return found
 }
 
-// Put stores copies of the blocks in data, which lie at loc and after it in an
-// object of the given epoch that the durable key covers. It queues them to be
-// written, or drops them if the queue is full.
-func (d *Disk) Put(loc layout.Location, epoch uint64, data []byte) {
+// enqueue gives j, without data, to the writer, unless the queue is full.
+func (d *Disk) enqueue(j diskJob) {
+	select {
+	case j.data = <-d.free:
+		j.data = j.data[:0]
+		d.jobs <- j
+	default:
+	}
+}
+
+// Put stores copies of stored blocks (layout.Stride), which lie at loc and after
+// it in an object of the given epoch that the durable key covers. It queues them
+// to be written, or drops them if the queue is full.
+func (d *Disk) Put(loc layout.Location, epoch uint64, stored []byte) {
 	bs := int(d.head.BlockSize)
-	groups(loc, len(data)/bs, func(at, n int) {
+	stride := layout.Stride(bs)
+	groups(loc, len(stored)/stride, func(at, n int) {
 		if d.err.Load() != nil {
 			return
 		}
@@ -317,7 +342,13 @@ func (d *Disk) Put(loc layout.Location, epoch uint64, data []byte) {
 			if buf == nil {
 				buf = make([]byte, groupBlocks*bs)
 			}
-			d.jobs <- diskJob{loc.Add(uint32(at)), uint32(epoch), buf[:copy(buf, data[at*bs:][:n*bs])]}
+			j := diskJob{loc: loc.Add(uint32(at)), epoch: uint32(epoch), data: buf[:n*bs]}
+			some := stored[at*stride:][:n*stride]
+			layout.CopyBlocks(j.data, some, bs)
+			for i := range n {
+				j.checks[i] = binary.LittleEndian.Uint32(some[i*stride+bs:])
+			}
+			d.jobs <- j
 		default:
 			d.dropped.Add(uint64(n))
 		}
@@ -358,14 +389,20 @@ func (d *Disk) write(t *diskTable, j diskJob) error {
 	if err := d.load(t, set); err != nil {
 		return err
 	}
+	if j.drop {
+		n = 1
+	}
 	t.find(j.loc, j.epoch, n)
-	if !slices.Contains(t.places[:n], -1) {
+	if slices.Contains(t.places[:n], -1) == j.drop {
 		return nil
 	}
 	s.generation.Add(1)
 	defer s.generation.Add(1)
+	if j.drop {
+		t.set.Entries[t.places[0]] = layout.CacheEntry{}
+	}
 	for i := 0; i < n; {
-		if t.places[i] >= 0 {
+		if t.places[i] >= 0 { // it is there, or was dropped
 			i++
 			continue
 		}
@@ -379,7 +416,7 @@ func (d *Disk) write(t *diskTable, j diskJob) error {
 			return fmt.Errorf("write the disk cache: %w", err)
 		}
 		for end := i + run; i < end; i++ {
-			t.set.Entries[place] = layout.CacheEntry{Loc: j.loc.Add(uint32(i)), Epoch: j.epoch, CRC: layout.CRC(j.data[i*bs:][:bs])}
+			t.set.Entries[place] = layout.CacheEntry{Loc: j.loc.Add(uint32(i)), Epoch: j.epoch, Check: j.checks[i]}
 			place++
 		}
 	}

@@ -12,6 +12,7 @@ import (
 
 	"bs3/internal/bs3/key"
 	"bs3/internal/bs3/layout"
+	"bs3/internal/bs3/layout/layouttest"
 )
 
 const diskBlock = 512
@@ -39,6 +40,11 @@ func blocksOf(loc layout.Location, epoch uint64, n int) []byte {
 		}
 	}
 	return b
+}
+
+// storedOf is blocksOf with check values.
+func storedOf(loc layout.Location, epoch uint64, n int) []byte {
+	return layouttest.Stored(diskUUID, loc.Key(), loc.Index(), blocksOf(loc, epoch, n), diskBlock)
 }
 
 // settle waits until everything that was put is written.
@@ -82,7 +88,7 @@ func TestDiskKeeps(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "cache")
 	d := openDisk(t, path, 8)
 	loc := layout.Loc(5, 30)
-	d.Put(loc, 3, blocksOf(loc, 3, 200)) // of several groups
+	d.Put(loc, 3, storedOf(loc, 3, 200)) // of several groups
 	settle(d)
 	for range 2 {
 		for _, test := range []struct {
@@ -115,7 +121,7 @@ func TestDiskOther(t *testing.T) {
 	loc := layout.Loc(5, 0)
 	fill := func() {
 		d := openDisk(t, path, 4)
-		d.Put(loc, 3, blocksOf(loc, 3, 10))
+		d.Put(loc, 3, storedOf(loc, 3, 10))
 		if err := d.Close(); err != nil {
 			t.Fatal(err)
 		}
@@ -169,7 +175,7 @@ func TestDiskTorn(t *testing.T) {
 			loc := layout.Loc(key.Key(rnd.IntN(20)), rnd.Uint32N(300))
 			n, epoch := 1+rnd.IntN(40), uint64(1+rnd.IntN(2))
 			if rnd.IntN(2) == 0 {
-				d.Put(loc, epoch, blocksOf(loc, epoch, n))
+				d.Put(loc, epoch, storedOf(loc, epoch, n))
 				settle(d)
 			} else {
 				has := get(t, d, loc, epoch, n)
@@ -209,7 +215,7 @@ func TestDiskReplaces(t *testing.T) {
 	d := openDisk(t, filepath.Join(t.TempDir(), "cache"), 1)
 	defer func() { _ = d.Close() }()
 	put := func(k key.Key, n int) {
-		d.Put(layout.Loc(k, 0), 1, blocksOf(layout.Loc(k, 0), 1, n))
+		d.Put(layout.Loc(k, 0), 1, storedOf(layout.Loc(k, 0), 1, n))
 		settle(d)
 	}
 	for k := range key.Key(5) {
@@ -252,7 +258,7 @@ func TestDiskBeside(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(9, 9))
 	for range 3000 {
 		loc := layout.Loc(key.Key(rnd.IntN(30)), rnd.Uint32N(40))
-		d.Put(loc, 1, blocksOf(loc, 1, 1+rnd.IntN(20)))
+		d.Put(loc, 1, storedOf(loc, 1, 1+rnd.IntN(20)))
 	}
 	settle(d)
 	stop.Store(true)
@@ -302,7 +308,7 @@ func TestDiskBreaks(t *testing.T) {
 		var said []error
 		d := newDisk(b, inner.head, func(err error) { said = append(said, err) })
 		for range 3 {
-			d.Put(loc, 1, blocksOf(loc, 1, 10))
+			d.Put(loc, 1, storedOf(loc, 1, 10))
 			settle(d)
 			if n := get(t, d, loc, 1, 10); n != 0 {
 				t.Errorf("%s: %d blocks", name, n)
@@ -319,7 +325,7 @@ func TestDiskBreaks(t *testing.T) {
 	slow := &brokenFile{diskFile: inner.file, held: make(chan struct{})}
 	d := newDisk(slow, inner.head, func(err error) { t.Error(err) })
 	for i := range uint32(2 * mostJobs) {
-		d.Put(layout.Loc(1, i*groupBlocks), 1, blocksOf(layout.Loc(1, i*groupBlocks), 1, 2))
+		d.Put(layout.Loc(1, i*groupBlocks), 1, storedOf(layout.Loc(1, i*groupBlocks), 1, 2))
 	}
 	if s := d.Stats(); s.Dropped != 2*mostJobs {
 		t.Errorf("%+v", s)
@@ -342,7 +348,7 @@ func BenchmarkDiskHit(b *testing.B) {
 	defer func() { _ = d.Close() }()
 	data := make([]byte, 1024*block)
 	for k := range key.Key(32) {
-		d.Put(layout.Loc(k, 0), 1, data)
+		d.Put(layout.Loc(k, 0), 1, layouttest.Stored(diskUUID, k, 0, data, block))
 		settle(d)
 	}
 	dst := make([]byte, block)
@@ -358,4 +364,40 @@ func BenchmarkDiskHit(b *testing.B) {
 		})
 	}
 	b.ReportMetric(float64(misses)/float64(b.N), "misses/op")
+}
+
+// TestDiskDropsDamage: a block that does not match its check value is not found,
+// is counted, and can be put again.
+func TestDiskDropsDamage(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "cache")
+	d := openDisk(t, path, 2)
+	defer func() { _ = d.Close() }()
+	loc := layout.Loc(5, 64)
+	d.Put(loc, 1, storedOf(loc, 1, 3))
+	settle(d)
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := bytes.Index(b, blocksOf(loc.Add(1), 1, 1))
+	f, err := os.OpenFile(path, os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if _, err := f.WriteAt([]byte{^b[at+77]}, int64(at+77)); err != nil {
+		t.Fatal(err)
+	}
+	if n := get(t, d, loc, 1, 3); n != 2 || d.Stats().Damaged != 1 {
+		t.Errorf("%d of three blocks, %d damaged", n, d.Stats().Damaged)
+	}
+	settle(d)
+	if n := get(t, d, loc, 1, 3); n != 2 || d.Stats().Damaged != 1 { // it was dropped
+		t.Errorf("%d of three blocks, %d damaged", n, d.Stats().Damaged)
+	}
+	d.Put(loc, 1, storedOf(loc, 1, 3))
+	settle(d)
+	if n := get(t, d, loc, 1, 3); n != 3 || d.Stats().Damaged != 1 {
+		t.Errorf("%d of three blocks, %d damaged", n, d.Stats().Damaged)
+	}
 }

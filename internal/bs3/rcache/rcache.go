@@ -115,20 +115,22 @@ func (c *Cache) Has(loc layout.Location) bool {
 	return ok
 }
 
-// Put stores copies of the blocks in data, which lie at loc and after it in an
-// object that the durable key covers.
-func (c *Cache) Put(loc layout.Location, data []byte) { c.put(loc, data, false) }
+// Put stores copies of the blocks in data, of which one begins every stride
+// bytes. They lie at loc and after it in an object that the durable key covers.
+func (c *Cache) Put(loc layout.Location, data []byte, stride int) { c.put(loc, data, stride, false) }
 
 // PutAhead is Put for blocks that were read ahead.
-func (c *Cache) PutAhead(loc layout.Location, data []byte) { c.put(loc, data, true) }
+func (c *Cache) PutAhead(loc layout.Location, data []byte, stride int) {
+	c.put(loc, data, stride, true)
+}
 
-func (c *Cache) put(loc layout.Location, data []byte, ahead bool) {
+func (c *Cache) put(loc layout.Location, data []byte, stride int, ahead bool) {
 	for len(data) > 0 {
 		together := 1<<groupBits - int(uint64(loc)&(1<<groupBits-1))
-		some := data[:min(len(data), together*c.blockSize)]
-		c.shard(loc).put(loc, some, ahead)
+		some := data[:min(len(data), together*stride)]
+		c.shard(loc).put(loc, some, stride, ahead)
 		data = data[len(some):]
-		loc = loc.Add(uint32(len(some) / c.blockSize))
+		loc = loc.Add(uint32(len(some) / stride))
 	}
 }
 
@@ -216,10 +218,10 @@ func (s *shard) get(loc layout.Location, dst []byte) bool {
 }
 
 // put stores blocks of one group.
-func (s *shard) put(loc layout.Location, data []byte, ahead bool) {
+func (s *shard) put(loc layout.Location, data []byte, stride int, ahead bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for ; len(data) > 0; loc, data = loc.Add(1), data[s.size:] {
+	for ; len(data) > 0; loc, data = loc.Add(1), data[stride:] {
 		if _, ok := s.find(loc); ok {
 			continue
 		}

@@ -55,7 +55,7 @@ func TestWhatIsThereIsRight(t *testing.T) {
 					}
 					continue
 				}
-				c.Put(at(i), content(i))
+				c.Put(at(i), content(i), blockSize)
 			}
 			if hits == 0 {
 				t.Error("no hits")
@@ -77,9 +77,9 @@ func TestIndex(t *testing.T) {
 	for range 20_000 {
 		i := rnd.IntN(400) * 8
 		if run := p[:(1+rnd.IntN(8))*blockSize]; rnd.IntN(3) == 0 {
-			c.PutAhead(at(i), run)
+			c.PutAhead(at(i), run, blockSize)
 		} else {
-			c.Put(at(i), run)
+			c.Put(at(i), run, blockSize)
 		}
 		c.Get(at(rnd.IntN(3200)), p[:blockSize])
 	}
@@ -108,7 +108,7 @@ func TestRunOfBlocks(t *testing.T) {
 	for i := range 8 {
 		run = append(run, content(i)...)
 	}
-	c.Put(at(0), run)
+	c.Put(at(0), run, blockSize)
 	p := make([]byte, blockSize)
 	for i := range 8 {
 		if !c.Has(at(i)) || !c.Get(at(i), p) || !bytes.Equal(p, content(i)) {
@@ -129,7 +129,7 @@ func TestScanDisplacesLittle(t *testing.T) {
 		if c.Get(at(i), p) {
 			return true
 		}
-		c.Put(at(i), content(i))
+		c.Put(at(i), content(i), blockSize)
 		return false
 	}
 	const hot = 1000
@@ -161,7 +161,7 @@ func TestReadAheadScanDisplacesLittle(t *testing.T) {
 	for range 5 {
 		for i := range hot {
 			if !c.Get(at(i), p) {
-				c.Put(at(i), content(i))
+				c.Put(at(i), content(i), blockSize)
 			}
 		}
 	}
@@ -170,7 +170,7 @@ func TestReadAheadScanDisplacesLittle(t *testing.T) {
 	for i := from; i < to; i++ {
 		if (i-from)%window == 0 { // two windows ahead at most, as the engine does
 			for j := i + window; j < i+2*window; j++ {
-				c.PutAhead(at(j), content(j))
+				c.PutAhead(at(j), content(j), blockSize)
 			}
 		}
 		if i >= from+window && !c.Get(at(i), p) {

@@ -3,9 +3,9 @@ package reader
 import "bs3/internal/bs3/layout"
 
 // Keep puts blocks that were written, and whose object the store has for good,
-// into the caches. epoch is that of the object.
-func (r *Reader) Keep(loc layout.Location, data []byte, epoch uint64) {
-	r.cachePut(miss{loc: loc, dst: data, epoch: epoch})
+// into the caches. stored is as in layout.Stride, epoch that of the object.
+func (r *Reader) Keep(loc layout.Location, stored []byte, epoch uint64) {
+	r.cachePut(miss{loc: loc, epoch: epoch}, stored)
 }
 
 // fromDisk fills what the disk cache has of the misses, and returns the rest.
@@ -20,34 +20,48 @@ func (r *Reader) fromDisk(misses []miss) (rest []miss) {
 			rest = append(rest, m)
 			continue
 		}
-		r.c.Disk.Get(m.loc, m.epoch, m.dst, func(at, n int, found bool) {
-			some := miss{m.loc.Add(uint32(at)), m.dst[at*r.c.BlockSize:][:n*r.c.BlockSize], m.epoch, m.ahead}
-			if found {
-				r.memoryPut(some)
-			} else {
-				rest = append(rest, some)
-			}
-		})
+		rest = r.fromDiskRun(m, rest)
 	}
 	return rest
 }
 
-// cachePut puts blocks that were fetched, or could have been, into the caches:
-// the durable key covers their object.
-func (r *Reader) cachePut(m miss) {
-	r.memoryPut(m)
+// fromDiskRun is fromDisk for one miss; it appends to rest.
+func (r *Reader) fromDiskRun(m miss, rest []miss) []miss {
+	dst := m.dst
+	if dst == nil {
+		buf := r.buffers.get(m.n)
+		defer r.buffers.put(buf)
+		dst = (*buf)[:int(m.n)*r.c.BlockSize]
+	}
+	r.c.Disk.Get(m.loc, m.epoch, dst, func(at, n int, found bool) {
+		some := m.part(uint32(at), uint32(n), r.c.BlockSize)
+		if found {
+			r.memoryPut(some, dst[at*r.c.BlockSize:][:n*r.c.BlockSize], r.c.BlockSize)
+		} else {
+			rest = append(rest, some)
+		}
+	})
+	return rest
+}
+
+// cachePut puts the blocks of m, which were fetched, or could have been, into
+// the caches: the durable key covers their object.
+func (r *Reader) cachePut(m miss, stored []byte) {
+	r.memoryPut(m, stored, layout.Stride(r.c.BlockSize))
 	if r.c.Disk != nil && m.epoch > 0 {
-		r.c.Disk.Put(m.loc, m.epoch, m.dst)
+		r.c.Disk.Put(m.loc, m.epoch, stored)
 	}
 }
 
-func (r *Reader) memoryPut(m miss) {
+// memoryPut puts blocks, of which one begins every stride bytes of data, into the
+// cache in memory.
+func (r *Reader) memoryPut(m miss, data []byte, stride int) {
 	switch {
 	case r.c.Cache == nil:
 	case m.ahead:
-		r.c.Cache.PutAhead(m.loc, m.dst)
+		r.c.Cache.PutAhead(m.loc, data, stride)
 	default:
-		r.c.Cache.Put(m.loc, m.dst)
+		r.c.Cache.Put(m.loc, data, stride)
 	}
 }
 
@@ -58,6 +72,7 @@ type DiskStatus struct {
 	Hits    uint64 `json:"hits"` // blocks, since it was opened
 	Misses  uint64 `json:"misses"`
 	Dropped uint64 `json:"dropped"` // not kept, because the disk was too slow
+	Damaged uint64 `json:"damaged"` // did not match their check values, and were dropped
 	Failed  string `json:"failed,omitempty"`
 }
 
@@ -67,7 +82,7 @@ func (r *Reader) DiskStatus() *DiskStatus {
 		return nil
 	}
 	f := r.c.Disk.Stats()
-	s := &DiskStatus{Size: f.Size, Hits: f.Hits, Misses: f.Misses, Dropped: f.Dropped}
+	s := &DiskStatus{Size: f.Size, Hits: f.Hits, Misses: f.Misses, Dropped: f.Dropped, Damaged: f.Damaged}
 	if f.Err != nil {
 		s.Failed = f.Err.Error()
 	}

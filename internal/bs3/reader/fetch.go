@@ -6,8 +6,8 @@ import (
 	"slices"
 	"sync"
 
-	"bs3/internal/bs3/key"
 	"bs3/internal/bs3/layout"
+	"bs3/internal/bs3/volume"
 )
 
 // gapBytes is how far apart two runs of one object may lie to be fetched with
@@ -56,11 +56,12 @@ func (r *Reader) group(misses []miss) [][]miss {
 	slices.SortFunc(misses, func(a, b miss) int {
 		return int(min(1, max(-1, int64(a.loc)-int64(b.loc))))
 	})
+	gap := uint32(gapBytes / r.buffers.stride)
 	var groups [][]miss
 	for _, m := range misses {
 		if n := len(groups) - 1; n >= 0 {
 			last := groups[n][len(groups[n])-1]
-			if gap := r.byteOffset(m.loc) - r.byteOffset(last.loc) - int64(len(last.dst)); last.loc.Key() == m.loc.Key() && gap <= gapBytes {
+			if last.loc.Key() == m.loc.Key() && m.loc.Index() <= last.loc.Index()+last.n+gap {
 				groups[n] = append(groups[n], m)
 				continue
 			}
@@ -70,38 +71,74 @@ func (r *Reader) group(misses []miss) [][]miss {
 	return groups
 }
 
-// byteOffset is where a location's block begins in its object.
-func (r *Reader) byteOffset(l layout.Location) int64 { return int64(l.Index()) * int64(r.c.BlockSize) }
-
-// fetchGroup reads one range of one object and spreads it over its misses.
+// fetchGroup reads one range of one object, verifies what was missed of it, and
+// spreads that over its misses and the caches.
 func (r *Reader) fetchGroup(ctx context.Context, g []miss) error {
-	first, last := g[0], g[len(g)-1]
-	from := r.byteOffset(first.loc)
-	buf := first.dst
-	if len(g) > 1 {
-		buf = make([]byte, r.byteOffset(last.loc)+int64(len(last.dst))-from)
-	}
-	if err := r.get(ctx, first.loc.Key(), buf, from); err != nil {
-		return err
+	first, last := g[0].loc, g[len(g)-1]
+	buf := r.buffers.get(last.loc.Index() + last.n - first.Index())
+	if err := r.getVerified(ctx, g, *buf); err != nil {
+		return err // and leave the buffer to a request that may have been given up
 	}
 	for _, m := range g {
-		if len(g) > 1 {
-			copy(m.dst, buf[r.byteOffset(m.loc)-from:])
+		stored := r.buffers.part(*buf, first, m)
+		if m.dst != nil {
+			layout.CopyBlocks(m.dst, stored, r.c.BlockSize)
 		}
-		r.cachePut(m)
+		r.cachePut(m, stored)
+	}
+	r.buffers.put(buf)
+	return nil
+}
+
+// getVerified reads what the misses of g need into stored. An answer that is not
+// what was written is asked for once more. Errors: layout.ErrDamaged (wrapped) if
+// it stays wrong, those of get.
+func (r *Reader) getVerified(ctx context.Context, g []miss, stored []byte) error {
+	for again := false; ; again = true {
+		err := r.get(ctx, g[0].loc, stored)
+		if err == nil {
+			err = r.verify(g, stored)
+		}
+		if !volume.IsUnreadable(err) {
+			return err
+		}
+		r.wrong.Add(1)
+		if again {
+			if !g[0].ahead {
+				r.c.Log.Error().Err(err).Msg("data is damaged: the read fails")
+			}
+			return err
+		}
+		r.c.Log.Warn().Err(err).Msg("the store returned other bytes than were written; asking once more")
+	}
+}
+
+// verify checks the blocks of all misses of g. What lies between them may be
+// damaged: nobody needs it.
+func (r *Reader) verify(g []miss, stored []byte) error {
+	first := g[0].loc
+	checks := layout.NewChecks(r.c.UUID, first.Key())
+	for _, m := range g {
+		part := r.buffers.part(stored, first, m)
+		for i := range m.n {
+			if _, ok := checks.Verify(m.loc.Index()+i, part[int(i)*r.buffers.stride:][:r.buffers.stride]); !ok {
+				return volume.WrongBlock(first.Key(), m.loc.Index()+i, m.block+uint64(i))
+			}
+		}
 	}
 	return nil
 }
 
-// get reads data of an object the durable key covers.
-func (r *Reader) get(ctx context.Context, k key.Key, p []byte, off int64) error {
+// get reads stored blocks from loc on, in an object the durable key covers.
+func (r *Reader) get(ctx context.Context, loc layout.Location, stored []byte) error {
 	ctx, release := r.c.Life.Limit(ctx)
 	defer release()
-	if _, _, err := r.c.Store.Get(ctx, k.Name(), p, off); err != nil {
+	k, off := loc.Key(), int64(loc.Index())*int64(r.buffers.stride)
+	if _, _, err := r.c.Store.Get(ctx, k.Name(), stored, off); err != nil {
 		if stopped := r.c.Life.Err(); stopped != nil {
 			return stopped
 		}
-		return fmt.Errorf("object %d (%s), %d bytes at %d: %w", k, k.Name(), len(p), off, err)
+		return fmt.Errorf("object %d (%s), %d bytes at %d: %w", k, k.Name(), len(stored), off, err)
 	}
 	return nil
 }

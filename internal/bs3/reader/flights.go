@@ -25,12 +25,12 @@ type flight struct {
 
 // take registers a fetch of all blocks of the misses and returns it, or, if
 // one of them is being fetched already, that fetch: other.
-func (f *flights) take(misses []miss, blockSize int) (own, other *flight) {
+func (f *flights) take(misses []miss) (own, other *flight) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	own = &flight{done: make(chan struct{})}
 	for _, m := range misses {
-		for i := range m.blocks(blockSize) {
+		for i := range m.n {
 			if other := f.mu.blocks[m.loc.Add(i)]; other != nil {
 				return nil, other
 			}
@@ -66,7 +66,7 @@ func (r *Reader) fetchOnce(ctx context.Context, misses []miss) (layout.Location,
 	if r.c.Cache == nil {
 		return r.fetch(ctx, misses)
 	}
-	own, other := r.flights.take(misses, r.c.BlockSize)
+	own, other := r.flights.take(misses)
 	if other != nil {
 		select {
 		case <-other.done:

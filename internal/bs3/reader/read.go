@@ -32,9 +32,10 @@ import (
 type Memory interface {
 	Enter() era.Visit
 	Leave(era.Visit)
-	// Data returns the n blocks from loc on, valid until Leave; false if the store
-	// has them.
-	Data(loc layout.Location, n uint32) ([]byte, bool)
+	// Read copies whole blocks from loc on to dst; false if the store has them.
+	Read(dst []byte, loc layout.Location) bool
+	// Has reports whether Read would find what lies at loc.
+	Has(loc layout.Location) bool
 	// Epoch returns the epoch of object k; 0 if it was collected.
 	Epoch(k key.Key) uint64
 }
@@ -42,6 +43,7 @@ type Memory interface {
 // Config is what a Reader needs to know.
 type Config struct {
 	Store  objproxy.Store // must retry what may succeed later
+	UUID   layout.UUID    // of the volume
 	Map    mapproxy.View
 	Memory Memory
 	Life   *life.Life
@@ -67,12 +69,15 @@ type Reader struct {
 	fetches era.Readers // from look-up to the last byte from the store
 	flights flights
 	ahead   *readahead // nil if nothing is read ahead
+	buffers buffers
 	misses  atomic.Uint64
+	wrong   atomic.Uint64
 }
 
 // New returns a reader of the volume that c describes.
 func New(c Config) *Reader {
 	r := &Reader{c: c}
+	r.buffers.stride = layout.Stride(c.BlockSize)
 	if c.Cache != nil && c.Readahead > 0 {
 		r.ahead = newReadahead(c.Downloaders)
 	}
@@ -98,16 +103,31 @@ func (r *Reader) Fetches() *era.Readers { return &r.fetches }
 // Misses returns how many reads had to ask the store.
 func (r *Reader) Misses() uint64 { return r.misses.Load() }
 
+// WrongAnswers returns how many answers of the store did not match their check
+// values.
+func (r *Reader) WrongAnswers() uint64 { return r.wrong.Load() }
+
 // miss is a run of blocks whose bytes have to come from the store.
 type miss struct {
+	block uint64 // of the volume
 	loc   layout.Location
-	dst   []byte
+	n     uint32 // blocks
+	dst   []byte // nil: only the caches want them
 	epoch uint64 // of the object, where it is needed and known
 	ahead bool   // nobody has asked for it yet
 }
 
-// blocks returns how many blocks of that many bytes m has.
-func (m miss) blocks(blockSize int) uint32 { return uint32(len(m.dst) / blockSize) }
+// covers reports whether the block at loc is one of m.
+func (m miss) covers(loc layout.Location) bool { return m.loc <= loc && loc < m.loc.Add(m.n) }
+
+// part returns the n blocks of m from its block at on.
+func (m miss) part(at, n uint32, blockSize int) miss {
+	if m.dst != nil {
+		m.dst = m.dst[int(at)*blockSize:][:int(n)*blockSize]
+	}
+	m.block, m.loc, m.n = m.block+uint64(at), m.loc.Add(at), n
+	return m
+}
 
 // TryRead is Read, but returns false unless all of it is unmapped, in chunk
 // memory or in the memory cache; the contents of p are undefined then.
@@ -137,38 +157,31 @@ func (r *Reader) readMemory(p []byte, off int64, runs []sectormap.Run, missed fu
 		p = p[len(dst):]
 		if !run.Loc.Mapped() {
 			clear(dst)
-		} else if data, here := r.c.Memory.Data(run.Loc, run.N); here {
-			copy(dst, data)
-		} else if !r.readCache(dst, run.Loc, missed) {
+		} else if !r.c.Memory.Read(dst, run.Loc) && !r.readCache(dst, run, missed) {
 			return false
 		}
 	}
 	return true
 }
 
-// readCache fills dst, the blocks at loc and after it, from the cache in memory.
-// It hands runs that are not there to missed, or, if that is nil, gives up.
-func (r *Reader) readCache(dst []byte, loc layout.Location, missed func(miss)) bool {
-	var open miss // the run of misses that the last block belongs to
-	for i := uint32(0); len(dst) > 0; i++ {
-		block := dst[:r.c.BlockSize]
+// readCache fills dst, the blocks of run, from the cache in memory. It hands
+// those that are not there to missed, or, if that is nil, gives up.
+func (r *Reader) readCache(dst []byte, run sectormap.Run, missed func(miss)) bool {
+	all := miss{block: run.Block, loc: run.Loc, n: run.N, dst: dst}
+	from, bs := uint32(0), r.c.BlockSize // of the blocks before i those from from on are missed
+	for i := range run.N {
 		switch {
-		case r.c.Cache != nil && r.c.Cache.Get(loc.Add(i), block):
-			if open.dst != nil {
-				missed(open)
-				open = miss{}
+		case r.c.Cache != nil && r.c.Cache.Get(run.Loc.Add(i), dst[int(i)*bs:][:bs]):
+			if from < i {
+				missed(all.part(from, i-from, bs))
 			}
+			from = i + 1
 		case missed == nil:
 			return false
-		case open.dst == nil:
-			open = miss{loc: loc.Add(i), dst: block}
-		default:
-			open.dst = open.dst[:len(open.dst)+len(block)]
 		}
-		dst = dst[r.c.BlockSize:]
 	}
-	if open.dst != nil {
-		missed(open)
+	if from < run.N {
+		missed(all.part(from, run.N-from, bs))
 	}
 	return true
 }
@@ -223,7 +236,7 @@ func (r *Reader) try(ctx context.Context, p []byte, off int64, last attempt) (la
 	var misses []miss
 	r.readMemory(p, off, nil, func(m miss) { misses = append(misses, m) })
 	// Anywhere in a run: where the runs begin depends on what the caches have.
-	if slices.ContainsFunc(misses, func(m miss) bool { return m.loc <= last.gone && last.gone < m.loc.Add(m.blocks(r.c.BlockSize)) }) {
+	if slices.ContainsFunc(misses, func(m miss) bool { return m.covers(last.gone) }) {
 		return last.gone, errUnchanged
 	}
 	if len(misses) == 0 {

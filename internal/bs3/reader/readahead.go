@@ -6,8 +6,6 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
-
-	"bs3/internal/bs3/layout"
 )
 
 const (
@@ -34,8 +32,8 @@ type readahead struct {
 	// marks are the offsets whose reading makes a stream's next window due; -1
 	// for none. They alone are looked at by reads that hit.
 	marks [streams]atomic.Int64
-	due   chan int    // streams whose mark was reached
-	slots chan []byte // a buffer, or nil, for each piece that may be under way
+	due   chan int      // streams whose mark was reached
+	slots chan struct{} // has room for each piece that may be under way
 	// turns has room for each request that may be under way. What was written in
 	// random order takes many for a piece; half of the downloaders are left to
 	// reads that somebody waits for.
@@ -62,10 +60,7 @@ func newReadahead(downloaders int) *readahead {
 	if downloaders == 0 {
 		downloaders = 2 * aheadFetches
 	}
-	r := &readahead{due: make(chan int, streams), slots: make(chan []byte, aheadFetches), turns: make(chan struct{}, max(1, downloaders/2))}
-	for range aheadFetches {
-		r.slots <- nil
-	}
+	r := &readahead{due: make(chan int, streams), slots: make(chan struct{}, aheadFetches), turns: make(chan struct{}, max(1, downloaders/2))}
 	for i := range r.marks {
 		r.marks[i].Store(-1)
 		r.mu.streams[i].last = -1
@@ -179,19 +174,15 @@ func (r *Reader) Run(ctx context.Context) {
 			off, n := r.ahead.extend(i, most, piece, r.c.Size)
 			for n > 0 {
 				some := min(n, piece-off%piece)
-				var buf []byte
 				select {
-				case buf = <-r.ahead.slots:
+				case r.ahead.slots <- struct{}{}:
 				case <-ctx.Done():
 					return
 				}
-				if buf == nil {
-					buf = make([]byte, piece)
-				}
 				from := off
 				fetches.Go(func() {
-					defer func() { r.ahead.slots <- buf }()
-					r.prefetch(ctx, buf[:some], from)
+					defer func() { <-r.ahead.slots }()
+					r.prefetch(ctx, from, some)
 				})
 				off, n = off+some, n-some
 			}
@@ -201,54 +192,42 @@ func (r *Reader) Run(ctx context.Context) {
 	}
 }
 
-// prefetch brings what is mapped in the range that buf could hold into the
-// cache, as far as it is neither there nor in chunk memory. Its errors do not
-// matter: whoever wants the bytes will ask again.
-func (r *Reader) prefetch(ctx context.Context, buf []byte, off int64) {
+// prefetch brings what is mapped of the n bytes at off into the cache, as far as
+// it is neither there nor in chunk memory. Its errors do not matter: whoever
+// wants the bytes will ask again.
+func (r *Reader) prefetch(ctx context.Context, off, n int64) {
 	v := r.fetches.Enter()
 	defer r.fetches.Leave(v)
 	for {
-		if _, err := r.fetchOnce(ctx, r.missing(buf, off)); !errors.Is(err, errAgain) {
+		if _, err := r.fetchOnce(ctx, r.missing(off, n)); !errors.Is(err, errAgain) {
 			return
 		}
 	}
 }
 
-// missing returns the runs of the range that buf could hold that are mapped and
-// neither in chunk memory nor in the cache.
-func (r *Reader) missing(buf []byte, off int64) (misses []miss) {
+// missing returns the runs of the n bytes at off that are mapped and neither in
+// chunk memory nor in the cache.
+func (r *Reader) missing(off, n int64) (misses []miss) {
 	v := r.c.Memory.Enter()
 	defer r.c.Memory.Leave(v)
-	bs := r.c.BlockSize
-	for _, run := range r.c.Map.Lookup(uint64(off)/uint64(bs), uint32(len(buf)/bs), nil) {
-		dst := buf[:int(run.N)*bs]
-		buf = buf[len(dst):]
-		if !run.Loc.Mapped() {
+	bs := int64(r.c.BlockSize)
+	for _, run := range r.c.Map.Lookup(uint64(off/bs), uint32(n/bs), nil) {
+		if !run.Loc.Mapped() || r.c.Memory.Has(run.Loc) {
 			continue
 		}
-		if _, here := r.c.Memory.Data(run.Loc, run.N); !here {
-			misses = r.notCached(misses, run.Loc, dst)
+		all := miss{block: run.Block, loc: run.Loc, n: run.N, ahead: true}
+		from := uint32(0) // of the blocks before i those from from on are missing
+		for i := range run.N {
+			if r.c.Cache.Has(run.Loc.Add(i)) {
+				if from < i {
+					misses = append(misses, all.part(from, i-from, r.c.BlockSize))
+				}
+				from = i + 1
+			}
 		}
-	}
-	return misses
-}
-
-// notCached appends the runs of the blocks at loc that the cache does not have.
-func (r *Reader) notCached(misses []miss, loc layout.Location, dst []byte) []miss {
-	joined := false
-	for i := uint32(0); len(dst) > 0; i++ {
-		block := dst[:r.c.BlockSize]
-		dst = dst[r.c.BlockSize:]
-		if r.c.Cache.Has(loc.Add(i)) {
-			joined = false
-			continue
+		if from < run.N {
+			misses = append(misses, all.part(from, run.N-from, r.c.BlockSize))
 		}
-		if last := len(misses) - 1; joined {
-			misses[last].dst = misses[last].dst[:len(misses[last].dst)+len(block)]
-		} else {
-			misses = append(misses, miss{loc: loc.Add(i), dst: block, ahead: true})
-		}
-		joined = true
 	}
 	return misses
 }

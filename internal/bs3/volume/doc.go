@@ -57,14 +57,14 @@ func (l *Length) Add(m Length) {
 // LengthOf returns the length of a log that consists of one object with that
 // many data blocks, of blockSize bytes each, and that many records.
 func LengthOf(blocks, blockSize, records int) Length {
-	return Length{1, int64(blocks*blockSize + layout.TailSize(blocks, records))}
+	return Length{1, int64(blocks*layout.Stride(blockSize) + layout.TailSize(records))}
 }
 
 // Move is a live block that is to be written again.
 type Move struct {
 	Block  uint64
 	Source layout.Location // where it was read
-	CRC    uint32
+	CRC    uint32          // of its bytes
 }
 
 // IsDamage reports whether err is an answer about an object itself (it is not
@@ -76,6 +76,14 @@ func IsDamage(err error) bool {
 // IsUnreadable reports whether err says that what is there does not verify.
 func IsUnreadable(err error) bool {
 	return errors.Is(err, layout.ErrDamaged) || errors.Is(err, layout.ErrMagic) || errors.Is(err, layout.ErrVersion)
+}
+
+// WrongBlock is the error for data block index of object k, in which block of the
+// volume lies, when the store goes on to return other bytes than were written:
+// layout.ErrDamaged, wrapped.
+func WrongBlock(k key.Key, index uint32, block uint64) error {
+	return fmt.Errorf("object %d (%s), data block %d, which is block %d of the volume: %w: the store returns other bytes than were written; find all such blocks with bs3 fsck --data, and restore them from a backup",
+		k, k.Name(), index, block, layout.ErrDamaged)
 }
 
 // Fits returns layout.ErrDamaged (wrapped) if o cannot be of a volume of so many

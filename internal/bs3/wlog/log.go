@@ -106,7 +106,8 @@ func (l *Log) Own(uuid layout.UUID, nonce layout.Nonce, blockSize int) error {
 	return l.Sync()
 }
 
-// Addition is a frame to be written, with its data.
+// Addition is a frame to be written, with its data: stored blocks. Write sums
+// them up.
 type Addition struct {
 	layout.Frame
 	Data []byte
@@ -186,6 +187,7 @@ func (l *Log) Write(batch []Addition) error {
 		l.parts = l.parts[:0]
 		for ; n < len(batch) && batch[n].Position == to && (n == 0 || to%l.head.Size != 0); n++ {
 			start := len(l.heads)
+			batch[n].Sum = layout.AddSum(0, batch[n].Data, int(batch[n].BlockSize))
 			l.heads = layout.AppendFrame(l.heads, &batch[n].Frame)
 			l.parts = append(l.parts, l.heads[start:])
 			if len(batch[n].Data) > 0 {

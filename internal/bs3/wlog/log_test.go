@@ -3,15 +3,16 @@ package wlog
 import (
 	"bytes"
 	"errors"
-	"fmt"
 	"io/fs"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 
 	"bs3/internal/bs3/key"
 	"bs3/internal/bs3/layout"
+	"bs3/internal/bs3/layout/layouttest"
 )
 
 const logBlock = 512
@@ -50,18 +51,22 @@ func lockDir(t testing.TB) *Dir {
 // addition returns a frame with a write of the given number of blocks and a
 // discard.
 func addition(k key.Key, seq, synced uint64, blocks int) Addition {
-	data := bytes.Repeat([]byte{byte(seq), byte(seq >> 8), byte(blocks), 7}, blocks*logBlock/4)
-	a := Addition{Data: data, Frame: layout.Frame{FrameHeader: layout.FrameHeader{
+	data := content(seq, blocks)
+	const first = 40 // of its blocks, in the object
+	stored := layouttest.Stored(logUUID, k, first, data, logBlock)
+	a := Addition{Data: stored, Frame: layout.Frame{FrameHeader: layout.FrameHeader{
 		UUID: logUUID, Nonce: logNonce, Key: k, FirstSeq: seq, Synced: synced, BlockSize: logBlock, Blocks: uint32(blocks), Records: 2,
 	}}}
-	for at := 0; at < len(data); at += logBlock {
-		a.CRCs = append(a.CRCs, layout.CRC(data[at:at+logBlock]))
-	}
 	a.Records = []layout.Record{
-		{Block: seq, Blocks: uint32(blocks), Kind: layout.KindWrite, Index: 40, Seq: seq}, // in the object; the frame has another one
+		{Block: seq, Blocks: uint32(blocks), Kind: layout.KindWrite, Index: first, Seq: seq},
 		{Block: 1000 + seq, Blocks: 3, Kind: layout.KindZero, Seq: seq + 1},
 	}
 	return a
+}
+
+// content is what the write with a sequence number writes.
+func content(seq uint64, blocks int) []byte {
+	return bytes.Repeat([]byte{byte(seq), byte(seq >> 8), byte(blocks), 7}, blocks*logBlock/4)
 }
 
 func write(t testing.TB, l *Log, batch ...Addition) {
@@ -108,8 +113,8 @@ func replays(t testing.TB, l *Log, seq uint64) uint64 {
 			if e.Kind == layout.KindZero {
 				continue
 			}
-			want := addition(1, e.Seq, 0, int(e.Blocks))
-			if !bytes.Equal(e.Data, want.Data) || fmt.Sprint(e.CRCs) != fmt.Sprint(want.CRCs) || e.Block != e.Seq {
+			want := content(e.Seq, int(e.Blocks))
+			if !bytes.Equal(e.Data(), want) || !slices.Equal(e.CRCs, layouttest.CRCs(want, logBlock)) || e.Block != e.Seq {
 				t.Fatalf("entry %d is not what was written", e.Seq)
 			}
 		}
@@ -184,13 +189,13 @@ func TestLogTorn(t *testing.T) {
 	for i := range uint64(4) {
 		write(t, l, addition(1, 1+2*i, 1+2*i, 3))
 	}
-	at := layout.LogHeaderSize + 2*2*int64(layout.LogAlign) // the third one
+	at := layout.LogHeaderSize + 2*int64(layout.LogAlign) // the third one; each takes a page
 	whole, err := os.ReadFile(l.Path())
 	if err != nil {
 		t.Fatal(err)
 	}
-	size := layout.FrameHeaderSize + 2*layout.RecordSize + 3*4
-	for name, part := range map[string][2]int{"head": {0, size}, "data": {layout.LogAlign, layout.LogAlign + 3*logBlock}} {
+	head := layout.FrameHeaderSize + 2*layout.RecordSize
+	for name, part := range map[string][2]int{"head": {0, head}, "data": {head, head + 3*layout.Stride(logBlock)}} {
 		for i := part[0]; i < part[1]; i++ {
 			torn := []byte{whole[int(at)+i] ^ 1<<(i%8)}
 			if err := l.file.Writev([][]byte{torn}, at+int64(i)); err != nil {
@@ -275,16 +280,24 @@ func TestLogForeign(t *testing.T) {
 	volume.UUID = layout.UUID{9}
 	write(t, l, other, volume)
 
-	// A frame that was copied into the data of another one, page for page.
-	first, err := os.ReadFile(l.Path())
+	// The head of a frame that was copied into the data of another one, to where a
+	// page begins.
+	file, err := os.ReadFile(l.Path())
 	if err != nil {
 		t.Fatal(err)
 	}
-	data := addition(1, 3, 3, 32)
-	data.Data = bytes.Repeat(first[layout.LogHeaderSize:][:layout.LogAlign*2], 2)
-	for i := range data.CRCs {
-		data.CRCs[i] = layout.CRC(data.Data[i*logBlock:][:logBlock])
+	data := addition(1, 3, 3, 64)
+	head, inner, copied := file[layout.LogHeaderSize:][:data.HeadSize()], content(3, 64), 0
+	for page := int64(layout.LogAlign); page < data.Size(); page += layout.LogAlign {
+		block, off := (page-data.HeadSize())/(logBlock+layout.CheckSize), (page-data.HeadSize())%(logBlock+layout.CheckSize)
+		if off+int64(len(head)) <= logBlock && block < 64 {
+			copied += copy(inner[block*logBlock+off:], head)
+		}
 	}
+	if copied == 0 {
+		t.Fatal("no page begins within a block")
+	}
+	data.Data = layouttest.Stored(logUUID, 1, 40, inner, logBlock)
 	write(t, l, data)
 	l = reopen(t, dir, l)
 	if l.Frames() != 2 || l.Last() != 5 {
@@ -366,7 +379,7 @@ func TestLogNoRoom(t *testing.T) {
 	}
 	write(t, l, addition(1, 1, 1, 8), addition(2, 3, 1, 8), addition(3, 5, 1, 8)) // two pages each
 	before := l.Used()
-	if l.Reserve([]Addition{addition(3, 7, 1, 1), addition(3, 9, 1, 1)}) || l.Used() != before {
+	if l.Reserve([]Addition{addition(3, 7, 1, 1), addition(3, 9, 1, 8)}) || l.Used() != before {
 		t.Fatalf("%d bytes are used, %d before", l.Used(), before)
 	}
 	l.Release(1)

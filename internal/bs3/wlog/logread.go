@@ -75,7 +75,7 @@ func (l *Log) scan() error {
 		size := int64(layout.LogAlign)
 		h, err := layout.DecodeFrameHeader(window[at-from : have])
 		if err == nil && l.mine(h, at) {
-			f, _, err := l.read(layout.LogHeaderSize + at)
+			f, _, _, err := l.read(layout.LogHeaderSize + at)
 			switch {
 			case err == nil:
 				l.found = append(l.found, found{layout.LogHeaderSize + at, f.FirstSeq, f.NextSeq()})
@@ -98,26 +98,27 @@ func (l *Log) mine(h layout.FrameHeader, at int64) bool {
 }
 
 // read reads and verifies the frame at an offset of the file. It returns the
-// frame and its data.
-func (l *Log) read(offset int64) (*layout.Frame, []byte, error) {
+// frame, its data, and the CRCs of its blocks.
+func (l *Log) read(offset int64) (*layout.Frame, []byte, []uint32, error) {
 	fixed := make([]byte, layout.FrameHeaderSize)
 	if _, err := l.file.ReadAt(fixed, offset); err != nil {
-		return nil, nil, err
+		return nil, nil, nil, err
 	}
 	h, err := layout.DecodeFrameHeader(fixed)
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, nil, err
 	}
 	b := make([]byte, h.HeadSize()+h.DataSize())
 	if _, err := l.file.ReadAt(b, offset); err != nil {
-		return nil, nil, err
+		return nil, nil, nil, err
 	}
 	f, err := layout.DecodeFrame(b)
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, nil, err
 	}
 	data := b[f.HeadSize():]
-	return f, data, f.VerifyData(data)
+	crcs, err := f.VerifyData(data)
+	return f, data, crcs, err
 }
 
 // Frames returns how many frames of the owner OpenLog found.
@@ -144,7 +145,7 @@ func (l *Log) Entries(seq uint64) ([]Entry, error) {
 	if len(l.found) == 0 || l.found[0].first > seq {
 		return nil, nil
 	}
-	f, data, err := l.read(l.found[0].offset)
+	f, data, crcs, err := l.read(l.found[0].offset)
 	if errors.Is(err, layout.ErrDamaged) || errors.Is(err, layout.ErrMagic) {
 		err = fmt.Errorf("%w: %w", ErrDamaged, err) // it verified when the log was opened
 	}
@@ -152,16 +153,16 @@ func (l *Log) Entries(seq uint64) ([]Entry, error) {
 		return nil, fmt.Errorf("read the local log %s: %w", l.path, err)
 	}
 	var entries []Entry
+	bs, stride, at := int(f.BlockSize), layout.Stride(int(f.BlockSize)), 0
 	for _, r := range f.Records {
-		e := Entry{Record: r}
+		n := 0
 		if r.Kind == layout.KindWrite {
-			from, n := int(r.Index), int(r.Blocks)
-			e.Data = data[from*int(f.BlockSize):][:n*int(f.BlockSize)]
-			e.CRCs = f.CRCs[from : from+n]
+			n = int(r.Blocks)
 		}
 		if r.Seq >= seq {
-			entries = append(entries, e)
+			entries = append(entries, NewEntry(r, data[at*stride:][:n*stride], crcs[at:at+n], bs))
 		}
+		at += n
 	}
 	return entries, nil
 }

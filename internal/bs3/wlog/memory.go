@@ -105,8 +105,8 @@ func (m *Memory) cut() {
 	off := layout.SlotOffsets(int(m.head.ChunkBlocks), int(m.head.BlockSize))
 	for i := range int64(m.head.Slots) {
 		from := layout.MemoryHeaderSize + i*off.Size
-		s := newSlot(m.buf[from:from+off.Size:from+off.Size], off, int(m.head.BlockSize), true)
-		m.slots = append(m.slots, s)
+		mem := m.buf[from : from+off.Size : from+off.Size]
+		m.slots = append(m.slots, &Slot{mem: mem, off: off, uuid: m.head.UUID, blockSize: int(m.head.BlockSize), pooled: true})
 	}
 }
 

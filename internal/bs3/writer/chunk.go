@@ -14,7 +14,7 @@ import (
 // writes, or a sealed one on its way to the store.
 type chunk struct {
 	slot *wlog.Slot
-	obj  layout.Object // footer, checksums and records so far
+	obj  layout.Object // footer and records so far
 
 	// Under the chunk lock:
 	stored  bool
@@ -23,7 +23,8 @@ type chunk struct {
 	ripe    bool        // it has gathered for long enough
 	flushed bool        // a flush sealed it
 	// What of it was given to the local log:
-	loggedRecords, loggedBlocks int
+	loggedRecords int
+	loggedBlocks  uint32
 
 	// refs counts what keeps the slot from being used again besides readers:
 	// one until the durable key covers the chunk, one for each reader of the
@@ -59,14 +60,13 @@ func (r ring) get(k key.Key) *chunk {
 // Under the chunk lock.
 func (l *Log) room(n int) bool {
 	c := l.mu.cur
-	return c != nil && len(c.obj.CRCs)+n <= l.c.ChunkBlocks && len(c.obj.Records) < layout.MaxRecords(l.c.ChunkBlocks)
+	return c != nil && c.slot.Blocks()+n <= l.c.ChunkBlocks && len(c.obj.Records) < layout.MaxRecords(l.c.ChunkBlocks)
 }
 
 // begin opens a chunk on slot. Under the chunk lock; there is no open chunk.
 func (l *Log) begin(slot *wlog.Slot) {
 	c := &chunk{slot: slot}
 	l.place(c)
-	slot.Begin(layout.SlotHeader{Key: c.obj.Key, Nonce: l.c.Owner.Nonce, Epoch: l.c.Owner.Epoch, FirstSeq: l.mu.seq})
 	l.mu.cur = c
 	if l.c.Linger > 0 {
 		c.linger = time.AfterFunc(l.c.Linger, func() {
@@ -79,11 +79,12 @@ func (l *Log) begin(slot *wlog.Slot) {
 	}
 }
 
-// place gives c the next key, and its place in the log and in memory. Under the
-// chunk lock.
+// place gives c the next key, and its place in the log and in memory, and begins
+// its slot. Under the chunk lock.
 func (l *Log) place(c *chunk) {
 	o := l.c.Owner
 	c.obj.Footer = layout.Footer{UUID: o.UUID, Key: l.mu.keys.Take(), Epoch: o.Epoch, Nonce: o.Nonce, BlockSize: uint32(l.c.BlockSize), FirstSeq: l.mu.seq}
+	c.slot.Begin(layout.SlotHeader{Key: c.obj.Key, Nonce: o.Nonce, Epoch: o.Epoch, FirstSeq: l.mu.seq})
 	c.refs.Store(1)
 	l.inMemory.Add(1)
 	l.mu.maps.AddObject(layout.ObjectInfo{Key: c.obj.Key, Epoch: o.Epoch})
@@ -121,15 +122,16 @@ func (c *chunk) stopTimers() {
 // enqueue gives c, which is complete, to the upload workers. Under the chunk
 // lock.
 func (l *Log) enqueue(c *chunk) {
-	l.mu.maps.SetTotal(c.obj.Key, uint32(len(c.obj.CRCs)))
-	l.mu.grown.Add(volume.LengthOf(len(c.obj.CRCs), l.c.BlockSize, len(c.obj.Records)))
+	c.obj.Blocks, c.obj.Sum = uint32(c.slot.Blocks()), c.slot.Sum()
+	l.mu.maps.SetTotal(c.obj.Key, c.obj.Blocks)
+	l.mu.grown.Add(volume.LengthOf(c.slot.Blocks(), l.c.BlockSize, len(c.obj.Records)))
 	l.uploads.add(c)
 	if l.c.Grew != nil {
 		l.c.Grew(l.growth())
 	}
 }
 
-// addRecord puts one record, with its data and the data's checksums, into the
+// addRecord puts one record, with its data and the CRCs of its blocks, into the
 // open chunk. Under the chunk lock; there is room.
 func (l *Log) addRecord(r layout.Record, data []byte, crcs []uint32) {
 	c := l.mu.cur
@@ -137,5 +139,4 @@ func (l *Log) addRecord(r layout.Record, data []byte, crcs []uint32) {
 	l.mu.seq++
 	c.slot.Add(r, data, crcs)
 	c.obj.Records = append(c.obj.Records, r)
-	c.obj.CRCs = append(c.obj.CRCs, crcs...)
 }

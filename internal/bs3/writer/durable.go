@@ -64,7 +64,7 @@ func (l *Log) keep(c *chunk) {
 	var from, to uint32 // blocks to be put
 	put := func() {
 		if from < to {
-			l.c.Keep(layout.Loc(c.obj.Key, from), c.slot.Data(from, to-from), l.c.Owner.Epoch)
+			l.c.Keep(layout.Loc(c.obj.Key, from), c.slot.Stored(from, to-from), l.c.Owner.Epoch)
 		}
 	}
 	for _, r := range c.obj.Records {

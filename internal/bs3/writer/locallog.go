@@ -91,7 +91,7 @@ func (l *Log) nextSync(all uint64) logSync {
 	}
 	for i, c := range s.chunks {
 		c.loggedRecords += len(s.batch[i].Records)
-		c.loggedBlocks += len(s.batch[i].CRCs)
+		c.loggedBlocks += s.batch[i].Blocks
 		c.refs.Add(1) // runSync reads its slot
 	}
 	g.ended = make(chan struct{})
@@ -138,7 +138,7 @@ func (l *Log) runSync(s logSync) {
 func (l *Log) unlogged() (batch []wlog.Addition, chunks []*chunk) {
 	for k := l.mu.durable + 1; k < l.mu.keys.Next(); k++ {
 		c := l.ring.get(k)
-		records, crcs := c.obj.Records[c.loggedRecords:], c.obj.CRCs[c.loggedBlocks:]
+		records, blocks := c.obj.Records[c.loggedRecords:], uint32(c.slot.Blocks())-c.loggedBlocks
 		if len(records) == 0 || records[0].Kind == layout.KindMove {
 			continue // moves are not replayed
 		}
@@ -147,11 +147,11 @@ func (l *Log) unlogged() (batch []wlog.Addition, chunks []*chunk) {
 			Frame: layout.Frame{
 				FrameHeader: layout.FrameHeader{
 					UUID: l.c.Owner.UUID, Nonce: l.c.Owner.Nonce, Key: k, FirstSeq: records[0].Seq, Synced: l.mu.local.synced,
-					BlockSize: uint32(l.c.BlockSize), Blocks: uint32(len(crcs)), Records: uint32(len(records)),
+					BlockSize: uint32(l.c.BlockSize), Blocks: blocks, Records: uint32(len(records)),
 				},
-				CRCs: crcs, Records: records,
+				Records: records,
 			},
-			Data: c.slot.Data(uint32(c.loggedBlocks), uint32(len(crcs))),
+			Data: c.slot.Stored(c.loggedBlocks, blocks),
 		})
 	}
 	return batch, chunks

@@ -9,23 +9,27 @@ import (
 	"bs3/internal/bs3/wlog"
 )
 
-// Enter lets what Data returns be read until Leave.
+// Enter lets Read and Has look at chunk memory until Leave.
 func (l *Log) Enter() era.Visit { return l.readers.Enter() }
 
 // Leave ends what Enter began.
 func (l *Log) Leave(v era.Visit) { l.readers.Leave(v) }
 
-// Data returns the n blocks from loc on if they are in chunk memory. The caller
-// must have looked loc up after Enter, and may use the result until Leave. A
+// Read copies whole blocks from loc on to dst if they are in chunk memory. The
+// caller must have looked loc up after Enter, and not have called Leave since. A
 // chunk is in memory before the map shows it, and until the durable key covers
 // it: false means that the store has it for good.
-func (l *Log) Data(loc layout.Location, n uint32) ([]byte, bool) {
+func (l *Log) Read(dst []byte, loc layout.Location) bool {
 	c := l.ring.get(loc.Key())
 	if c == nil {
-		return nil, false
+		return false
 	}
-	return c.slot.Data(loc.Index(), n), true
+	c.slot.Read(dst, loc.Index())
+	return true
 }
+
+// Has reports whether Read would find what lies at loc.
+func (l *Log) Has(loc layout.Location) bool { return l.ring.get(loc.Key()) != nil }
 
 // Epoch returns the epoch of object k; 0 if it was collected meanwhile.
 func (l *Log) Epoch(k key.Key) uint64 {
@@ -66,7 +70,7 @@ func (l *Log) Slot(ctx context.Context) (*wlog.Slot, error) {
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
 	}
-	return wlog.NewHeapSlot(l.c.ChunkBlocks, l.c.BlockSize), nil
+	return wlog.NewHeapSlot(l.c.Owner.UUID, l.c.ChunkBlocks, l.c.BlockSize), nil
 }
 
 // Drop gives back a slot that Slot returned.
@@ -104,6 +108,6 @@ func (l *Log) tryReplay(r wlog.Entry, slot *wlog.Slot) bool {
 		}
 		return true
 	}
-	l.write(r.Block, r.Data, r.CRCs)
+	l.write(r.Block, r.Data(), r.CRCs)
 	return true
 }

@@ -60,7 +60,7 @@ func (l *Log) Activity() (seq uint64, idle bool) {
 	return l.mu.seq, l.mu.grown.Objects == 0 && l.mu.cur == nil
 }
 
-// Rewrite makes slot, whose data blocks are those of moves, an object of the
+// Rewrite makes slot, in which the data blocks of moves lie, an object of the
 // log, in one step: the open chunk is sealed before it takes the next key, and
 // only blocks that still lie where they were read are moved. It returns how
 // many; if there are none, no key is taken.
@@ -70,7 +70,6 @@ func (l *Log) Rewrite(slot *wlog.Slot, moves []volume.Move) (moved int) {
 	maps := l.mu.maps
 	c := &chunk{slot: slot}
 	for i, m := range moves {
-		c.obj.CRCs = append(c.obj.CRCs, m.CRC)
 		if maps.Get(m.Block) != m.Source {
 			continue
 		}
@@ -86,6 +85,9 @@ func (l *Log) Rewrite(slot *wlog.Slot, moves []volume.Move) (moved int) {
 	}
 	l.seal()
 	l.place(c)
+	for _, m := range moves {
+		slot.Take(m.CRC)
+	}
 	for _, r := range c.obj.Records {
 		for i := range r.Blocks {
 			maps.Move(r.Block+uint64(i), r.Source.Add(i), layout.Loc(c.obj.Key, r.Index+i))

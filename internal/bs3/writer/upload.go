@@ -91,10 +91,9 @@ func (l *Log) uploader() {
 // writer has the volume (volume.ErrFenced) or the volume stops.
 func (l *Log) upload(c *chunk) error {
 	ctx := l.c.Life.Context()
-	blocks := uint32(len(c.obj.CRCs))
 	body := objproxy.Body{
-		Data:   c.slot.Data(0, blocks),
-		Tail:   layout.AppendTail(make([]byte, 0, layout.TailSize(int(blocks), len(c.obj.Records))), &c.obj),
+		Data:   c.slot.Stored(0, c.obj.Blocks),
+		Tail:   layout.AppendTail(make([]byte, 0, layout.TailSize(len(c.obj.Records))), &c.obj),
 		Opened: func() { l.bodies.Add(1); c.refs.Add(1) },
 		Closed: func() { l.unref(c); l.bodies.Add(-1) },
 	}
@@ -147,7 +146,7 @@ func (l *Log) contest(ctx context.Context, ours *layout.Object) (done bool, next
 			return false, objproxy.IfVersion(found.Version), nil
 		case theirs.Epoch > o.Epoch:
 			return false, next, fmt.Errorf("%w: object %d has epoch %d, ours is %d", volume.ErrFenced, k, theirs.Epoch, o.Epoch)
-		case theirs.Nonce == o.Nonce && slices.Equal(theirs.CRCs, ours.CRCs) && slices.Equal(theirs.Records, ours.Records):
+		case theirs.Nonce == o.Nonce && theirs.Blocks == ours.Blocks && theirs.Sum == ours.Sum && slices.Equal(theirs.Records, ours.Records):
 			return true, next, nil
 		case theirs.Nonce == o.Nonce:
 			err = fmt.Errorf("object %d is by us, but has other content than we have for it", k)

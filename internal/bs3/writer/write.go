@@ -88,7 +88,7 @@ func (l *Log) checksums(crcs []uint32, p []byte) []uint32 {
 // write appends data, the blocks of the volume from block on, to the open chunk
 // and shows it to readers. Under the chunk lock; there is room.
 func (l *Log) write(block uint64, data []byte, crcs []uint32) {
-	c, index := l.mu.cur, uint32(len(l.mu.cur.obj.CRCs))
+	c, index := l.mu.cur, uint32(l.mu.cur.slot.Blocks())
 	l.addRecord(layout.Record{Block: block, Blocks: uint32(len(crcs)), Kind: layout.KindWrite, Index: index}, data, crcs)
 	l.mu.maps.Write(block, uint32(len(crcs)), layout.Loc(c.obj.Key, index))
 	l.mu.written += int64(len(data))

@@ -13,6 +13,7 @@ import (
 	"bs3/internal/bs3/gc"
 	"bs3/internal/bs3/key"
 	"bs3/internal/bs3/layout"
+	"bs3/internal/bs3/layout/layouttest"
 	"bs3/internal/bs3/life"
 	"bs3/internal/bs3/mapproxy"
 	"bs3/internal/bs3/objproxy"
@@ -55,7 +56,7 @@ func newLog(t *testing.T, change ...func(*Config)) *Log {
 	r := Recovered{Map: mapproxy.New(testBlocks), Seq: 1}
 	r.Map.AddObject(layout.ObjectInfo{Key: 0, Epoch: 1, Fence: true})
 	l := New(c, r)
-	l.AddSlots(wlog.NewHeapMemory(&layout.MemoryHeader{BlockSize: testBlock, ChunkBlocks: testChunk, Slots: testSlots}).Slots())
+	l.AddSlots(wlog.NewHeapMemory(&layout.MemoryHeader{UUID: v.UUID, BlockSize: testBlock, ChunkBlocks: testChunk, Slots: testSlots}).Slots())
 	l.Start()
 	t.Cleanup(func() {
 		c.Life.End()
@@ -167,9 +168,9 @@ func TestProbeOfStuckLog(t *testing.T) {
 func TestReplayMakesNoEmptyObjects(t *testing.T) {
 	l := newLog(t, func(c *Config) { c.Linger = 1 })
 	data := make([]byte, testBlock)
-	crcs := []uint32{layout.CRC(data)}
+	stored, crcs := append(data, 0, 0, 0, 0), layouttest.CRCs(data, testBlock)
 	for i := range uint64(2000) {
-		e := wlog.Entry{Record: layout.Record{Seq: 1 + i, Block: i % testBlocks, Blocks: 1, Kind: layout.KindWrite}, Data: data, CRCs: crcs}
+		e := wlog.NewEntry(layout.Record{Seq: 1 + i, Block: i % testBlocks, Blocks: 1, Kind: layout.KindWrite}, stored, crcs, testBlock)
 		if err := l.Replay(t.Context(), e); err != nil {
 			t.Fatal(err)
 		}
