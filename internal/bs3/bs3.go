@@ -173,10 +173,13 @@ func (e *Engine) outcome(what string, err error) {
 }
 
 // watchEvery is how often a writer that writes makes sure that nobody has taken
-// over. Correctness does not need it: it only ends a takeover sooner.
+// over, and that the record is there. Correctness needs neither: it ends a
+// takeover sooner, and a time in which nobody else could open the volume. A
+// writer that does not write sends no requests.
 const watchEvery = 10 * time.Second
 
-// watch reads the volume record now and then while the log grows.
+// watch reads the volume record now and then while the log grows. No flush
+// waits for it.
 func (e *Engine) watch(ctx context.Context) {
 	t := time.NewTicker(watchEvery)
 	defer t.Stop()

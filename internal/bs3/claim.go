@@ -68,7 +68,7 @@ func (o *opening) claim(ctx context.Context) (*layout.Volume, error) {
 
 // claimed notes that v, which names us, is stored.
 func (o *opening) claimed(v *layout.Volume) *layout.Volume {
-	o.owner = volume.NewOwner(v.UUID, v.Epoch, o.nonce, o.store, o.log)
+	o.owner = volume.NewOwner(v, o.store, o.log)
 	return v
 }
 
@@ -132,7 +132,7 @@ func (o *opening) refuseLeftovers(ctx context.Context) error {
 	return volume.List(ctx, o.store, "", func(page []objproxy.Info) error {
 		for _, i := range page {
 			if volume.IsPart(i.Name) {
-				return fmt.Errorf("%w: there is no volume record, but %s of some volume is there: choose another prefix, or bring the record back", volume.ErrRefused, i.Name)
+				return fmt.Errorf("%w: there is no volume record, but %s of some volume is there: choose another prefix, or make the record again (bs3 fsck --rebuild-record)", volume.ErrRefused, i.Name)
 			}
 		}
 		return nil

@@ -10,6 +10,7 @@ import (
 
 	"bs3/internal/bs3/checkpoint"
 	"bs3/internal/bs3/gc"
+	"bs3/internal/bs3/key"
 	"bs3/internal/bs3/layout"
 	"bs3/internal/bs3/life"
 	"bs3/internal/bs3/objproxy"
@@ -157,7 +158,7 @@ func (o *opening) engine(ctx context.Context, r *recovered) *Engine {
 	opts := o.opts
 	e := &Engine{
 		opts: opts, whole: o.whole, files: o.files,
-		owner: volume.NewOwner(o.owner.UUID, o.owner.Epoch, o.nonce, opts.Store, o.log), // as patient as the volume needs it
+		owner: o.owner.On(opts.Store), // as patient as the volume needs it
 		life:  life.New(ctx, o.log),
 	}
 	e.idle, e.stopIdle = context.WithCancel(e.life.Context())
@@ -176,6 +177,7 @@ func (o *opening) engine(ctx context.Context, r *recovered) *Engine {
 		c.Keep = func(loc layout.Location, data []byte, epoch uint64) { e.reader.Keep(loc, data, epoch) }
 	}
 	e.log = writer.New(c, r.Recovered)
+	e.owner.LogFrom(func() key.Key { return e.log.Now().Durable + 1 })
 	e.reader = reader.New(reader.Config{
 		Store: opts.Store, UUID: e.owner.UUID, Map: e.log.View(), Memory: e.log, Life: e.life, Log: o.log,
 		BlockSize: opts.BlockSize, Size: opts.Size, ChunkSize: opts.ChunkSize,

@@ -454,6 +454,12 @@ func (e *Readers) Retire(f func()) { e.advance(f) }
 `, `
 func (e *Readers) Retire(f func()) { f() }
 `}}},
+	{"ALONE", "a lost record is put back without a look for a later writer", []ruleEdit{{"volume/record.go", `
+	if err := o.alone(ctx, v); err != nil {
+		return err
+	}
+`, `
+`}}},
 	{"fenced", "a writer that finds a newer one's object takes its own for stored", []ruleEdit{{"writer/upload.go", `
 			return false, next, fmt.Errorf("%w: object %d has epoch %d, ours is %d", volume.ErrFenced, k, theirs.Epoch, o.Epoch)
 `, `

@@ -21,16 +21,27 @@ import (
 const fsckFor = 2 * time.Minute
 
 func newFsck(a *app) *cobra.Command {
-	var asJSON, quiet, data bool
+	var asJSON, quiet, data, again bool
+	var rebuild rebuildFlags
 	cmd := &cobra.Command{
 		Use:   "fsck",
 		Short: "Check everything that the store holds of the volume; changes nothing and disturbs no daemon",
 		Long: "fsck checks the volume record, the checkpoints, every object of the log, and the\n" +
 			"map that they make. It changes nothing, and may run while a daemon writes. What it\n" +
 			"finds is an error, a warning (usual after a crash, but damage looks the same) or a\n" +
-			"note (info). If there is any error, the exit code is 65.",
+			"note (info). If there is any error, the exit code is 65.\n\n" +
+			"If the volume record is lost, --rebuild-record makes it again from checkpoints and\n" +
+			"objects, prints it, and checks the volume with it. It stores the record only with\n" +
+			"--write, and never replaces one. (A daemon that still runs puts the record back by\n" +
+			"itself, when something is written or when it stops.)",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if again {
+				return a.rebuildRecord(cmd, rebuild, fsck.Options{Data: data}, asJSON, quiet)
+			}
+			if rebuild != (rebuildFlags{}) {
+				return errors.New("--write, --uuid and --size are for --rebuild-record")
+			}
 			var report *fsck.Report
 			err := a.askStore(cmd, fsckFor, func(ctx context.Context, s *stores.Store) (err error) {
 				progress, done := showProgress(quiet || asJSON)
@@ -52,6 +63,8 @@ func newFsck(a *app) *cobra.Command {
 	addJSON(cmd, &asJSON)
 	cmd.Flags().BoolVar(&data, "data", false, "also read all data that the map needs, and check every block")
 	cmd.Flags().BoolVarP(&quiet, "quiet", "q", false, "no progress, no summary, only errors and warnings")
+	cmd.Flags().BoolVar(&again, "rebuild-record", false, "make the lost volume record again, and print it")
+	rebuild.add(cmd)
 	return cmd
 }
 

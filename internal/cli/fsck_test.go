@@ -108,3 +108,63 @@ func TestFsck(t *testing.T) {
 	}
 	check(exitOK, "--data")
 }
+
+func TestRebuildRecord(t *testing.T) {
+	work := t.TempDir()
+	store := filepath.Join(work, "store")
+	config := filepath.Join(work, "bs3.toml")
+	if err := os.WriteFile(config, []byte("size = 1\nstore = \"dir\"\n[dir]\npath = \""+store+"\"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	run := func(code int, args ...string) (stdout, stderr string) {
+		t.Helper()
+		got, stdout, stderr := bs3Main(t, work, nil, append([]string{"fsck", "-c", config}, args...)...)
+		if got != code {
+			t.Errorf("bs3 fsck %v: exit code %d, not %d\n%s%s", args, got, code, stdout, stderr)
+		}
+		return stdout, stderr
+	}
+	run(exitOther, "--rebuild-record")
+	run(exitOther, "--write")
+	makeVolume(t, store)
+	if _, stderr := run(exitRefused, "--rebuild-record"); !strings.Contains(stderr, "none is ever replaced") {
+		t.Errorf("of a whole volume: %s", stderr)
+	}
+	file := filepath.Join(store, "vo", "l", "volume")
+	before, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(file); err != nil {
+		t.Fatal(err)
+	}
+	if out, _ := run(exitDamaged); !strings.Contains(out, "--rebuild-record") {
+		t.Errorf("fsck does not say what to do: %s", out)
+	}
+	out, stderr := run(exitOK, "--rebuild-record")
+	for _, text := range []string{"1048576 bytes", "correct that", "0 errors", "--takeover"} {
+		if !strings.Contains(out, text) {
+			t.Errorf("it does not say %q: %s", text, out)
+		}
+	}
+	if !strings.Contains(stderr, "nothing was stored") {
+		t.Errorf("it says %s", stderr)
+	}
+	if _, err := os.Stat(file); err == nil {
+		t.Error("the record was stored unasked")
+	}
+	out, _ = run(exitOK, "--rebuild-record", "--json")
+	var r fsck.Rebuilt
+	if err := json.Unmarshal([]byte(out), &r); err != nil || r.Record.Size != 1<<20 || len(r.Values) == 0 || len(r.Unknown) == 0 || r.Report == nil {
+		t.Errorf("%v: %s", err, out)
+	}
+	if !strings.Contains(string(before), r.Record.UUID.String()) {
+		t.Errorf("the UUID is %v", r.Record.UUID)
+	}
+	run(exitRefused, "--rebuild-record", "--size", "2")
+	if out, _ := run(exitOK, "--rebuild-record", "--write", "-q"); out != "" {
+		t.Errorf("quiet: %s", out)
+	}
+	run(exitRefused, "--rebuild-record", "--write")
+	run(exitOK, "--data")
+}

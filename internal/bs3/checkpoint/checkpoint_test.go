@@ -70,7 +70,7 @@ func TestKeeperSleepsWhileIdle(t *testing.T) {
 		log := &growingLog{maps: mapproxy.New(8)}
 		log.maps.AddObject(layout.ObjectInfo{Key: 0, Epoch: 1, Fence: true})
 		k := New(Config{
-			Store: store, Owner: volume.NewOwner(v.UUID, 1, v.Writer.Nonce, store, zerolog.Nop()), Log: log, Logger: zerolog.Nop(),
+			Store: store, Owner: volume.NewOwner(v, store, zerolog.Nop()), Log: log, Logger: zerolog.Nop(),
 			BlockSize: 512, Blocks: 8, Interval: time.Second,
 			Outcome: func(what string, err error) {
 				if err != nil {

@@ -214,7 +214,7 @@ func (f *check) noRecord(ctx context.Context, err error) error {
 	case parts == 0:
 		return fmt.Errorf("%w: %w", volume.ErrNoVolume, err)
 	}
-	f.found(SeverityError, KindMissing, layout.VolumeName, "there is no volume record, but %d parts of some volume are there, such as %s", parts, example)
+	f.found(SeverityError, KindMissing, layout.VolumeName, "there is no volume record, but %d parts of some volume are there, such as %s; to make the record again: bs3 fsck --rebuild-record", parts, example)
 	return nil
 }
 

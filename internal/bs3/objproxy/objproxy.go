@@ -26,6 +26,10 @@ var (
 	// ErrRange means that the object ends before the requested range does.
 	// Asking again does not help.
 	ErrRange = errors.New("range reaches past the end of the object")
+	// ErrDamaged means that the object is there, but was cut off, extended or
+	// replaced behind the store's back, and the store can tell. Asking again does
+	// not help. Not every store can tell, and none looks at every byte.
+	ErrDamaged = errors.New("what is there is not what was put")
 	// ErrTransient means that the store did not answer or is busy. A Put that
 	// fails with it may have been stored, or may be stored later.
 	ErrTransient = errors.New("store did not answer properly")
@@ -81,17 +85,20 @@ func (b Body) Size() int64 { return int64(len(b.Data) + len(b.Tail)) }
 // error, honours ctx, and is safe for concurrent use.
 type Store interface {
 	// Put stores body under name if cond holds, and returns the version that it
-	// got. Errors: ErrExists, ErrTransient, others.
+	// got. A damaged object is there, so that IfAbsent does not hold; whether it
+	// still has its version is the store's to say. Errors: ErrExists, ErrDamaged
+	// (that cannot be said), ErrTransient, others.
 	Put(ctx context.Context, name string, body Body, cond Condition) (Version, error)
 	// Get fills p from offset off of the object; a range that reaches past the
 	// end is ErrRange. With off < 0 it reads the last len(p) bytes into the
 	// beginning of p, or all if the object is shorter. It returns the number of
 	// bytes read, and info of the very object that they belong to. Errors:
-	// ErrNotFound, ErrRange, ErrTransient, others.
+	// ErrNotFound, ErrDamaged, ErrRange, ErrTransient, others.
 	Get(ctx context.Context, name string, p []byte, off int64) (n int, info Info, err error)
 	// List returns up to limit (>0) objects whose names start with prefix and
 	// sort after after, in ascending order. If it returns fewer than limit,
-	// there are no more.
+	// there are no more. It does not look into the objects: damaged ones are
+	// listed, with the size that they have.
 	List(ctx context.Context, prefix, after string, limit int) ([]Info, error)
 	// Delete removes the named objects; one that does not exist counts as
 	// removed. The error, if any, joins one *DeleteError per name that failed.

@@ -2,13 +2,12 @@ package objproxy
 
 import (
 	"context"
-	"errors"
 	"time"
 )
 
 // Patience returns store, and a ctx that ends because of cause when none of its
-// requests has been answered properly for limit. "Not found" and "exists" are
-// proper answers. The caller must call release when it is done with both.
+// requests has been answered properly for limit. The definite answers of Retry
+// are proper ones. The caller must call release when it is done with both.
 func Patience(ctx context.Context, store Store, limit time.Duration, cause error) (limited context.Context, _ Store, release func()) {
 	limited, cancel := context.WithCancelCause(ctx)
 	timer := time.AfterFunc(limit, func() { cancel(cause) })
@@ -25,7 +24,7 @@ type patient struct {
 }
 
 func (p patient) note(err error) {
-	if err == nil || errors.Is(err, ErrNotFound) || errors.Is(err, ErrExists) {
+	if definite(err) {
 		p.answered()
 	}
 }

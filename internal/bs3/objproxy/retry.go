@@ -30,7 +30,7 @@ const (
 )
 
 // Retry is a Store that tries again as long as ctx allows, after any error but
-// the definite answers ErrNotFound, ErrExists, ErrRange and
+// the definite answers ErrNotFound, ErrExists, ErrDamaged, ErrRange and
 // errors.ErrUnsupported (conditions, see Probe). Errors other than ErrTransient
 // are retried too, because somebody may free the disk or correct the
 // credentials, but with the longest wait from the start.
@@ -130,8 +130,10 @@ func (r *Retry) Delete(ctx context.Context, names []string) error {
 	})
 }
 
+// definite reports whether err, which may be nil, is an answer that another
+// request would get as well.
 func definite(err error) bool {
-	for _, answer := range []error{ErrNotFound, ErrExists, ErrRange, errors.ErrUnsupported} {
+	for _, answer := range []error{ErrNotFound, ErrExists, ErrDamaged, ErrRange, errors.ErrUnsupported} {
 		if errors.Is(err, answer) {
 			return true
 		}

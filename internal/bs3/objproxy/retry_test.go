@@ -122,7 +122,7 @@ func TestRetryJitter(t *testing.T) {
 // TestRetryDefinite checks that definite answers are returned at once.
 func TestRetryDefinite(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		for _, want := range []error{objproxy.ErrNotFound, objproxy.ErrExists, objproxy.ErrRange, errors.ErrUnsupported} {
+		for _, want := range []error{objproxy.ErrNotFound, objproxy.ErrExists, objproxy.ErrDamaged, objproxy.ErrRange, errors.ErrUnsupported} {
 			s, calls := failing(times(1, fmt.Errorf("wrapped: %w", want)))
 			r := objproxy.NewRetry(s, options(nil))
 			if _, _, err := r.Get(t.Context(), "volume", nil, 0); !errors.Is(err, want) {

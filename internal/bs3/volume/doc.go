@@ -73,9 +73,15 @@ func IsDamage(err error) bool {
 	return errors.Is(err, objproxy.ErrNotFound) || IsUnreadable(err)
 }
 
-// IsUnreadable reports whether err says that what is there does not verify.
+// IsUnreadable reports whether err says that what is there is not what was put:
+// it does not verify, the store itself can tell, or it is too short.
 func IsUnreadable(err error) bool {
-	return errors.Is(err, layout.ErrDamaged) || errors.Is(err, layout.ErrMagic) || errors.Is(err, layout.ErrVersion)
+	for _, answer := range []error{layout.ErrDamaged, layout.ErrMagic, layout.ErrVersion, objproxy.ErrDamaged, objproxy.ErrRange} {
+		if errors.Is(err, answer) {
+			return true
+		}
+	}
+	return false
 }
 
 // WrongBlock is the error for data block index of object k, in which block of the

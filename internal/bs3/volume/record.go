@@ -4,10 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"sync"
 	"time"
 
 	"github.com/rs/zerolog"
 
+	"bs3/internal/bs3/key"
 	"bs3/internal/bs3/layout"
 	"bs3/internal/bs3/objproxy"
 )
@@ -38,6 +41,9 @@ func ReadRecord(ctx context.Context, store objproxy.Store) (*layout.Volume, objp
 
 // Owner is the writer that holds a volume, as its record says: who it is, and
 // the right to change the record.
+//
+// Nobody else changes the record, except to fence this writer. So an Owner knows
+// what belongs there, and puts back a record that is gone or old.
 type Owner struct {
 	UUID  layout.UUID
 	Epoch uint64
@@ -45,26 +51,189 @@ type Owner struct {
 
 	store    objproxy.Store
 	log      zerolog.Logger
-	changing chan struct{} // holds one token while the record is changed
+	changing chan struct{}  // holds one token while the record is changed
+	next     func() key.Key // see LogFrom; nil = nobody has said it
+
+	mu struct {
+		sync.Mutex
+		known *layout.Volume // the record as it was read or stored last; never changed
+	}
 }
 
-// NewOwner returns the writer of epoch and nonce that has claimed volume uuid.
-func NewOwner(uuid layout.UUID, epoch uint64, nonce layout.Nonce, store objproxy.Store, log zerolog.Logger) *Owner {
-	return &Owner{UUID: uuid, Epoch: epoch, Nonce: nonce, store: store, log: log, changing: make(chan struct{}, 1)}
+// NewOwner returns the writer that v, which is stored, names.
+func NewOwner(v *layout.Volume, store objproxy.Store, log zerolog.Logger) *Owner {
+	o := &Owner{UUID: v.UUID, Epoch: v.Epoch, Nonce: v.Writer.Nonce, store: store, log: log, changing: make(chan struct{}, 1)}
+	o.note(v)
+	return o
+}
+
+// On returns the same writer on another way to its store. o must not be used
+// after that.
+func (o *Owner) On(store objproxy.Store) *Owner { return NewOwner(o.known(), store, o.log) }
+
+// LogFrom says how to ask for the first key that this writer may not have
+// stored: a successor's fence lies there, or above. It must be called before o
+// is used by several goroutines.
+func (o *Owner) LogFrom(next func() key.Key) { o.next = next }
+
+// note keeps v as what is known of the record, unless something newer is. It
+// returns the generation of what is known then.
+func (o *Owner) note(v *layout.Volume) uint64 {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if k := o.mu.known; k == nil || k.Generation < v.Generation {
+		o.mu.known = clone(v)
+	}
+	return o.mu.known.Generation
+}
+
+// known returns a copy of the record as it was read or stored last.
+func (o *Owner) known() *layout.Volume {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return clone(o.mu.known)
+}
+
+func clone(v *layout.Volume) *layout.Volume {
+	c := *v
+	c.Checkpoints = slices.Clone(v.Checkpoints)
+	if v.LocalLog != nil {
+		here := *v.LocalLog
+		c.LocalLog = &here
+	}
+	return &c
 }
 
 // Read reads the record and makes sure that it is still this writer's:
-// ErrFenced (wrapped) if not.
+// ErrFenced (wrapped) if not. Read puts back a record that is gone or old.
 func (o *Owner) Read(ctx context.Context) (*layout.Volume, objproxy.Version, error) {
-	v, version, err := ReadRecord(ctx, o.store)
-	if err != nil {
+	v, version, err := o.look(ctx)
+	if !errors.Is(err, errLost) {
+		return v, version, err
+	}
+	// Not beside a change: what that has stored would be undone.
+	if err := o.take(ctx); err != nil {
 		return nil, "", err
 	}
-	if v.Epoch != o.Epoch || v.Writer.Nonce != o.Nonce {
+	defer o.give()
+	return o.readOrRestore(ctx)
+}
+
+// errLost: there is no record, or an old one.
+var errLost = errors.New("the volume record is lost")
+
+// look reads the record. Errors: errLost, which comes with the old record
+// that is there, if any; ErrFenced; those of ReadRecord.
+func (o *Owner) look(ctx context.Context) (*layout.Volume, objproxy.Version, error) {
+	v, version, err := ReadRecord(ctx, o.store)
+	switch {
+	case errors.Is(err, objproxy.ErrNotFound):
+		return nil, "", fmt.Errorf("%w: %w", errLost, err)
+	case err != nil:
+		return nil, "", err
+	case v.UUID == o.UUID && v.Epoch < o.Epoch && !v.Deleted:
+		// An older writer, which does not know us, has put its own back.
+		return v, version, fmt.Errorf("%w: it is of epoch %d, ours is %d", errLost, v.Epoch, o.Epoch)
+	case v.UUID != o.UUID || v.Epoch != o.Epoch || v.Writer.Nonce != o.Nonce:
 		return nil, "", fmt.Errorf("%w: epoch %d of host %s (%s, pid %d) has taken over from our epoch %d",
 			ErrFenced, v.Epoch, v.Writer.Hostname, v.Writer.Host, v.Writer.PID, o.Epoch)
 	}
+	if known := o.note(v); v.Generation < known {
+		// Somebody has put an old copy there, or it was changed while it was read.
+		return v, version, fmt.Errorf("%w: what is there is generation %d, the last was %d", errLost, v.Generation, known)
+	}
 	return v, version, nil
+}
+
+func (o *Owner) take(ctx context.Context) error {
+	select {
+	case o.changing <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+func (o *Owner) give() { <-o.changing }
+
+// readOrRestore is Read for who may change the record.
+func (o *Owner) readOrRestore(ctx context.Context) (*layout.Volume, objproxy.Version, error) {
+	id := layout.NewNonce().String()
+	var lost error
+	var denied Denials
+	for {
+		v, version, err := o.look(ctx)
+		if !errors.Is(err, errLost) {
+			if err == nil && v.ChangeID == id {
+				o.log.Warn().Err(lost).Uint64("epoch", o.Epoch).Msg("the volume record was lost, and was put back as it was: something removes objects of the volume (a lifecycle rule of the bucket, another program, a person); run bs3 fsck to see what else is missing")
+			}
+			return v, version, err
+		}
+		lost = err
+		cond := objproxy.IfAbsent()
+		if v != nil {
+			cond = objproxy.IfVersion(version)
+		}
+		if err := o.restore(ctx, id, cond); err != nil && !errors.Is(err, objproxy.ErrExists) {
+			return nil, "", fmt.Errorf("%w; put it back: %w", lost, err)
+		}
+		if err := denied.Again(ctx, layout.VolumeName, o.log); err != nil {
+			return nil, "", err
+		}
+	}
+}
+
+// restore stores the record as it was known last, if cond holds and nobody has
+// taken over since: a successor may have deleted what the checkpoints that it
+// names need.
+func (o *Owner) restore(ctx context.Context, id string, cond objproxy.Condition) error {
+	v := o.known()
+	if err := o.alone(ctx, v); err != nil {
+		return err
+	}
+	v.Generation++
+	v.ChangeID = id
+	return o.put(ctx, v, cond)
+}
+
+// alone returns ErrFenced (wrapped) if anything in the store is of a writer that
+// came after this one.
+func (o *Owner) alone(ctx context.Context, v *layout.Volume) error {
+	for _, prefix := range []string{layout.CheckpointPrefix, layout.MapPrefix} {
+		err := List(ctx, o.store, prefix, func(page []objproxy.Info) error {
+			for _, i := range page {
+				if epoch, _ := EpochOf(i.Name); epoch > o.Epoch {
+					return fmt.Errorf("%w: %s is of epoch %d, ours is %d", ErrFenced, i.Name, epoch, o.Epoch)
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+	}
+	if o.next == nil {
+		return nil // our fence is not stored yet, or was a moment ago
+	}
+	return TailsOf(v, o.store).Walk(ctx, Position{o.next(), o.Epoch}, func(k key.Key, found *layout.Object) error {
+		if found.Epoch > o.Epoch {
+			return fmt.Errorf("%w: object %d has epoch %d, ours is %d", ErrFenced, k, found.Epoch, o.Epoch)
+		}
+		return nil
+	})
+}
+
+// put stores v, which then is what is known of the record.
+func (o *Owner) put(ctx context.Context, v *layout.Volume, cond objproxy.Condition) error {
+	b, err := layout.EncodeVolume(v)
+	if err != nil {
+		return err
+	}
+	if _, err := o.store.Put(ctx, layout.VolumeName, objproxy.Body{Data: b}, cond); err != nil {
+		return err
+	}
+	o.note(v)
+	return nil
 }
 
 // Change applies f to the record and stores it. f may be called several times,
@@ -72,16 +241,14 @@ func (o *Owner) Read(ctx context.Context) (*layout.Volume, objproxy.Version, err
 // other. Errors: ErrFenced (another writer holds the volume), ErrRefused, that
 // of ctx, those of the store; all wrapped.
 func (o *Owner) Change(ctx context.Context, f func(*layout.Volume)) error {
-	select {
-	case o.changing <- struct{}{}:
-		defer func() { <-o.changing }()
-	case <-ctx.Done():
-		return context.Cause(ctx)
+	if err := o.take(ctx); err != nil {
+		return err
 	}
+	defer o.give()
 	id := layout.NewNonce().String()
 	var denied Denials
 	for {
-		v, version, err := o.Read(ctx)
+		v, version, err := o.readOrRestore(ctx)
 		if err != nil {
 			return err
 		}
@@ -91,11 +258,7 @@ func (o *Owner) Change(ctx context.Context, f func(*layout.Volume)) error {
 		f(v)
 		v.Generation++
 		v.ChangeID = id
-		b, err := layout.EncodeVolume(v)
-		if err != nil {
-			return fmt.Errorf("change the volume record: %w", err)
-		}
-		_, err = o.store.Put(ctx, layout.VolumeName, objproxy.Body{Data: b}, objproxy.IfVersion(version))
+		err = o.put(ctx, v, objproxy.IfVersion(version))
 		if err == nil {
 			return nil
 		}

@@ -46,7 +46,7 @@ func newLog(t *testing.T, change ...func(*Config)) *Log {
 		t.Fatal(err)
 	}
 	c := Config{
-		Store: store, Owner: volume.NewOwner(v.UUID, 1, v.Writer.Nonce, store, zerolog.Nop()),
+		Store: store, Owner: volume.NewOwner(v, store, zerolog.Nop()),
 		Life: life.New(t.Context(), zerolog.Nop()), Log: zerolog.Nop(),
 		BlockSize: testBlock, ChunkBlocks: testChunk, Slots: testSlots, Durable: true, Uploaders: 4,
 	}

@@ -57,8 +57,8 @@ const (
 var magic = [8]byte{'b', 's', '3', ' ', 'd', 'i', 'r', formatVersion}
 
 // Store is an objproxy.Store in a directory. All its errors but ErrNotFound,
-// ErrExists and ErrRange are permanent in the sense of objproxy: a full disk, a
-// directory that is gone, a damaged file.
+// ErrExists, ErrDamaged and ErrRange are permanent in the sense of objproxy: a
+// full disk, a directory that is gone, a file that may not be read.
 type Store struct {
 	path     string
 	root     *os.Root
@@ -377,7 +377,10 @@ func (s *Store) get(ctx context.Context, name string, p []byte, off int64) (int,
 	if off > h.size || int64(len(p)) > h.size-off {
 		return 0, objproxy.Info{}, fmt.Errorf("%w: %d bytes at %d of %d", objproxy.ErrRange, len(p), off, h.size)
 	}
-	if _, err := f.ReadAt(p, headerSize+off); err != nil {
+	switch _, err := f.ReadAt(p, headerSize+off); {
+	case errors.Is(err, io.EOF): // files never change: it was cut off meanwhile
+		return 0, objproxy.Info{}, damaged(loc, "ends before %d bytes at %d", len(p), off)
+	case err != nil:
 		return 0, objproxy.Info{}, err
 	}
 	return len(p), objproxy.Info{Name: name, Size: h.size, Version: h.version, Modified: h.modified.ModTime()}, nil
@@ -394,38 +397,56 @@ func version(h [headerSize]byte) objproxy.Version {
 	return objproxy.Version(hex.EncodeToString(h[8:24]))
 }
 
+// damaged returns the error for the file of loc, which is as the text says.
+func damaged(loc location, format string, args ...any) error {
+	return fmt.Errorf("%w: file %s %s", objproxy.ErrDamaged, loc.path(), fmt.Sprintf(format, args...))
+}
+
 // openObject opens an object and checks its header and length.
 func (s *Store) openObject(loc location) (_ *os.File, h header, err error) {
-	f, err := s.root.Open(loc.path())
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, header{}, s.absent(err)
-	}
+	// O_NONBLOCK: a named pipe in the place of the file must not be waited for.
+	f, err := s.root.OpenFile(loc.path(), os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
-		return nil, header{}, err
+		return nil, header{}, s.notOpened(loc, err)
 	}
 	defer func() {
 		if err != nil {
 			f.Close()
 		}
 	}()
-	var b [headerSize]byte
-	if _, err := f.ReadAt(b[:], 0); err != nil && !errors.Is(err, io.EOF) {
-		return nil, header{}, err
-	}
 	info, err := f.Stat()
 	if err != nil {
 		return nil, header{}, err
 	}
+	if !info.Mode().IsRegular() {
+		return nil, header{}, damaged(loc, "is no file, but %s", info.Mode())
+	}
+	var b [headerSize]byte
+	if _, err := f.ReadAt(b[:], 0); err != nil && !errors.Is(err, io.EOF) {
+		return nil, header{}, err
+	}
 	switch size := int64(binary.LittleEndian.Uint64(b[24:])); {
 	case !bytes.Equal(b[:7], magic[:7]):
-		return nil, header{}, fmt.Errorf("file %s is not an object of bs3", loc.path())
+		return nil, header{}, damaged(loc, "is not an object of bs3")
 	case b[7] != formatVersion:
-		return nil, header{}, fmt.Errorf("file %s has format version %d; this bs3 knows %d", loc.path(), b[7], formatVersion)
+		return nil, header{}, damaged(loc, "has format version %d; this bs3 knows %d", b[7], formatVersion)
 	case info.Size() != headerSize+size:
-		return nil, header{}, fmt.Errorf("file %s is damaged: it should hold %d bytes and has %d", loc.path(), headerSize+size, info.Size())
+		return nil, header{}, damaged(loc, "is damaged: it should hold %d bytes and has %d", headerSize+size, info.Size())
 	default:
 		return f, header{size: size, version: version(b), modified: info}, nil
 	}
+}
+
+// notOpened returns the error for the file of loc, which could not be opened.
+func (s *Store) notOpened(loc location, err error) error {
+	// A link to nowhere takes the name, so it is not a missing file.
+	if info, e := s.root.Lstat(loc.path()); e == nil && !info.Mode().IsRegular() {
+		return damaged(loc, "is no file, but %s: %v", info.Mode(), err)
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		return s.absent(err)
+	}
+	return err
 }
 
 // absent returns the error for a missing file: ErrNotFound, but only if the

@@ -98,6 +98,12 @@ func put(t *testing.T, s objproxy.Store, name, content string) objproxy.Version 
 
 func TestContract(t *testing.T) {
 	objtest.Suite(t, func(t *testing.T) objproxy.Store { return open(t, t.TempDir()) })
+	objtest.Damaged(t, func(t *testing.T) (objproxy.Store, func(string) string) {
+		path := t.TempDir()
+		return open(t, path), func(name string) string {
+			return filepath.Join(path, name[:2], name[2:3], strings.ReplaceAll(name, "/", "%2F"))
+		}
+	})
 }
 
 const (
@@ -480,12 +486,43 @@ func TestDamage(t *testing.T) {
 			t.Fatal(err)
 		}
 		_, _, err := s.Get(t.Context(), "volume", make([]byte, 4), 0)
-		if err == nil || !strings.Contains(err.Error(), c.says) || errors.Is(err, objproxy.ErrNotFound) {
+		if !errors.Is(err, objproxy.ErrDamaged) || !strings.Contains(err.Error(), c.says) || errors.Is(err, objproxy.ErrNotFound) {
 			t.Errorf("get: want %q, got %v", c.says, err)
 		}
 		_, err = s.Put(t.Context(), "volume", objproxy.Body{}, objproxy.IfVersion(v))
 		if err == nil || errors.Is(err, objproxy.ErrExists) {
 			t.Errorf("a damaged object was replaced or judged: %v", err)
+		}
+	}
+}
+
+// TestNoFile checks that what is no file, in the place of an object, is damage:
+// it is neither missing nor waited for.
+func TestNoFile(t *testing.T) {
+	path := t.TempDir()
+	s := open(t, path)
+	v := put(t, s, "volume", "some bytes")
+	file := filepath.Join(path, "vo", "l", "volume")
+	for what, instead := range map[string]func() error{
+		"a directory":       func() error { return os.Mkdir(file, 0o700) },
+		"a named pipe":      func() error { return syscall.Mkfifo(file, 0o600) },
+		"a link to nowhere": func() error { return os.Symlink("nowhere", file) },
+		"a link to outside": func() error { return os.Symlink("/etc/passwd", file) },
+	} {
+		if err := errors.Join(os.RemoveAll(file), instead()); err != nil {
+			t.Fatal(err)
+		}
+		if _, _, err := s.Get(t.Context(), "volume", make([]byte, 4), 0); !errors.Is(err, objproxy.ErrDamaged) {
+			t.Errorf("get of %s: %v", what, err)
+		}
+		if _, err := s.Put(t.Context(), "volume", objproxy.Body{}, objproxy.IfVersion(v)); !errors.Is(err, objproxy.ErrDamaged) {
+			t.Errorf("put over %s: %v", what, err)
+		}
+		if _, err := s.Put(t.Context(), "volume", objproxy.Body{}, objproxy.IfAbsent()); !errors.Is(err, objproxy.ErrExists) {
+			t.Errorf("put if absent where %s is: %v", what, err)
+		}
+		if err := s.Delete(t.Context(), []string{"volume"}); err != nil {
+			t.Errorf("delete of %s: %v", what, err)
 		}
 	}
 }

@@ -26,6 +26,13 @@ const (
 // if BS3_REQUIRE_TOOLS is 1.
 func StartVersitygw(t testing.TB) (endpoint, accessKey, secretKey string) {
 	t.Helper()
+	return StartVersitygwIn(t, t.TempDir())
+}
+
+// StartVersitygwIn is StartVersitygw with its data in the directory data: the
+// object KEY of a bucket is the file BUCKET/KEY there.
+func StartVersitygwIn(t testing.TB, data string) (endpoint, accessKey, secretKey string) {
+	t.Helper()
 	program, err := findVersitygw()
 	if err != nil {
 		if os.Getenv(requireEnv) == "1" {
@@ -35,7 +42,7 @@ func StartVersitygw(t testing.TB) (endpoint, accessKey, secretKey string) {
 	}
 	const access, secret = "bs3test", "bs3testsecret"
 	for try := 1; ; try++ {
-		endpoint, err := startVersitygw(t, program, access, secret)
+		endpoint, err := startVersitygw(t, program, data, access, secret)
 		if err == nil {
 			return endpoint, access, secret
 		}
@@ -70,7 +77,7 @@ func findVersitygw() (string, error) {
 	return path, nil
 }
 
-func startVersitygw(t testing.TB, program, access, secret string) (endpoint string, err error) {
+func startVersitygw(t testing.TB, program, data, access, secret string) (endpoint string, err error) {
 	t.Helper()
 	free, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -83,7 +90,7 @@ func startVersitygw(t testing.TB, program, access, secret string) (endpoint stri
 	ctx, stop := context.WithCancel(context.Background())
 	var output bytes.Buffer
 	cmd := exec.CommandContext(ctx, program, "--port", addr, "--access", access, "--secret", secret,
-		"--quiet", "--keep-alive", "posix", t.TempDir())
+		"--quiet", "--keep-alive", "posix", data)
 	cmd.Stdout, cmd.Stderr = &output, &output
 	if err := cmd.Start(); err != nil {
 		stop()

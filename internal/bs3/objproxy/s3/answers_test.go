@@ -53,7 +53,7 @@ func meaning(err error) string {
 		name string
 		err  error
 	}{
-		{"notfound", objproxy.ErrNotFound}, {"exists", objproxy.ErrExists}, {"range", objproxy.ErrRange}, {"transient", objproxy.ErrTransient},
+		{"notfound", objproxy.ErrNotFound}, {"exists", objproxy.ErrExists}, {"range", objproxy.ErrRange}, {"damaged", objproxy.ErrDamaged}, {"transient", objproxy.ErrTransient},
 		{"unsupported", errors.ErrUnsupported}, {"canceled", context.Canceled}, {"deadline", context.DeadlineExceeded},
 	} {
 		if errors.Is(err, c.err) {
@@ -190,6 +190,14 @@ func TestGetAnswers(t *testing.T) {
 			io.WriteString(w, "01234")
 		}, "(transient)"},
 		{"another length", 3, 2, func(w http.ResponseWriter, _ string) { part(w, "bytes 2-5/10", "234") }, "(transient)"},
+		{"a suffix that does not end the object", 3, -1, func(w http.ResponseWriter, _ string) { part(w, "bytes 0-2/10", "012") }, "(transient)"},
+		{"a suffix that is too short", 3, -1, func(w http.ResponseWriter, _ string) { part(w, "bytes 8-9/10", "89") }, "(transient)"},
+		{"a part beyond the object", 3, 2, func(w http.ResponseWriter, _ string) { part(w, "bytes 2-4/4", "234") }, "(transient)"},
+		{"neither whole nor part", 3, 2, func(w http.ResponseWriter, _ string) { w.WriteHeader(http.StatusNoContent) }, "(transient)"},
+		{"whole, but cut", 3, -1, func(w http.ResponseWriter, _ string) {
+			w.Header().Set("Content-Length", "10")
+			io.WriteString(w, "0123456")
+		}, "(transient)"},
 		{"nonsense range", 3, 2, func(w http.ResponseWriter, _ string) { part(w, "pages 2-4", "234") }, "(transient)"},
 		{"part of what", 3, -1, func(w http.ResponseWriter, _ string) {
 			w.WriteHeader(http.StatusPartialContent)
@@ -226,17 +234,39 @@ func TestGetAnswers(t *testing.T) {
 }
 
 // TestChecksum checks that a checksum that the store sends is verified, if the
-// options require that and the answer is a whole object.
+// options require that and the answer is a whole object. Bytes may change on
+// their way once; twice, they are what the store has, and asking on is in vain.
 func TestChecksum(t *testing.T) {
-	for _, c := range []struct{ sum, want string }{{"poTHxg==", "ok"}, {"AAAAAA==", "transient"}} {
-		srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+	const right, wrong = "poTHxg==", "AAAAAA=="
+	for _, c := range []struct {
+		sums     []string // of the answers in turn
+		want     string
+		range416 bool // the store refuses suffixes
+	}{
+		{[]string{right}, "ok", false},
+		{[]string{wrong, right}, "ok", false},
+		{[]string{wrong, wrong}, "damaged", false},
+		{[]string{wrong, right}, "ok", true},
+		{[]string{wrong, wrong}, "damaged", true},
+	} {
+		answers := 0
+		srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			w.Header().Set("ETag", `"e"`)
-			w.Header().Set("X-Amz-Checksum-Crc32", c.sum)
+			if c.range416 && r.Header.Get("Range") != "" {
+				w.WriteHeader(http.StatusRequestedRangeNotSatisfiable)
+				return
+			}
+			if answers++; answers <= len(c.sums) {
+				w.Header().Set("X-Amz-Checksum-Crc32", c.sums[answers-1])
+			}
 			io.WriteString(w, "0123456789")
 		}))
 		s := storeAt(t, srv.URL, s3.Options{Checksums: s3.ChecksumsWhenSupported})
 		if _, _, err := s.Get(t.Context(), "volume", make([]byte, 10), -1); meaning(err) != c.want {
-			t.Errorf("checksum %s: want %s, got %v", c.sum, c.want, err)
+			t.Errorf("checksums %v: want %s, got %v", c.sums, c.want, err)
+		}
+		if answers != len(c.sums) {
+			t.Errorf("checksums %v: %d requests", c.sums, answers)
 		}
 		srv.Close()
 	}
@@ -622,5 +652,23 @@ func TestUnordered(t *testing.T) {
 	})
 	if infos, err := s.List(t.Context(), "", "", 10); meaning(err) != "permanent" {
 		t.Errorf("got %v, %v", infos, err)
+	}
+}
+
+// TestListOfAnother checks that names that were not asked for are not taken for
+// those of this store.
+func TestListOfAnother(t *testing.T) {
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		io.WriteString(w, `<ListBucketResult><Name>bucket</Name><Contents><Key>a/map/1</Key></Contents></ListBucketResult>`)
+	}))
+	defer srv.Close()
+	for _, c := range []struct{ prefix, list, want string }{
+		{"a", "map/", "ok"}, {"a", "", "ok"}, {"", "a/map/", "ok"},
+		{"b", "", "transient"}, {"a", "checkpoint/", "transient"}, {"", "map/", "transient"},
+	} {
+		s := storeAt(t, srv.URL, s3.Options{Prefix: c.prefix})
+		if infos, err := s.List(t.Context(), c.list, "", 10); meaning(err) != c.want {
+			t.Errorf("prefix %q, list %q: want %s, got %v, %v", c.prefix, c.list, c.want, infos, err)
+		}
 	}
 }

@@ -90,8 +90,7 @@ func (s *Store) getError(ctx context.Context, name string, err error) error {
 	return requestError(ctx, what, err)
 }
 
-// bodyError returns the error for an answer that broke off or does not match its
-// checksum.
+// bodyError returns the error for an answer that broke off.
 func (s *Store) bodyError(ctx context.Context, name string, err error) error {
 	what := s.describe("get", name)
 	if e := ctx.Err(); e != nil {

@@ -48,7 +48,12 @@ func (s *Store) get(ctx context.Context, name string, p []byte, off int64) (int,
 	if off < 0 && errors.Is(err, objproxy.ErrRange) {
 		// Some stores refuse a suffix range that is longer than the object, or any
 		// of an empty object.
-		return s.getOnce(ctx, name, p, off, "")
+		httpRange = ""
+		n, info, err = s.getOnce(ctx, name, p, off, httpRange)
+	}
+	if errors.Is(err, objproxy.ErrDamaged) {
+		// The bytes may have changed on their way.
+		n, info, err = s.getOnce(ctx, name, p, off, httpRange)
 	}
 	return n, info, err
 }
@@ -110,11 +115,13 @@ func (s *Store) getOnce(ctx context.Context, name string, p []byte, off int64, h
 		// Reading to the end of the answer frees the connection.
 		err = drain(body)
 	}
-	if err == nil && sum != nil {
-		err = sum.verify(part.size)
-	}
 	if err != nil {
 		return fail(s.bodyError(ctx, name, stuck(reqCtx, err)))
+	}
+	if sum != nil {
+		if err := sum.verify(part.size); err != nil {
+			return fail(fmt.Errorf("%s: %w: %w", s.describe("get", name), objproxy.ErrDamaged, err))
+		}
 	}
 	modified, _ := http.ParseTime(answer.Header.Get("Last-Modified")) // only for people
 	return len(p), objproxy.Info{Name: name, Size: part.size, Version: objproxy.Version(version), Modified: modified}, nil
@@ -136,6 +143,9 @@ type part struct{ start, end, size int64 }
 
 // partOf returns which part of an object an answer brings.
 func partOf(answer *http.Response) (part, error) {
+	if answer.StatusCode != http.StatusOK && answer.StatusCode != http.StatusPartialContent {
+		return part{}, fmt.Errorf("the answer to a GET is %d %s", answer.StatusCode, http.StatusText(answer.StatusCode))
+	}
 	length := answer.ContentLength
 	if length < 0 {
 		return part{}, errors.New("an answer without a length")

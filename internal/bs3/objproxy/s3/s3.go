@@ -236,7 +236,10 @@ func (s *Store) List(ctx context.Context, prefix, after string, count int) ([]ob
 			return nil, fmt.Errorf("%s: %w: the answer is not a list", what, objproxy.ErrTransient)
 		}
 		for _, o := range out.Contents {
-			name := strings.TrimPrefix(aws.ToString(o.Key), s.prefix)
+			name, ours := strings.CutPrefix(aws.ToString(o.Key), s.prefix)
+			if !ours || !strings.HasPrefix(name, prefix) {
+				return nil, fmt.Errorf("%s: %w: the answer lists %q", what, objproxy.ErrTransient, aws.ToString(o.Key))
+			}
 			if name <= last && last != "" {
 				return nil, fmt.Errorf("%s: the store does not list in order: %q after %q", what, name, last)
 			}

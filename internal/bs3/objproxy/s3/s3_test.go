@@ -3,6 +3,7 @@ package s3_test
 import (
 	"fmt"
 	"net/http/httptest"
+	"path/filepath"
 	"sync/atomic"
 	"testing"
 
@@ -53,19 +54,25 @@ func TestFake(t *testing.T) {
 const versitygwWithout = "ReadersAndWriter"
 
 func TestVersitygw(t *testing.T) {
-	endpoint, access, secret := objtest.StartVersitygw(t)
+	data := t.TempDir()
+	endpoint, access, secret := objtest.StartVersitygwIn(t, data)
 	var buckets atomic.Int32
 	for _, variant := range []s3.Options{
 		{},
 		{Prefix: "volumes/a", Checksums: s3.ChecksumsWhenSupported},
 	} {
 		t.Run(fmt.Sprintf("prefix=%s,checksums=%s", variant.Prefix, variant.Checksums), func(t *testing.T) {
-			objtest.Suite(t, func(t *testing.T) objproxy.Store {
+			inNewBucket := func(t *testing.T) (objproxy.Store, func(string) string) {
 				o := variant
 				o.Endpoint, o.AccessKey, o.SecretKey = endpoint, access, secret
 				o.Bucket = fmt.Sprintf("bucket-%d", buckets.Add(1))
-				return open(t, o)
+				return open(t, o), func(name string) string { return filepath.Join(data, o.Bucket, o.Prefix, name) }
+			}
+			objtest.Suite(t, func(t *testing.T) objproxy.Store {
+				s, _ := inNewBucket(t)
+				return s
 			}, versitygwWithout)
+			objtest.Damaged(t, inNewBucket)
 		})
 	}
 }
