@@ -35,6 +35,9 @@ func (o *opening) claim(ctx context.Context) (*layout.Volume, error) {
 		if err := o.admit(v); err != nil {
 			return nil, err
 		}
+		if err := o.opts.identified(ctx, v.UUID); err != nil {
+			return nil, err
+		}
 		if err := o.judge(v); err != nil {
 			return nil, err
 		}
@@ -91,11 +94,15 @@ func (o *opening) create(ctx context.Context) error {
 		}
 		return err
 	}
+	id := layout.NewUUID()
+	if err := o.opts.identified(ctx, id); err != nil {
+		return err
+	}
 	if err := o.probe(ctx); err != nil {
 		return err
 	}
 	v := &layout.Volume{
-		UUID: layout.NewUUID(), Generation: 1, Created: time.Now(),
+		UUID: id, Generation: 1, Created: time.Now(),
 		BlockSize: uint32(o.opts.BlockSize), ChunkSize: uint32(o.opts.ChunkSize), Size: o.opts.Size, LargestSize: o.opts.Size,
 		Writer: layout.Writer{Released: true},
 	}

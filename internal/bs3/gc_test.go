@@ -210,7 +210,7 @@ func TestGCLeavesDamageAlone(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p[6*blockSize] ^= 1
+	p[6*layout.Stride(blockSize)] ^= 1
 	if _, err := memory.Put(t.Context(), key.Key(1).Name(), objproxy.Body{Data: p[:n]}, objproxy.Condition{}); err != nil {
 		t.Fatal(err)
 	}

@@ -62,6 +62,11 @@ type Options struct {
 	// then the administrator alone keeps a second writer away.
 	UnsafeNoFencing bool
 
+	// Identified, if set, is called by Open with the UUID of the volume, or of the one
+	// that it is about to make, before anything of it is changed. An error ends the
+	// open, which then leaves no trace in the store.
+	Identified func(ctx context.Context, volume string) error
+
 	// NotWhole, if set, is called by Open with the UUID of a volume that is not
 	// Whole, before anything is kept by which a later open would find it so. It
 	// takes away the devices that outlived a writer; an error ends the open.
@@ -103,6 +108,14 @@ func (o *Options) complete() error {
 		o.OpenFor = defaultOpenFor
 	}
 	return nil
+}
+
+// identified tells whoever asked to know which volume it is.
+func (o *Options) identified(ctx context.Context, volume layout.UUID) error {
+	if o.Identified == nil {
+		return nil
+	}
+	return o.Identified(ctx, volume.String())
 }
 
 // slots is how many chunks the configured memory holds.

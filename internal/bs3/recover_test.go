@@ -273,11 +273,9 @@ func TestTornMemory(t *testing.T) {
 			}
 			var twelfth [8]byte
 			binary.LittleEndian.PutUint64(twelfth[:], 12)
-			block, at := append(twelfth[:], make([]byte, blockSize-8)...), 0
-			for ; !bytes.HasPrefix(b[at:], block); at += blockSize {
-				if at+blockSize >= len(b) {
-					t.Fatal("the twelfth write is not in chunk memory")
-				}
+			at := bytes.Index(b, append(twelfth[:], make([]byte, blockSize-8)...))
+			if at < 0 {
+				t.Fatal("the twelfth write is not in chunk memory")
 			}
 			b[at+100] ^= 1
 			if err := os.WriteFile(path, b, 0o600); err != nil {

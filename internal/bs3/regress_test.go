@@ -164,6 +164,51 @@ func TestRefusedOpenMakesVolume(t *testing.T) {
 	}
 }
 
+// Whoever asked to know the volume and does not want it finds nothing changed,
+// whether there was a volume or not.
+func TestIdentified(t *testing.T) {
+	memory := objtest.NewMemory()
+	o := options(t, memory)
+	unwanted := errors.New("its number is in use")
+	refuse := func(want string) {
+		t.Helper()
+		before := objects(t, memory)
+		o.Identified = func(_ context.Context, volume string) error {
+			if want != "" && volume != want {
+				t.Errorf("told of volume %s, want %s", volume, want)
+			}
+			return unwanted
+		}
+		for range 3 {
+			if _, err := bs3.Open(t.Context(), o); !errors.Is(err, unwanted) {
+				t.Errorf("it ends with %v", err)
+			}
+		}
+		if after := objects(t, memory); after != before {
+			t.Errorf("there was %s, and now there is %s", before, after)
+		}
+	}
+	refuse("")
+	var told string
+	o.Identified = func(_ context.Context, volume string) error {
+		told = volume
+		return nil
+	}
+	e := open(t, o)
+	if told != e.UUID().String() {
+		t.Errorf("told of volume %s, and opened %s", told, e.UUID())
+	}
+	epoch := e.Epoch()
+	shut(t, e)
+	refuse(told)
+	o.Identified = nil
+	e = open(t, o)
+	if e.Epoch() != epoch+1 || !e.Whole() {
+		t.Errorf("epoch %d after %d, whole: %v", e.Epoch(), epoch, e.Whole())
+	}
+	shut(t, e)
+}
+
 // A read waits for a prefetch of the same block, which waits behind all reads.
 // Also: a prefetch that overlaps with one read in flight is dropped whole.
 func TestPrefetchDropped(t *testing.T) {

@@ -339,6 +339,22 @@ func TestNotYet(t *testing.T) {
 	}
 }
 
+// A refusal says what would do.
+func TestBUSENamesTheAreasThatDo(t *testing.T) {
+	c := Default()
+	c.fill("x")
+	c.Transport, c.Size = TransportBUSE, 2048
+	got := problems(t, c.Validate())
+	want := []string{"write.collision_chunk_size = 1: must be at least 2 MB for a size of 2048 GB, for BUSE"}
+	if !slices.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
+	}
+	got = problems(t, c.Refuse("major", "must not be %d", 0))
+	if want := []string{"major = 0: must not be 0"}; !slices.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
 func TestRules(t *testing.T) {
 	for _, test := range []struct {
 		key string // the key that is refused; empty: all is well
@@ -394,6 +410,16 @@ func TestRules(t *testing.T) {
 		{"write.collision_chunk_size", func(c *Config) { c.Transport = "buse"; c.Write.CollisionSize = 0 }},
 		{"write.collision_chunk_size", func(c *Config) { c.Transport = "buse"; c.Write.CollisionSize = 3 }},
 		{"write.collision_chunk_size", func(c *Config) { c.Transport = "buse"; c.Write.CollisionSize = 2048 }},
+		{"write.collision_chunk_size", func(c *Config) { c.Transport = "buse"; c.Size = 2048 }},
+		{"write.collision_chunk_size", func(c *Config) { c.Transport = "buse"; c.Size = 2049; c.Write.CollisionSize = 2 }},
+		{"", func(c *Config) { c.Transport = "buse"; c.Size = 1024 }},
+		{"", func(c *Config) { c.Transport = "buse"; c.Size = 2048; c.Write.CollisionSize = 2 }},
+		{"", func(c *Config) { c.Transport = "buse"; c.Size = 1 << 20; c.Write.CollisionSize = 1024 }},
+		{"", func(c *Config) { c.Size = 2048 }}, // no BUSE
+		{"read.shared_buffer_size", func(c *Config) {
+			c.Transport, c.BlockSize, c.Write.BufSize, c.Read.BufSize = "buse", 512, 512, 260
+		}},
+		{"", func(c *Config) { c.Transport, c.BlockSize, c.Write.BufSize, c.Read.BufSize = "buse", 512, 512, 256 }},
 		{"write.chunk_size", func(c *Config) { c.Transport = "buse"; c.Null = true; c.Write.ChunkSize = 0 }},
 		{"", func(c *Config) { c.Takeover = "auto" }},
 		{"takeover", func(c *Config) { c.Takeover = "always" }},

@@ -2,6 +2,7 @@ package config
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -43,7 +44,7 @@ func Parse(path string, text []byte) (Config, error) {
 	// not complained about as well.
 	for _, p := range c.problems() {
 		if !slices.ContainsFunc(l.problems, func(q Problem) bool { return q.Key == p.Key }) {
-			p.Source = l.sources[p.Key]
+			p.Source = cmp.Or(l.sources[p.Key], "default")
 			l.problems = append(l.problems, p)
 		}
 	}

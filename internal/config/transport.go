@@ -16,6 +16,11 @@ const (
 	maxNBDIndex      = 1<<15 - 1
 	maxBUSEBuffer    = 4096 // MB: above it the module takes an offset for a flush
 	maxCollisionSize = 1024 // MB
+
+	// The module needs these tables in one piece of memory, and gets no more than
+	// 4 MiB.
+	maxCollisionAreas = 1 << 20 // counters of 4 bytes
+	maxBUSEReadBlocks = 1 << 19 // pointers of 8 bytes, one for each block of a read buffer
 )
 
 // CheckTransport checks the rules that only the given transport has, one of
@@ -50,11 +55,22 @@ func (c Config) checkBUSE(k *checker) {
 	chunk := max(c.Write.ChunkSize, 1)
 	k.require(c.Write.BufSize > 0 && c.Write.BufSize <= maxBUSEBuffer && c.Write.BufSize%chunk == 0, "write.shared_buffer_size",
 		"must be a multiple of write.chunk_size (%d MB), at most %d MB, for BUSE", chunk, maxBUSEBuffer)
-	k.require(c.Read.BufSize >= 2*chunk && c.Read.BufSize <= c.Write.BufSize, "read.shared_buffer_size",
-		"must be at least twice write.chunk_size (%d MB) and at most write.shared_buffer_size (%d MB), for BUSE", 2*chunk, c.Write.BufSize)
+	if c.Read.BufSize < 2*chunk || c.Read.BufSize > c.Write.BufSize {
+		k.require(false, "read.shared_buffer_size",
+			"must be at least twice write.chunk_size (%d MB) and at most write.shared_buffer_size (%d MB), for BUSE", 2*chunk, c.Write.BufSize)
+	} else if most := maxBUSEReadBlocks * c.BlockSize / MB; most > 0 {
+		k.require(c.Read.BufSize <= most, "read.shared_buffer_size", "must be at most %d MB for a block_size of %d, for BUSE", most, c.BlockSize)
+	}
 	area := c.Write.CollisionSize
-	k.require(area >= 1 && area <= maxCollisionSize && area&(area-1) == 0, "write.collision_chunk_size",
-		"must be a power of two from 1 to %d MB, for BUSE", maxCollisionSize)
+	if area < 1 || area > maxCollisionSize || area&(area-1) != 0 {
+		k.require(false, "write.collision_chunk_size", "must be a power of two from 1 to %d MB, for BUSE", maxCollisionSize)
+		return
+	}
+	least := 1
+	for c.Size*(GB/MB) > int64(least)*maxCollisionAreas && least < maxCollisionSize {
+		least *= 2
+	}
+	k.require(area >= least, "write.collision_chunk_size", "must be at least %d MB for a size of %d GB, for BUSE", least, c.Size)
 }
 
 // checkTransports checks the key transport, and the rules for keys of single

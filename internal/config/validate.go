@@ -16,7 +16,7 @@ import (
 type Problem struct {
 	Key    string // empty: the file as a whole
 	Value  string // as in a file; never a secret
-	Source string // the file or the variable it comes from; empty: the default
+	Source string // the file or the variable it comes from, or that it is the default; empty: not known here
 	Rule   string // what is allowed
 }
 
@@ -26,12 +26,10 @@ func (p Problem) String() string {
 		return p.Source + ": " + p.Rule
 	case p.Value == "":
 		return fmt.Sprintf("%s (%s): %s", p.Key, p.Source, p.Rule)
+	case p.Source == "":
+		return fmt.Sprintf("%s = %s: %s", p.Key, p.Value, p.Rule)
 	}
-	source := p.Source
-	if source == "" {
-		source = "default"
-	}
-	return fmt.Sprintf("%s = %s (%s): %s", p.Key, p.Value, source, p.Rule)
+	return fmt.Sprintf("%s = %s (%s): %s", p.Key, p.Value, p.Source, p.Rule)
 }
 
 // Error is everything that is wrong with a configuration.
@@ -52,6 +50,14 @@ func (c Config) Validate() error {
 		return &Error{Problems: problems}
 	}
 	return nil
+}
+
+// Refuse returns the *Error of a rule for key that depends on the machine, and
+// that the caller has found broken.
+func (c Config) Refuse(key, rule string, args ...any) error {
+	k := &checker{settings: settings(&c)}
+	k.require(false, key, rule, args...)
+	return &Error{Problems: k.problems}
 }
 
 // Limits.

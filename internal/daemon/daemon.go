@@ -14,6 +14,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"time"
 
 	"github.com/rs/zerolog"
 
@@ -47,7 +48,7 @@ func Run(ctx context.Context, c config.Config, o Options) error {
 	}
 	becomeIOFlusher(o.Log)
 	h, end := newHealth(ctx, o.Log)
-	err := serve(ctx, c, h, o)
+	err := serve(ctx, c, h, transports(), o)
 	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
 		o.Log.Info().Msg("stopped while opening the volume")
 		err = nil
@@ -59,9 +60,12 @@ func Run(ctx context.Context, c config.Config, o Options) error {
 // errStopping is the cause by which calls under way end when the daemon stops.
 var errStopping = errors.New("the daemon is stopping")
 
-// serve is Run without what the whole process needs.
-func serve(ctx context.Context, c config.Config, h *health, o Options) error {
-	known := transports()
+// removalWait is how long a transport may take away its device after the volume
+// was closed.
+const removalWait = 10 * time.Second
+
+// serve is Run without what the whole process needs, by one of the transports known.
+func serve(ctx context.Context, c config.Config, h *health, known table, o Options) error {
 	if err := refuseOwnDevice(c, blockdev.Below, known.own); err != nil {
 		return err
 	}
@@ -69,11 +73,12 @@ func serve(ctx context.Context, c config.Config, h *health, o Options) error {
 	if err != nil {
 		return err
 	}
-	v, err := openVolume(ctx, c, h, known, o.Log)
+	v, err := openVolume(ctx, c, h, known, t, o.Log)
 	if err != nil {
 		return err
 	}
-	s := service{volume: v, config: c, log: o.Log, ready: func(shown Transport) {
+	unused := make(chan struct{})
+	s := service{volume: v, config: c, log: o.Log, unused: func() { close(unused) }, ready: func(shown Transport) {
 		shown.Name = t.name
 		event := v.announce(o.Log.Info()).Str("transport", shown.Name)
 		if shown.Device != "" {
@@ -91,20 +96,46 @@ func serve(ctx context.Context, c config.Config, h *health, o Options) error {
 			o.Serving(shown)
 		}
 	}}
+	var removal <-chan error // how t.serve ends, if it goes on although v is unused
 	err = serveVolume(ctx, v, c, o, func(ctx context.Context) error {
 		if err := known.removeLeft(ctx, v, t, o.Log); err != nil {
 			return err
 		}
-		return t.serve(ctx, s)
+		ended := make(chan error, 1)
+		go func() { ended <- t.serve(ctx, s) }()
+		select {
+		case err := <-ended:
+			return err
+		case <-unused:
+			removal = ended
+			return nil
+		}
 	})
 	o.Log.Info().Msg("closing the volume")
 	h.stopping()
 	// A clean stop has no time limit: a user in a hurry signals again.
 	err = errors.Join(err, v.close(context.WithoutCancel(ctx)))
+	if removal != nil {
+		err = errors.Join(err, awaitRemoval(removal, removalWait))
+	}
 	if err == nil {
 		o.Log.Info().Msg("stopped")
 	}
 	return err
+}
+
+// awaitRemoval returns how the removal of the device has ended, or an error if it
+// has not after limit: it may hang in the kernel for good, and the volume is closed.
+func awaitRemoval(removal <-chan error, limit time.Duration) error {
+	timeout := time.NewTimer(limit)
+	defer timeout.Stop()
+	select {
+	case err := <-removal:
+		return err
+	case <-timeout.C:
+		return fmt.Errorf("the volume is closed, but %v later its block device is still there: "+
+			"if its removal hangs in the kernel, only a reboot ends that", limit)
+	}
 }
 
 // serveVolume runs show, which shows v to Linux, until ctx ends or v fails, and

@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/url"
@@ -48,6 +49,17 @@ func kernelNBDTransport() *transport {
 		},
 		own: func(c config.Config, device string) (bool, error) {
 			return device == filepath.Base(c.NBD.Device), nil
+		},
+		vacant: func(ctx context.Context, c config.Config, v *served, log zerolog.Logger) error {
+			index, err := c.NBD.Index()
+			if err != nil {
+				return fmt.Errorf("nbd.device: %w", err)
+			}
+			err = kernel.Vacant(ctx, index, v.id, nbdRun(v), log)
+			if errors.Is(err, kernel.ErrInUse) && !errors.Is(err, kernel.ErrHeld) {
+				return c.Refuse("nbd.device", "must be a device that is not connected, or the volume's own: %v", err)
+			}
+			return err
 		},
 		removeLeft: func(_ context.Context, v *served, log zerolog.Logger) error {
 			return kernel.DisconnectLeft(v.id, nbdRun(v), log)

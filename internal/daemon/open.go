@@ -31,8 +31,8 @@ type served struct {
 	announce func(event *zerolog.Event) *zerolog.Event // adds what is served to the line of the log that says so
 }
 
-// openVolume opens what c describes.
-func openVolume(ctx context.Context, c config.Config, h *health, known table, log zerolog.Logger) (*served, error) {
+// openVolume opens what c describes, to be shown by t.
+func openVolume(ctx context.Context, c config.Config, h *health, known table, t *transport, log zerolog.Logger) (*served, error) {
 	if c.Null {
 		return openNull(c, log), nil
 	}
@@ -87,6 +87,12 @@ func openVolume(ctx context.Context, c config.Config, h *health, known table, lo
 		Takeover:        c.Takeover == config.TakeoverAuto,
 		UnsafeNoFencing: store.UnsafeNoFencing,
 		Progress:        h.progress,
+		Identified: func(ctx context.Context, id string) error {
+			if t.vacant == nil {
+				return nil
+			}
+			return t.vacant(ctx, c, &served{id: id, state: state}, log)
+		},
 		NotWhole: func(ctx context.Context, id string) error {
 			return known.removeLeft(ctx, &served{id: id, state: state}, nil, log)
 		},

@@ -25,7 +25,7 @@ func TestWaitingForAStoreAtTheStart(t *testing.T) {
 			c.Store, c.Dir.Path, c.State.Path = config.StoreDir, filepath.Join(dir, "store"), filepath.Join(dir, "state")
 			c.Size, c.Write.Memory, c.Write.Linger = 1, 16, 600_000
 			if holds {
-				v, err := openVolume(t.Context(), c, &health{}, transports(), zerolog.Nop())
+				v, err := openVolume(t.Context(), c, &health{}, transports(), nbdTransport(), zerolog.Nop())
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -49,7 +49,7 @@ func TestWaitingForAStoreAtTheStart(t *testing.T) {
 				ctx, cancel := context.WithTimeout(t.Context(), patience)
 				defer cancel()
 				start := time.Now()
-				_, err := openVolume(ctx, c, &health{}, transports(), zerolog.Nop())
+				_, err := openVolume(ctx, c, &health{}, transports(), nbdTransport(), zerolog.Nop())
 				took := time.Since(start)
 				switch {
 				case holds && (took != patience || !errors.Is(err, context.DeadlineExceeded)):

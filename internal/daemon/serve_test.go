@@ -2,19 +2,26 @@ package daemon
 
 import (
 	"context"
+	"errors"
+	"io/fs"
+	"maps"
 	"net"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/rs/zerolog"
 
+	"bs3/internal/bs3/volume"
 	"bs3/internal/config"
 	"bs3/internal/control"
 	"bs3/internal/device"
 	"bs3/internal/device/nbd"
 	"bs3/internal/null"
+	"bs3/internal/stores"
 )
 
 // serveNull serves a volume that does nothing, with calls on the control socket
@@ -108,4 +115,142 @@ func TestOneCollectionAtATime(t *testing.T) {
 	if err := stop(); err != nil { // ends the second one
 		t.Error(err)
 	}
+}
+
+// stored is a configuration of a small volume in a directory, and a transport that
+// shows it to nobody.
+func stored(t *testing.T) (config.Config, *transport) {
+	t.Helper()
+	dir := t.TempDir()
+	c := config.Default()
+	c.Store, c.Dir.Path, c.State.Path = config.StoreDir, filepath.Join(dir, "store"), filepath.Join(dir, "state")
+	c.Control.Socket = filepath.Join(dir, "state", "control.sock")
+	c.Size, c.Write.Memory, c.Transport = 1, 16, "test"
+	return c, &transport{
+		name:      "test",
+		available: func(context.Context, config.Config) error { return nil },
+		serve:     func(context.Context, service) error { return nil },
+	}
+}
+
+// files lists what is below dir, with contents.
+func files(t *testing.T, dir string) map[string]string {
+	t.Helper()
+	list := map[string]string{}
+	err := filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
+		if err != nil || e.IsDir() {
+			return err
+		}
+		text, err := os.ReadFile(path)
+		list[path] = string(text)
+		return err
+	})
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		t.Fatal(err)
+	}
+	return list
+}
+
+// A number that is in use is found out before the volume is opened: neither is a
+// volume made for it, nor does the one that is there take an epoch.
+func TestNumberInUseCostsNothing(t *testing.T) {
+	c, x := stored(t)
+	run := func() error {
+		h, end := newHealth(t.Context(), zerolog.Nop())
+		err := serve(t.Context(), c, h, table{x}, Options{Log: zerolog.Nop()})
+		end(err)
+		return err
+	}
+	free := *x
+	var known []string
+	for name, refuse := range map[string]func(x *transport){
+		"when the transport is chosen": func(x *transport) {
+			x.available = func(_ context.Context, c config.Config) error { return c.Refuse("major", "is in use") }
+		},
+		"when the volume is known": func(x *transport) {
+			x.vacant = func(_ context.Context, c config.Config, v *served, _ zerolog.Logger) error {
+				known = append(known, v.id)
+				if v.state != c.State.Path {
+					t.Errorf("its state is in %s", v.state)
+				}
+				return c.Refuse("ublk.id", "is in use")
+			}
+		},
+	} {
+		for range 2 {
+			before := files(t, c.Dir.Path)
+			refuse(x)
+			for range 3 {
+				err := run()
+				if refused := (*config.Error)(nil); !errors.As(err, &refused) || !strings.Contains(err.Error(), "is in use") {
+					t.Errorf("%s: %v", name, err)
+				}
+			}
+			if after := files(t, c.Dir.Path); !maps.Equal(after, before) {
+				t.Errorf("%s: there were %d objects and are %d, or they have changed", name, len(before), len(after))
+			}
+			*x = free
+			if err := run(); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if len(known) == 0 {
+		t.Error("nobody asked")
+	}
+}
+
+// The kernel may never end the removal of a device. The volume is closed and
+// released all the same.
+func TestVolumeIsReleasedBeforeItsDeviceIsGone(t *testing.T) {
+	c, x := stored(t)
+	gone := make(chan struct{})
+	removed := errors.New("removed at last")
+	x.serve = func(ctx context.Context, s service) error {
+		if err := s.volume.WriteAt(ctx, make([]byte, 4096), 0); err != nil {
+			t.Error(err)
+		}
+		s.ready(Transport{})
+		<-ctx.Done()
+		s.unused()
+		<-gone
+		return removed
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	ended := make(chan error, 1)
+	h, end := newHealth(t.Context(), zerolog.Nop())
+	go func() {
+		err := serve(ctx, c, h, table{x}, Options{Log: zerolog.Nop(), Serving: func(Transport) { cancel() }})
+		end(err)
+		ended <- err
+	}()
+	store, err := stores.OpenToServe(t.Context(), c, zerolog.Nop())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = store.Close() }()
+	for released := false; !released; {
+		select {
+		case err := <-ended:
+			t.Fatalf("it has ended before its device was gone: %v", err)
+		case <-time.After(time.Millisecond):
+		}
+		info, err := volume.ReadInfo(t.Context(), store)
+		released = err == nil && info.Epoch > 0 && info.Writer.Released
+	}
+	close(gone)
+	if err := <-ended; !errors.Is(err, removed) {
+		t.Errorf("it has ended with %v", err)
+	}
+}
+
+func TestRemovalIsNotAwaitedForEver(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		start := time.Now()
+		err := awaitRemoval(make(chan error), removalWait)
+		if err == nil || !strings.Contains(err.Error(), "the volume is closed") || time.Since(start) != removalWait {
+			t.Errorf("after %v: %v", time.Since(start), err)
+		}
+	})
 }

@@ -28,9 +28,16 @@ type transport struct {
 
 	// fits reports whether c asks for it, if it asks for name; nil = always.
 	fits func(c config.Config) bool
-	// available returns nil if this machine can serve c in this way, or why not.
-	// It touches nothing.
+	// available returns nil if this machine can serve c in this way; a
+	// *config.Error if it can, but not as c wants it; or why it cannot. It touches
+	// nothing.
 	available func(ctx context.Context, c config.Config) error
+	// vacant returns nil if the device that c asks for does not exist, or is one of
+	// v that serve takes over or removes. Otherwise it returns why serve would fail:
+	// a *config.Error unless that passes. It is asked when v is known and not yet
+	// open, because every open leaves a fence in the store for ever, and a service
+	// manager tries again every second. nil = there is nothing to ask.
+	vacant func(ctx context.Context, c config.Config, v *served, log zerolog.Logger) error
 	// own reports whether device, as sysfs calls it, may be one by which an
 	// earlier daemon showed the volume of c; nil = it has none.
 	own func(c config.Config, device string) (bool, error)
@@ -38,7 +45,7 @@ type transport struct {
 	// them; nil = none do.
 	removeLeft func(ctx context.Context, v *served, log zerolog.Logger) error
 	// serve shows the volume of s until ctx ends, and takes it away then. What
-	// clients have sent is finished when it returns.
+	// clients have sent is finished when it returns, or when it calls s.unused.
 	serve func(ctx context.Context, s service) error
 }
 
@@ -48,6 +55,9 @@ type service struct {
 	config config.Config
 	log    zerolog.Logger
 	ready  func(Transport) // must be called when users can reach the volume; fills in Name
+	// unused may be called once, when nothing uses the volume any more and nothing
+	// will. Then the volume is closed while serve goes on, perhaps for good.
+	unused func()
 }
 
 // table is a list of transports, those that TransportAuto prefers first.
@@ -79,7 +89,7 @@ func (ts table) choose(ctx context.Context, c config.Config, log zerolog.Logger)
 			why = append(why, fmt.Sprintf("no %s: %v", chosen.name, lacks))
 		}
 		chosen, lacks = t, t.available(ctx, c)
-		if lacks == nil {
+		if refused := (*config.Error)(nil); lacks == nil || errors.As(lacks, &refused) {
 			break
 		}
 	}

@@ -90,6 +90,49 @@ func TestChooseTransport(t *testing.T) {
 	}
 }
 
+// A machine that can serve, but not as it is asked to, is no reason to take
+// another transport.
+func TestRefusedTransportIsNotPassedOver(t *testing.T) {
+	c := config.Default()
+	known := transports()
+	for _, x := range known {
+		x.available = func(context.Context, config.Config) error { return nil }
+	}
+	known[0].available = func(_ context.Context, c config.Config) error {
+		return refuseBUSE(c, fmt.Errorf("%w: buse0", buse.ErrExists))
+	}
+	got, err := known.choose(t.Context(), c, zerolog.Nop())
+	var refused *config.Error
+	if !errors.As(err, &refused) || !strings.Contains(err.Error(), "major = 0: must be the number of no existing device") {
+		t.Errorf("%v, %v", got, err)
+	}
+}
+
+// Too little memory is a matter of settings, which are named.
+func TestBUSENamesWhatTakesMemory(t *testing.T) {
+	c := config.Default()
+	c.Threads = 7
+	err := refuseBUSE(c, fmt.Errorf("%w: 100 MB", buse.ErrMemory))
+	var refused *config.Error
+	if !errors.As(err, &refused) {
+		t.Fatal(err)
+	}
+	for _, text := range []string{"write.shared_buffer_size = 32: ", "read.shared_buffer_size (32)", "threads (7;", "write.memory (160)", "100 MB"} {
+		if !strings.Contains(err.Error(), text) {
+			t.Errorf("%v, which does not say %q", err, text)
+		}
+	}
+	if other := errors.New("another"); !errors.Is(refuseBUSE(c, other), other) || refuseBUSE(c, nil) != nil {
+		t.Error("what is no refusal is changed")
+	}
+	if n := memoryBeside(c); n != 160<<20 {
+		t.Errorf("%d bytes beside", n)
+	}
+	if c.Null = true; memoryBeside(c) != 0 {
+		t.Error("the null volume takes memory")
+	}
+}
+
 // Package config lists the same names as the table of transports.
 func TestEveryTransportIsKnown(t *testing.T) {
 	names := config.Transports()
@@ -98,6 +141,10 @@ func TestEveryTransportIsKnown(t *testing.T) {
 		found[x.name] = true
 		if !slices.Contains(names, x.name) {
 			t.Errorf("the configuration does not know the transport %s", x.name)
+		}
+		// What has devices that outlive a daemon can find the number of its own taken.
+		if (x.removeLeft == nil) != (x.vacant == nil) {
+			t.Errorf("transport %s (%s): it is asked whether its number is free: %v", x.name, x.why, x.vacant != nil)
 		}
 	}
 	for _, name := range names {

@@ -23,6 +23,13 @@ func ublkTransport() *transport {
 		removeLeft: func(ctx context.Context, v *served, log zerolog.Logger) error {
 			return ublk.RemoveLeft(ctx, ublkIdentity(v), log)
 		},
+		vacant: func(ctx context.Context, c config.Config, v *served, _ zerolog.Logger) error {
+			err := ublk.Vacant(ctx, c.Ublk.ID, ublkIdentity(v))
+			if errors.Is(err, ublk.ErrInUse) {
+				return c.Refuse("ublk.id", "must be a free number, or that of the volume's own device: %v", err)
+			}
+			return err
+		},
 		serve: func(ctx context.Context, s service) error {
 			v, c := s.volume, s.config
 			o := ublk.Options{

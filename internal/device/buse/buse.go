@@ -76,10 +76,14 @@ func newDevice(vol device.Volume, opts Options, sys system) *Device {
 // Path returns the path of the block device.
 func (d *Device) Path() string { return d.sys.blockDevice(d.opts.Major) }
 
-// Run makes the device, serves it until ctx is cancelled, and removes it. It
-// returns nil if the volume has taken all that the module had.
-//
-// A clean stop waits as long as the volume makes it wait.
+// Run makes the device and serves it until ctx is cancelled, and then returns nil
+// if the volume has taken all that the kernel had. It stops in this order: it has
+// the kernel write back what file systems and the page cache hold for the device,
+// stops the device, which hands over what the module has, calls Options.Unused, and
+// removes the device. That takes as long as the volume makes it wait, without a
+// limit, since giving up would lose what was written. The removal waits for the
+// kernel alone, and hangs for good if a flush has come too late for the module to
+// answer it.
 //
 // If a request fails for good, because the volume has stopped or the module sent
 // something malformed, Run returns an error and leaves the device behind, since
@@ -90,7 +94,7 @@ func (d *Device) Run(ctx context.Context) error {
 	if err := d.opts.Validate(d.geometry); err != nil {
 		return fmt.Errorf("BUSE device %s: %w", d.Path(), err)
 	}
-	if err := d.sys.vacant(d.opts.Major); err != nil {
+	if err := d.sys.check(d.opts, 0); err != nil {
 		return err
 	}
 	// What the module has acknowledged must be taken even after ctx ends.
@@ -124,6 +128,10 @@ func (d *Device) Run(ctx context.Context) error {
 		d.requests.end()
 		return d.sys.left(d.opts.Major, err)
 	}
+	if d.opts.Unused != nil {
+		d.opts.Unused()
+	}
+	d.opts.Log.Info().Str("device", d.Path()).Msg("removing the block device")
 	if removed := dev.RemoveDevice(); removed != nil {
 		err = errors.Join(err, fmt.Errorf("remove BUSE device %s: %w", d.Path(), removed))
 	}
@@ -141,6 +149,23 @@ func (d *Device) stop(ctx context.Context, dev kernelDevice, ended <-chan struct
 		return false, d.requests.failure()
 	case <-ctx.Done():
 	}
+	log := d.opts.Log.With().Str("device", d.Path()).Logger()
+	if d.sys.shown(d.opts.Major) {
+		log.Info().Msg("writing back what the kernel holds for the block device")
+		written := make(chan error, 1)
+		go func() { written <- d.sys.writeBack(d.Path()) }()
+		select {
+		case err := <-written:
+			if err != nil {
+				log.Warn().Err(err).Msg("not everything could be written back")
+			}
+		case <-d.requests.failed: // nothing answers the write-back
+			return false, d.requests.failure()
+		case <-ended:
+			return true, fmt.Errorf("BUSE device %s: %w", d.Path(), ErrStopped)
+		}
+	}
+	log.Info().Msg("stopping the block device")
 	stopped := make(chan error, 1)
 	go func() { stopped <- dev.StopDevice() }()
 	// The module answers when it has handed over what it had, which takes as long
@@ -163,11 +188,9 @@ func (d *Device) stop(ctx context.Context, dev kernelDevice, ended <-chan struct
 	}
 }
 
-// announce calls Options.Ready when the block device has appeared.
+// announce sets the scheduler and calls Options.Ready when the block device has
+// appeared.
 func (d *Device) announce(ctx context.Context) {
-	if d.opts.Ready == nil {
-		return
-	}
 	look := time.NewTicker(shownPoll)
 	defer look.Stop()
 	for !d.sys.shown(d.opts.Major) {
@@ -177,7 +200,22 @@ func (d *Device) announce(ctx context.Context) {
 			return
 		}
 	}
-	d.opts.Ready(d.Path())
+	// The library only has the kernel offer schedulers, or none. The change waits
+	// for the requests under way, which end with the device at the latest, or never
+	// if one of them has failed for good.
+	set := make(chan error, 1)
+	go func() { set <- d.sys.setScheduler(d.Path(), d.opts.Scheduler) }()
+	select {
+	case err := <-set:
+		if err != nil {
+			d.opts.Log.Warn().Err(err).Str("device", d.Path()).Msg("the I/O scheduler stays as it is")
+		}
+	case <-ctx.Done():
+		return
+	}
+	if d.opts.Ready != nil {
+		d.opts.Ready(d.Path())
+	}
 }
 
 // library returns the options for the library.

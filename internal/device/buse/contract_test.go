@@ -20,9 +20,10 @@ func small() Options {
 // served is a device that runs.
 type served struct {
 	*module
-	dev   *Device
-	ended chan error
-	stop  context.CancelFunc
+	dev    *Device
+	unused chan struct{} // closed by Options.Unused
+	ended  chan error
+	stop   context.CancelFunc
 }
 
 // serve runs a device of vol on m.
@@ -31,7 +32,9 @@ func serve(t *testing.T, m *module, vol device.Volume, opts Options) *served {
 	ctx, stop := context.WithCancel(t.Context())
 	ready := make(chan string, 1)
 	opts.Ready = func(path string) { ready <- path }
-	s := &served{module: m, dev: newDevice(vol, opts, m.sys), ended: make(chan error, 1), stop: stop}
+	s := &served{module: m, unused: make(chan struct{}), ended: make(chan error, 1), stop: stop}
+	opts.Unused = func() { close(s.unused) }
+	s.dev = newDevice(vol, opts, m.sys)
 	go func() { s.ended <- s.dev.Run(ctx) }()
 	select {
 	case path := <-ready:

@@ -321,13 +321,20 @@ func runHistory(t *testing.T, seed uint64) (read, unflushed int) {
 			users.Go(u.run)
 		}
 		if rnd.IntN(5) == 0 {
-			// A clean stop: users get errors, and nothing is lost.
+			// A clean stop: users get errors, and nothing is lost. The removal may hang.
 			time.Sleep(time.Duration(rnd.IntN(100_000)))
-			if err := s.end(t); err != nil {
+			s.stop()
+			<-s.unused
+			state = bytes.Clone(vol.now)
+			time.Sleep(time.Second) // for the removal and what lags
+			m.mu.Lock()
+			hangs := !m.removed
+			m.mu.Unlock()
+			m.kill()
+			users.Wait()
+			if err := <-s.ended; err != nil && !hangs {
 				t.Errorf("Run: %v", err)
 			}
-			users.Wait()
-			state = bytes.Clone(vol.now)
 			h.flushDone(h.newest())
 			if err := h.survived(state, true); err != nil {
 				t.Errorf("clean stop: %v", err)

@@ -11,6 +11,8 @@ import (
 
 	lib "github.com/asch/buse/lib/go/buse"
 	"golang.org/x/sys/unix"
+
+	"bs3/internal/device/blockdev"
 )
 
 // Why Run, which wraps these, cannot make a device.
@@ -19,11 +21,18 @@ var (
 	ErrNoModule = errors.New("the kernel module buse is not loaded")
 	// ErrExists: there is already a device of that number.
 	ErrExists = errors.New("the BUSE device already exists")
+	// ErrMemory: the machine has too little memory for the buffers.
+	ErrMemory = errors.New("too little memory is available")
 )
 
 // Available returns nil if the kernel module is loaded, or why it cannot be used.
 // Errors: ErrNoModule.
 func Available() error { return linux().module() }
+
+// Check returns nil if Run could make a device now, and if the caller could then
+// still take the given bytes of memory, or else the error that Run would return. It
+// touches nothing. Errors: ErrNoModule, ErrExists, ErrMemory.
+func Check(opts Options, beside int64) error { return linux().check(opts, beside) }
 
 // kernelDevice is a device of the library.
 type kernelDevice interface {
@@ -46,8 +55,13 @@ type system struct {
 	configfs string // where configfs is mounted
 	dev      string // where the devices are
 	block    string // sysfs' block devices
+	meminfo  string // /proc/meminfo
 	create   func(lib.BuseReadWriter, lib.Options) (kernelDevice, error)
 	hang     func() // never returns; see requests
+
+	// What package blockdev does with a block device, by its path.
+	writeBack    func(path string) error
+	setScheduler func(path string, on bool) error
 }
 
 func linux() system {
@@ -55,11 +69,14 @@ func linux() system {
 		configfs: "/sys/kernel/config", // the library knows no other
 		dev:      "/dev",
 		block:    "/sys/block",
+		meminfo:  "/proc/meminfo",
 		create: func(rw lib.BuseReadWriter, o lib.Options) (kernelDevice, error) {
 			dev, err := lib.New(rw, o)
 			return &libraryDevice{dev}, err
 		},
-		hang: func() { select {} },
+		hang:         func() { select {} },
+		writeBack:    blockdev.WriteBack,
+		setScheduler: blockdev.SetScheduler,
 	}
 }
 
@@ -94,6 +111,49 @@ func (s system) module() error {
 		"(it builds only for kernels around 5.11; newer ones have ublk and nbd)", ErrNoModule, s.configfs)
 }
 
+// check is Check.
+func (s system) check(opts Options, beside int64) error {
+	if err := s.vacant(opts.Major); err != nil {
+		return err
+	}
+	return s.memory(opts.Memory(), beside)
+}
+
+// memory returns nil if the machine has the bytes that the queues need, and beside
+// them the bytes that something else needs. The library would look only at how much
+// memory there is in all, and the module would take it from whatever has it: the
+// kernel would kill this process, among others, half-way.
+func (s system) memory(queues, beside int64) error {
+	available, err := s.availableMemory()
+	if err != nil {
+		return fmt.Errorf("find out how much memory is available for a BUSE device: %w", err)
+	}
+	if queues+beside > available {
+		return fmt.Errorf("%w: the queues share %d MB with the kernel, %d MB are needed beside, and %d MB are available",
+			ErrMemory, inMB(queues), inMB(beside), available>>20)
+	}
+	return nil
+}
+
+// inMB rounds bytes up to MiB.
+func inMB(bytes int64) int64 { return (bytes + 1<<20 - 1) >> 20 }
+
+// availableMemory returns how many bytes can be taken without harm, as the kernel
+// estimates it.
+func (s system) availableMemory() (int64, error) {
+	text, err := os.ReadFile(s.meminfo)
+	if err != nil {
+		return 0, err
+	}
+	for line := range strings.Lines(string(text)) {
+		if f := strings.Fields(line); len(f) == 3 && f[0] == "MemAvailable:" && f[2] == "kB" {
+			kb, err := strconv.ParseInt(f[1], 10, 64)
+			return kb << 10, err
+		}
+	}
+	return 0, fmt.Errorf("%s has no MemAvailable", s.meminfo)
+}
+
 // vacant returns nil if a device of this number can be made.
 func (s system) vacant(major int) error {
 	if err := s.module(); err != nil {
@@ -115,8 +175,10 @@ func (s system) vacant(major int) error {
 
 // remedy returns how to get rid of a device that nobody serves.
 func (s system) remedy(major int) string {
-	return fmt.Sprintf("If no daemon serves it, unmount what is on %s, then: echo 0 > %[2]s/power && rmdir %[2]s. "+
-		"(Not rmdir first. The echo hangs for good if requests are left in the device: then only a reboot clears it.) "+
+	return fmt.Sprintf("If no daemon serves it, nothing takes what is written to it, although it acknowledges writes. "+
+		"Unmount what is on %s, then: echo 0 > %[2]s/power && rmdir %[2]s. "+
+		"(Not rmdir first. If requests are left in the device, the echo hangs for good, and only a reboot clears the device. "+
+		"Do not interrupt the echo: it would spin in the kernel instead.) "+
 		"Another number (major) can be used at once", s.blockDevice(major), s.directory(major))
 }
 
@@ -138,8 +200,8 @@ func (s system) explain(major int, err error) error {
 		setting := filepath.Base(path.Path)
 		switch {
 		case setting == "power" && errors.Is(err, unix.ENOMEM):
-			err = fmt.Errorf("%w (the module needs the write and read buffers for each thread, and 4 bytes for each "+
-				"collision area in one piece of mostly at most 4 MiB: use smaller buffers, or larger collision areas)", err)
+			err = fmt.Errorf("%w (the module needs the write and read buffers for each thread, and in one piece 4 bytes for each "+
+				"collision area, and 8 for each block of a read buffer: use smaller buffers, or larger collision areas)", err)
 		case setting != "power" && (errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission)):
 			err = fmt.Errorf("%w (the loaded module has no such setting: it is of another version than the library)", err)
 		}

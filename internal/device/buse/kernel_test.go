@@ -68,16 +68,106 @@ func TestDeviceExists(t *testing.T) {
 	opts := small()
 	opts.Major = 4
 	for power, texts := range map[string][]string{
-		"1\n": {"buse4", "killed", "unmount", "echo 0 > " + dir + "/power && rmdir " + dir, "reboot", "major"},
+		"1\n": {
+			"buse4", "killed", "acknowledges", "Unmount", "echo 0 > " + dir + "/power && rmdir " + dir,
+			"only a reboot", "Do not interrupt the echo", "major",
+		},
 		"0\n": {"buse4", "switched off", "rmdir " + dir},
 	} {
 		if err := os.WriteFile(filepath.Join(dir, "power"), []byte(power), 0o600); err != nil {
 			t.Fatal(err)
 		}
 		says(t, newDevice(newMemory(), opts, m.sys).Run(t.Context()), ErrExists, texts...)
+		says(t, m.sys.check(opts, 0), ErrExists, texts...)
+	}
+	opts.Major = 5
+	if err := m.sys.check(opts, 0); err != nil {
+		t.Errorf("another number: %v", err)
 	}
 	if _, err := os.Stat(dir); err != nil {
 		t.Errorf("somebody's device was touched: %v", err)
+	}
+}
+
+// Buffers for which there is no memory are refused, before the kernel kills for
+// them.
+func TestMemoryIsShort(t *testing.T) {
+	m := newModule(t)
+	opts := small()
+	need := opts.Memory()
+	if want := int64(opts.queues()) * 96 << 10; need != want {
+		t.Errorf("%d bytes are needed, want %d", need, want)
+	}
+	m.hasMemory(t, need-1024)
+	says(t, m.sys.check(opts, 0), ErrMemory, "available")
+	says(t, newDevice(newMemory(), opts, m.sys).Run(t.Context()), ErrMemory)
+	if m.killed {
+		t.Error("the kernel has killed for the buffers")
+	}
+	m.hasMemory(t, need+8<<20)
+	if err := m.sys.check(opts, 8<<20); err != nil {
+		t.Errorf("there is enough: %v", err)
+	}
+	says(t, m.sys.check(opts, 9<<20), ErrMemory, "9 MB are needed beside, and 8 MB are available")
+	for text, want := range map[string]string{
+		"MemTotal: 1 kB\n":               "has no MemAvailable",
+		"MemAvailable: 99999999999 MB\n": "has no MemAvailable",
+		"MemAvailable: x kB\n":           "invalid syntax",
+	} {
+		if err := os.WriteFile(m.sys.meminfo, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := m.sys.check(opts, 0); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%q: %v", text, err)
+		}
+	}
+	if available, err := linux().availableMemory(); err != nil || available <= 0 {
+		t.Errorf("this machine: %d bytes, %v", available, err)
+	}
+}
+
+// The module gets everything that it needs in one piece for what is accepted, and
+// no less is accepted. What it does not get costs memory for good.
+func TestWhatIsAcceptedCanBeMade(t *testing.T) {
+	m := newModule(t)
+	m.hasMemory(t, 1<<40)
+	for _, size := range []int64{1 << 30, 1 << 40, 1<<40 + 1<<30, 2 << 40, 3 << 40, 1 << 50} {
+		for area := int64(4096); area <= maxCollisionArea; area *= 2 {
+			for _, block := range []int{512, 4096} {
+				for buffer := int64(32 << 20); buffer <= maxWriteBuffer; buffer *= 2 {
+					o := Options{Threads: 1, WriteBuffer: buffer, ReadBuffer: buffer, CollisionArea: area}
+					d := newDevice(devtest.NewMemory(device.Geometry{Size: size, BlockSize: block}), o, m.sys)
+					refused, failed := d.opts.Validate(d.geometry), m.allocate(d.library())
+					if (refused == nil) != (failed == nil) {
+						t.Fatalf("size %d, area %d, blocks of %d, buffers of %d: refused with %v, and the module says %v", size, area, block, buffer, refused, failed)
+					}
+				}
+			}
+		}
+	}
+	leaked := m.leaked
+	big := devtest.NewMemory(device.Geometry{Size: 2 << 40, BlockSize: 4096})
+	err := newDevice(big, Options{}, m.sys).Run(t.Context())
+	if err == nil || !strings.Contains(err.Error(), "collision area 1048576: must be at least 2097152 for a size of 2199023255552") {
+		t.Errorf("2 TiB with the defaults: %v", err)
+	}
+	if m.leaked != leaked {
+		t.Errorf("%d bytes of memory are lost", m.leaked-leaked)
+	}
+}
+
+// A scheduler that the kernel only offers orders nothing.
+func TestScheduler(t *testing.T) {
+	for on, want := range map[bool]string{true: "mq-deadline", false: "none"} {
+		opts := small()
+		opts.Scheduler = on
+		s := serve(t, newModule(t), newMemory(), opts)
+		if s.scheduler != want {
+			t.Errorf("scheduler %v: it is %s, want %s", on, s.scheduler, want)
+		}
+		if err := s.end(t); err != nil {
+			t.Errorf("Run: %v", err)
+		}
 	}
 }
 
@@ -173,26 +263,30 @@ func TestValidate(t *testing.T) {
 		change func(o *Options, g *device.Geometry)
 		says   string
 	}{
-		"block size":      {func(_ *Options, g *device.Geometry) { g.BlockSize = 1024 }, "block size 1024"},
-		"read-only":       {func(_ *Options, g *device.Geometry) { g.ReadOnly = true }, "read-only"},
-		"size":            {func(_ *Options, g *device.Geometry) { g.Size -= 4096 }, "multiple of the collision area"},
-		"no size":         {func(_ *Options, g *device.Geometry) { g.Size = 0 }, "size 0"},
-		"io_min":          {func(_ *Options, g *device.Geometry) { g.IOMin = 512 }, "smallest request 512"},
-		"io_opt":          {func(_ *Options, g *device.Geometry) { g.IOOpt = 6000 }, "preferred request 6000"},
-		"major":           {func(o *Options, _ *device.Geometry) { o.Major = 65536 }, "number of the device 65536"},
-		"threads":         {func(o *Options, _ *device.Geometry) { o.Threads = -1 }, "threads -1"},
-		"node":            {func(o *Options, _ *device.Geometry) { o.CPUsPerNode = -1 }, "CPUs of a node -1"},
-		"depth":           {func(o *Options, _ *device.Geometry) { o.QueueDepth = 10241 }, "queue depth 10241"},
-		"chunk":           {func(o *Options, _ *device.Geometry) { o.ChunkSize = 256 << 10 }, "chunk size 262144"},
-		"negative chunk":  {func(o *Options, _ *device.Geometry) { o.ChunkSize = -1 << 20 }, "chunk size -1048576"},
-		"buffer":          {func(o *Options, _ *device.Geometry) { o.WriteBuffer = 34 << 20 }, "multiple of the chunk size"},
-		"large buffer":    {func(o *Options, _ *device.Geometry) { o.WriteBuffer = 8 << 30 }, "write buffer 8589934592"},
-		"read buffer":     {func(o *Options, _ *device.Geometry) { o.ReadBuffer = 4 << 20 }, "at least two chunks"},
-		"large read":      {func(o *Options, _ *device.Geometry) { o.ReadBuffer = 64 << 20 }, "at most the write buffer"},
-		"pages":           {func(o *Options, _ *device.Geometry) { o.ReadBuffer = 16<<20 + 512 }, "read buffer 16777728"},
-		"area":            {func(o *Options, _ *device.Geometry) { o.CollisionArea = 3 << 20 }, "collision area 3145728"},
-		"small area":      {func(o *Options, _ *device.Geometry) { o.CollisionArea = 512 }, "collision area 512"},
-		"large area":      {func(o *Options, _ *device.Geometry) { o.CollisionArea = 2 << 30 }, "collision area 2147483648"},
+		"block size":     {func(_ *Options, g *device.Geometry) { g.BlockSize = 1024 }, "block size 1024"},
+		"read-only":      {func(_ *Options, g *device.Geometry) { g.ReadOnly = true }, "read-only"},
+		"size":           {func(_ *Options, g *device.Geometry) { g.Size -= 4096 }, "multiple of the collision area"},
+		"no size":        {func(_ *Options, g *device.Geometry) { g.Size = 0 }, "size 0"},
+		"io_min":         {func(_ *Options, g *device.Geometry) { g.IOMin = 512 }, "smallest request 512"},
+		"io_opt":         {func(_ *Options, g *device.Geometry) { g.IOOpt = 6000 }, "preferred request 6000"},
+		"major":          {func(o *Options, _ *device.Geometry) { o.Major = 65536 }, "number of the device 65536"},
+		"threads":        {func(o *Options, _ *device.Geometry) { o.Threads = -1 }, "threads -1"},
+		"node":           {func(o *Options, _ *device.Geometry) { o.CPUsPerNode = -1 }, "CPUs of a node -1"},
+		"depth":          {func(o *Options, _ *device.Geometry) { o.QueueDepth = 10241 }, "queue depth 10241"},
+		"chunk":          {func(o *Options, _ *device.Geometry) { o.ChunkSize = 256 << 10 }, "chunk size 262144"},
+		"negative chunk": {func(o *Options, _ *device.Geometry) { o.ChunkSize = -1 << 20 }, "chunk size -1048576"},
+		"buffer":         {func(o *Options, _ *device.Geometry) { o.WriteBuffer = 34 << 20 }, "multiple of the chunk size"},
+		"large buffer":   {func(o *Options, _ *device.Geometry) { o.WriteBuffer = 8 << 30 }, "write buffer 8589934592"},
+		"read buffer":    {func(o *Options, _ *device.Geometry) { o.ReadBuffer = 4 << 20 }, "at least two chunks"},
+		"large read":     {func(o *Options, _ *device.Geometry) { o.ReadBuffer = 64 << 20 }, "at most the write buffer"},
+		"pages":          {func(o *Options, _ *device.Geometry) { o.ReadBuffer = 16<<20 + 512 }, "read buffer 16777728"},
+		"area":           {func(o *Options, _ *device.Geometry) { o.CollisionArea = 3 << 20 }, "collision area 3145728"},
+		"small area":     {func(o *Options, _ *device.Geometry) { o.CollisionArea = 512 }, "collision area 512"},
+		"large area":     {func(o *Options, _ *device.Geometry) { o.CollisionArea = 2 << 30 }, "collision area 2147483648"},
+		"areas":          {func(o *Options, g *device.Geometry) { g.Size = 1<<40 + 1<<20 }, "collision area 1048576: must be at least"},
+		"read blocks": {func(o *Options, g *device.Geometry) {
+			g.BlockSize, o.WriteBuffer, o.ReadBuffer = 512, 512<<20, 512<<20
+		}, "read buffer 536870912: must be at most 268435456 with blocks of 512"},
 		"area above size": {func(o *Options, _ *device.Geometry) { o.CollisionArea = 128 << 20 }, "size 67108864"},
 	} {
 		o, g := Options{}, g

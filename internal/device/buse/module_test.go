@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -13,6 +14,7 @@ import (
 	"testing"
 
 	lib "github.com/asch/buse/lib/go/buse"
+	"golang.org/x/sys/unix"
 
 	"bs3/internal/device"
 )
@@ -32,14 +34,26 @@ type module struct {
 	// parties: a chunk on its way to its callback, a flush to its queue.
 	lag func()
 
-	mu       sync.Mutex
-	changed  *sync.Cond
-	counters []uint32 // one for each collision area
-	queues   []*queue
-	stopped  bool // refuses requests
-	dead     bool // the daemon was killed: nothing moves any more
-	removed  bool
-	sys      system
+	mu        sync.Mutex
+	changed   *sync.Cond
+	counters  []uint32 // one for each collision area
+	queues    []*queue
+	held      []heldWrite // what the page cache holds for the device
+	scheduler string      // that orders the requests
+	flushes   int         // that were not answered yet
+	stopped   bool        // refuses requests
+	dead      bool        // the daemon was killed: nothing moves any more
+	drained   bool        // answers no flush that comes now
+	removed   bool
+	leaked    int64 // bytes of memory that are lost until the machine is restarted
+	killed    bool  // the kernel has killed the daemon for lack of memory
+	sys       system
+}
+
+// heldWrite is a write of a user that did not sync it.
+type heldWrite struct {
+	off  int64
+	data []byte
 }
 
 // queue is a queue for writes and one for reads.
@@ -82,21 +96,57 @@ type read struct {
 
 // newModule returns a module and the system through which to use it.
 func newModule(t *testing.T) *module {
+	t.Helper()
 	dir := t.TempDir()
 	m := &module{sys: system{
 		configfs: filepath.Join(dir, "config"),
 		dev:      filepath.Join(dir, "dev"),
 		block:    filepath.Join(dir, "block"),
+		meminfo:  filepath.Join(dir, "meminfo"),
 		hang:     runtime.Goexit, // a callback that never returns
 	}}
 	m.changed = sync.NewCond(&m.mu)
-	m.sys.create = m.create
+	m.sys.create, m.sys.writeBack, m.sys.setScheduler = m.create, m.writeBack, m.setScheduler
+	m.hasMemory(t, 4<<30)
 	for _, dir := range []string{filepath.Join(m.sys.configfs, "buse"), m.sys.dev, m.sys.block} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			t.Fatal(err)
 		}
 	}
 	return m
+}
+
+// hasMemory sets how many bytes of memory the machine can still give.
+func (m *module) hasMemory(t *testing.T, bytes int64) {
+	t.Helper()
+	text := fmt.Sprintf("MemTotal:       16000000 kB\nMemFree:          100000 kB\nMemAvailable:   %d kB\n", bytes>>10)
+	if err := os.WriteFile(m.sys.meminfo, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// allocate is what the module allocates for a device, in this order. What it has
+// of the first queue is lost when it does not get all. The kernel gives no more
+// than 4 MiB in one piece, and for more buffers than there is memory it kills.
+func (m *module) allocate(o lib.Options) error {
+	available, err := m.sys.availableMemory()
+	if err != nil {
+		return err
+	}
+	const piece = 4 << 20
+	if o.ReadShmSize/o.BlockSize*8 > piece {
+		m.leaked += o.ReadShmSize
+		return unix.ENOMEM
+	}
+	if int64(o.Threads)*(o.WriteShmSize+o.ReadShmSize) > available {
+		m.killed = true
+		return unix.ENOMEM
+	}
+	if o.Size/o.CollisionArea*4 > piece {
+		m.leaked += o.WriteShmSize
+		return unix.ENOMEM
+	}
+	return nil
 }
 
 // create is the library's New: it fills in the options and makes the device.
@@ -107,13 +157,17 @@ func (m *module) create(rw lib.BuseReadWriter, o lib.Options) (kernelDevice, err
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.o, m.rw = o, rw
-	m.stopped, m.dead, m.removed = false, false, false
-	m.counters = make([]uint32, o.Size/o.CollisionArea)
-	m.queues = nil
+	m.stopped, m.dead, m.drained, m.removed = false, false, false, false
+	m.scheduler, m.flushes = "none", 0
 	dir := m.sys.directory(int(o.Major))
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return nil, err
 	}
+	if err := m.allocate(o); err != nil {
+		return nil, &fs.PathError{Op: "write", Path: filepath.Join(dir, "power"), Err: err}
+	}
+	m.counters = make([]uint32, o.Size/o.CollisionArea)
+	m.queues = nil
 	if err := os.WriteFile(filepath.Join(dir, "power"), []byte("1\n"), 0o600); err != nil {
 		return nil, err
 	}
@@ -214,6 +268,38 @@ func (m *module) closeChunk(q *queue) {
 	}
 }
 
+// hold is a write of a user that the page cache keeps.
+func (m *module) hold(off int64, data []byte) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.held = append(m.held, heldWrite{off, bytes.Clone(data)})
+}
+
+// writeBack is blockdev's: what the page cache holds goes to the device, which a
+// mounted file system then flushes.
+func (m *module) writeBack(string) error {
+	m.mu.Lock()
+	held := m.held
+	m.held = nil
+	m.mu.Unlock()
+	for _, w := range held {
+		if err := m.write(0, opWrite, w.off, int64(len(w.data)), w.data, nil); err != nil {
+			return err
+		}
+	}
+	return m.flush(nil)
+}
+
+// setScheduler is blockdev's. Without the library's option there is none to set.
+func (m *module) setScheduler(_ string, on bool) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if on && m.o.Scheduler {
+		m.scheduler = "mq-deadline"
+	}
+	return nil
+}
+
 // flush is a request of a user. It is done when every queue has answered.
 // begun is called, under the lock, before it is sent to any.
 func (m *module) flush(begun func()) error {
@@ -226,22 +312,25 @@ func (m *module) flush(begun func()) error {
 		begun()
 	}
 	f := &flush{queues: len(m.queues)}
+	m.flushes++
 	for _, q := range m.queues {
 		go func() {
 			m.pause()
 			m.mu.Lock()
 			defer m.mu.Unlock()
+			if m.drained {
+				return // it comes into a queue that nobody looks at any more
+			}
 			m.closeChunk(q)
 			q.busy = append(q.busy, &chunk{flush: f})
-			if m.removed {
-				m.drain(q)
-			}
 			m.changed.Broadcast()
 		}()
 	}
 	if !m.wait(func() bool { return f.queues == 0 }) {
 		return errIO
 	}
+	m.flushes--
+	m.changed.Broadcast()
 	return nil
 }
 
@@ -448,15 +537,21 @@ func (m *module) drain(q *queue) {
 	m.changed.Broadcast()
 }
 
-// RemoveDevice is the library's.
+// RemoveDevice is the library's. It waits for all requests, and so for good for a
+// flush that comes when the queues are drained.
 func (m *module) RemoveDevice() error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.removed = true
 	for _, q := range m.queues {
 		m.drain(q)
 	}
-	err := os.RemoveAll(m.sys.directory(int(m.o.Major)))
+	m.drained = true
+	m.changed.Broadcast()
+	if !m.wait(func() bool { return m.flushes == 0 }) {
+		return errIO
+	}
+	m.removed = true
+	err := errors.Join(os.RemoveAll(m.sys.directory(int(m.o.Major))), os.RemoveAll(filepath.Join(m.sys.block, name(int(m.o.Major)))))
 	m.rw.BusePostRemove()
 	return err
 }

@@ -3,6 +3,7 @@ package buse
 import (
 	"errors"
 	"fmt"
+	"runtime"
 
 	"github.com/rs/zerolog"
 
@@ -20,7 +21,7 @@ type Options struct {
 	CPUsPerNode int
 
 	QueueDepth int  // requests in a queue, 128 by default
-	Scheduler  bool // use the kernel's I/O scheduler
+	Scheduler  bool // have a scheduler of the kernel order the requests
 
 	// WriteBuffer and ReadBuffer are the bytes of memory that each queue shares
 	// with the kernel for writes and reads, 32 MiB each by default.
@@ -36,6 +37,10 @@ type Options struct {
 
 	// Ready, if set, is called once, when the block device has appeared.
 	Ready func(path string)
+	// Unused, if set, is called once a device was stopped, when nothing uses the
+	// volume any more and nothing will. Run then removes the device, which may
+	// never end.
+	Unused func()
 }
 
 const (
@@ -49,6 +54,13 @@ const (
 	maxMajor         = 1<<16 - 1 // 16 minor numbers each, of 2^20
 	maxWriteBuffer   = 1 << 32   // bytes: above it the module mistakes an offset for a flush
 	maxCollisionArea = 1 << 30   // bytes: the module compares with its default size if ours comes later
+
+	// What the module needs in one piece of memory: at most maxPiece bytes, the
+	// kernel's limit. When it gets less than it asks for, it loses what it has got,
+	// 32 MiB and more, until the machine is restarted.
+	maxPiece    = 4 << 20
+	counterSize = 4 // bytes, for each collision area
+	pointerSize = 8 // bytes, for each block of a read buffer
 )
 
 func (o *Options) fill() {
@@ -112,5 +124,34 @@ func (o Options) Validate(g device.Geometry) error {
 	area := o.CollisionArea >= block && o.CollisionArea&(o.CollisionArea-1) == 0 && o.CollisionArea <= maxCollisionArea
 	require(area, "collision area %d: must be a power of two from %d to %d", o.CollisionArea, block, maxCollisionArea)
 	require(!area || g.Size > 0 && g.Size%o.CollisionArea == 0, "size %d: must be a multiple of the collision area %d", g.Size, o.CollisionArea)
+	require(!area || g.Size/o.CollisionArea <= maxPiece/counterSize,
+		"collision area %d: must be at least %d for a size of %d", o.CollisionArea, leastArea(g.Size), g.Size)
+	require(o.ReadBuffer/block <= maxPiece/pointerSize, "read buffer %d: must be at most %d with blocks of %d",
+		o.ReadBuffer, maxPiece/pointerSize*block, block)
 	return errors.Join(problems...)
+}
+
+// leastArea returns the size of the smallest collision areas of which the module
+// has enough for a volume, in bytes.
+func leastArea(size int64) int64 {
+	area := int64(1)
+	for size/area > maxPiece/counterSize {
+		area *= 2
+	}
+	return area
+}
+
+// Memory returns the bytes that the queues share with the kernel, all together,
+// which the module takes at once.
+func (o Options) Memory() int64 {
+	o.fill()
+	return int64(o.queues()) * (o.WriteBuffer + o.ReadBuffer)
+}
+
+// queues returns the number of queues that the library makes.
+func (o Options) queues() int {
+	if cpus := runtime.NumCPU(); o.Threads <= 0 || o.Threads > cpus {
+		return cpus
+	}
+	return o.Threads
 }

@@ -8,6 +8,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -514,6 +515,86 @@ func TestCleanStop(t *testing.T) {
 	got := make([]byte, len(want))
 	if err := vol.ReadAt(t.Context(), got, 0); err != nil || !bytes.Equal(got, want) {
 		t.Errorf("the volume lacks what was acknowledged (%v)", err)
+	}
+}
+
+// What users have written and not synced is in the kernel, and a clean stop takes
+// it too.
+func TestStopWritesBack(t *testing.T) {
+	vol := newMemory()
+	m := newModule(t)
+	s := serve(t, m, vol, small())
+	want := bytes.Repeat([]byte{8}, 3*testBlock)
+	s.hold(testBlock, want)
+	if err := s.end(t); err != nil {
+		t.Errorf("Run: %v", err)
+	}
+	got := make([]byte, len(want))
+	if err := vol.ReadAt(t.Context(), got, testBlock); err != nil || !bytes.Equal(got, want) {
+		t.Errorf("the volume lacks what the kernel held (%v)", err)
+	}
+}
+
+// A volume that fails meanwhile is no reason to wait for the kernel.
+func TestFailureWhileWritingBack(t *testing.T) {
+	vol := newMemory()
+	m := newModule(t)
+	s := serve(t, m, vol, small())
+	s.hold(0, make([]byte, testBlock))
+	vol.Fail(device.ErrStopped, devtest.Write)
+	if err := s.end(t); !errors.Is(err, device.ErrStopped) {
+		t.Errorf("Run: %v", err)
+	}
+	if m.stopped || m.removed {
+		t.Error("the device was stopped or removed with a write that was not taken")
+	}
+	m.kill()
+}
+
+// A removal waits for a flush that nobody will answer. By then nothing uses the
+// volume, and whoever waits for that knows.
+func TestRemovalThatNeverEnds(t *testing.T) {
+	vol := newMemory()
+	m := newModule(t)
+	var late atomic.Int32 // how many threads of flushes are held up
+	heldUp, goOn := make(chan struct{}), make(chan struct{})
+	m.lag = func() {
+		if late.Add(-1) >= 0 {
+			heldUp <- struct{}{}
+			<-goOn
+		}
+	}
+	s := serve(t, m, vol, small())
+	want := bytes.Repeat([]byte{8}, testBlock)
+	if err := s.write(0, opWrite, 0, testBlock, want, nil); err != nil {
+		t.Fatal(err)
+	}
+	late.Store(int32(len(s.queues)))
+	flushed := make(chan error, 1)
+	go func() { flushed <- s.flush(nil) }()
+	for range s.queues {
+		<-heldUp
+	}
+	s.stop()
+	<-s.unused
+	got := make([]byte, testBlock)
+	if err := vol.ReadAt(t.Context(), got, 0); err != nil || !bytes.Equal(got, want) {
+		t.Errorf("the volume lacks what was acknowledged (%v)", err)
+	}
+	m.mu.Lock()
+	m.wait(func() bool { return m.drained })
+	m.mu.Unlock()
+	close(goOn)
+	select {
+	case err := <-s.ended:
+		t.Errorf("Run: %v", err)
+	case err := <-flushed:
+		t.Errorf("the late flush was answered: %v", err)
+	case <-time.After(20 * time.Millisecond):
+	}
+	m.kill()
+	if err := <-s.ended; !errors.Is(err, errIO) {
+		t.Errorf("Run: %v", err)
 	}
 }
 

@@ -10,6 +10,8 @@ import (
 
 	"github.com/rs/zerolog"
 	"golang.org/x/sys/unix"
+
+	"bs3/internal/device/blockdev"
 )
 
 // Available returns nil if this process can use the ublk driver of the kernel, or
@@ -53,6 +55,68 @@ func removeLeft(ctx context.Context, d driver, identity uint64, log zerolog.Logg
 	_, _, err = s.claim(ctx, newManager(ctl))
 	if err = errors.Join(err, ctl.close()); err != nil {
 		return fmt.Errorf("ublk: remove the devices that dead servers have left: %w", err)
+	}
+	return nil
+}
+
+// Vacant returns nil if a server of the volume with this identity can have
+// /dev/ublkbN, N being id: there is no such device, or it is the volume's own. A
+// negative id can always be had. Server.Run asks as well, but then the volume is
+// open. Vacant changes nothing, except that it removes a device of the volume that
+// was stopped. Errors: ErrNoDriver, ErrInUse, ErrHeld.
+func Vacant(ctx context.Context, id int, identity uint64) error {
+	return vacant(ctx, linux{}, id, identity)
+}
+
+func vacant(ctx context.Context, d driver, id int, identity uint64) error {
+	if id < 0 {
+		return nil
+	}
+	ctl, err := openControl(d)
+	if err == nil {
+		s := &Server{opts: Options{ID: id, Identity: identity}, driver: d}
+		err = errors.Join(s.vacant(ctx, newManager(ctl)), ctl.close())
+	}
+	if err != nil {
+		return fmt.Errorf("ublk: %w", err)
+	}
+	return nil
+}
+
+func (s *Server) vacant(ctx context.Context, m *manager) error {
+	ids, err := s.driver.devices()
+	if err != nil {
+		return fmt.Errorf("list the devices: %w", err)
+	}
+	for _, id := range ids {
+		info, err := m.info(uint32(id))
+		switch {
+		case errors.Is(err, unix.ENODEV): // it has just gone
+		case err != nil:
+			return fmt.Errorf("ask for device %d: %w", id, err)
+		case id == s.opts.ID && !s.owns(info):
+			return s.others(info)
+		case id == s.opts.ID && info.state == stateDead:
+			return m.remove(ctx, info.id)
+		case id == s.opts.ID:
+			return nil
+		case s.owns(info) && info.state == stateQuiesced:
+			return s.elsewhere(info)
+		}
+	}
+	// A removed device that is still open is no longer listed.
+	gone, err := blockdev.Await(ctx, holdWait, func() (bool, error) {
+		_, err := m.info(uint32(s.opts.ID))
+		if errors.Is(err, unix.ENODEV) {
+			return true, nil
+		}
+		return false, err
+	})
+	if err == nil && !gone {
+		err = ErrHeld
+	}
+	if err != nil {
+		return fmt.Errorf("%s: %w", blockPath(s.opts.ID), err)
 	}
 	return nil
 }

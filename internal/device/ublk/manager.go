@@ -19,10 +19,6 @@ const (
 	holdWait = 5 * time.Second
 )
 
-// errHeld: a device was removed, but somebody has it open. Its number becomes free
-// when it is closed.
-var errHeld = errors.New("the device is still open, perhaps because of a mounted file system")
-
 // manager sends control commands.
 type manager struct {
 	ctl      control
@@ -111,7 +107,7 @@ func (m *manager) endRecovery(id uint32, pid int) error {
 func (m *manager) stop(id uint32) error { return m.command(cmdStopDev, id, nil) }
 
 // remove removes a stopped device. It is no error if that is already gone. Errors:
-// errHeld.
+// ErrHeld.
 func (m *manager) remove(ctx context.Context, id uint32) error {
 	err := m.tryRemove(ctx, id)
 	if errors.Is(err, unix.ENODEV) {
@@ -133,7 +129,7 @@ func (m *manager) tryRemove(ctx context.Context, id uint32) error {
 				return false, err
 			})
 			if err == nil && !gone {
-				err = errHeld
+				err = ErrHeld
 			}
 		}
 		if !errors.Is(err, unix.EOPNOTSUPP) { // Linux 6.5 to 6.8
@@ -143,7 +139,7 @@ func (m *manager) tryRemove(ctx context.Context, id uint32) error {
 	// Before Linux 6.3 nothing interrupts the wait of this command for the users.
 	err := m.commandWithin(holdWait, cmdDelDev, id, nil, 0)
 	if errors.Is(err, errLimit) {
-		err = errHeld
+		err = ErrHeld
 	}
 	return err
 }

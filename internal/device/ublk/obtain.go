@@ -37,7 +37,7 @@ func (s *Server) obtain(ctx context.Context, m *manager) (info devInfo, taken bo
 		return true, err
 	})
 	if err == nil && !added {
-		err = fmt.Errorf("%w: %s: %w", ErrInUse, blockPath(s.opts.ID), errHeld)
+		err = fmt.Errorf("%w: %s: %w", ErrInUse, blockPath(s.opts.ID), ErrHeld)
 	} else if err != nil {
 		err = fmt.Errorf("add a device: %w", err)
 	}
@@ -57,10 +57,9 @@ func (s *Server) claim(ctx context.Context, m *manager) (info devInfo, taken boo
 		case errors.Is(err, unix.ENODEV): // it has just gone
 		case err != nil:
 			return info, false, fmt.Errorf("ask for device %d: %w", id, err)
-		case s.opts.Identity == 0 || info.serverFlags != s.opts.Identity:
+		case !s.owns(info):
 			if id == s.opts.ID {
-				return info, false, fmt.Errorf("%w: %s is not of this volume (server process %d, %s)",
-					ErrInUse, blockPath(id), info.pid, stateName(info.state))
+				return info, false, s.others(info)
 			}
 		default:
 			taken, err := s.takeOver(ctx, m, info)
@@ -70,6 +69,24 @@ func (s *Server) claim(ctx context.Context, m *manager) (info devInfo, taken boo
 		}
 	}
 	return info, false, nil
+}
+
+// owns reports whether a device is of this volume.
+func (s *Server) owns(info devInfo) bool {
+	return s.opts.Identity != 0 && info.serverFlags == s.opts.Identity
+}
+
+// others returns the error of a number that another volume's device has.
+func (s *Server) others(info devInfo) error {
+	return fmt.Errorf("%w: %s is not of this volume (server process %d, %s)",
+		ErrInUse, blockPath(int(info.id)), info.pid, stateName(info.state))
+}
+
+// elsewhere returns the error of a device of this volume that waits under another
+// number.
+func (s *Server) elsewhere(info devInfo) error {
+	return fmt.Errorf("%w: %s of this volume waits for a server, but this one is to serve %s",
+		ErrInUse, blockPath(int(info.id)), blockPath(s.opts.ID))
 }
 
 // takeOver takes over a device of this volume from its dead server, or removes it
@@ -105,8 +122,7 @@ func (s *Server) takeOver(ctx context.Context, m *manager, info devInfo) (taken 
 	case !p.fits(s.vol.Geometry()):
 		log.Warn().Msg("removing the block device: the volume's geometry has changed; its users get I/O errors")
 	case s.opts.ID >= 0 && id != uint32(s.opts.ID):
-		return false, fmt.Errorf("%w: %s of this volume waits for a server, but this one is to serve %s",
-			ErrInUse, path, blockPath(s.opts.ID))
+		return false, s.elsewhere(info)
 	default:
 		log.Info().Msg("taking the block device over")
 		return true, s.resume(ctx, m, id)
@@ -115,7 +131,7 @@ func (s *Server) takeOver(ctx context.Context, m *manager, info devInfo) (taken 
 		return false, fmt.Errorf("stop %s: %w", path, err)
 	}
 	err = m.remove(ctx, id)
-	if errors.Is(err, errHeld) && id != uint32(s.opts.ID) {
+	if errors.Is(err, ErrHeld) && id != uint32(s.opts.ID) {
 		log.Warn().Err(err).Msg("the number of the block device stays in use")
 		err = nil
 	}

@@ -283,7 +283,7 @@ func TestHeldDevices(t *testing.T) {
 				s := serve(t, f, smallVolume(), Options{ID: 1, Identity: identity})
 				s.disk.d.users = 1
 				s.stop() // ends all the same
-				refused(t, f, smallVolume(), Options{ID: 1, Identity: identity}, errHeld, "/dev/ublkb1")
+				refused(t, f, smallVolume(), Options{ID: 1, Identity: identity}, ErrHeld, "/dev/ublkb1")
 				next := serve(t, f, smallVolume(), Options{ID: -1, Identity: identity})
 				if next.disk.d.info.id == 1 {
 					t.Error("there are two devices 1")

@@ -86,12 +86,15 @@ const (
 	defaultDepth  = 128
 )
 
-// Errors of Run, which wraps them.
+// Errors of Run and Vacant, which wrap them.
 var (
 	// ErrNoDriver: this kernel has no ublk, or its module is not loaded.
 	ErrNoDriver = errors.New("no ublk driver in the kernel, try modprobe ublk_drv")
 	// ErrInUse: the device exists, and is not ours.
 	ErrInUse = errors.New("ublk device is in use")
+	// ErrHeld: a device was removed, but somebody has it open. Its number becomes
+	// free when it is closed.
+	ErrHeld = errors.New("the device is still open, perhaps because of a mounted file system")
 	// ErrRemoved: somebody else stopped the device while it was served.
 	ErrRemoved = errors.New("ublk device was stopped by someone else")
 )
@@ -219,7 +222,7 @@ func (s *Server) attend(ctx context.Context, m *manager, info devInfo, taken boo
 // discard removes a device, which stops it if that was not done.
 func (s *Server) discard(ctx context.Context, m *manager, id uint32) error {
 	err := m.remove(ctx, id)
-	if errors.Is(err, errHeld) {
+	if errors.Is(err, ErrHeld) {
 		s.opts.Log.Warn().Err(err).Str("device", blockPath(int(id))).Msg("the block device is stopped; its number becomes free when it is closed")
 		return nil
 	}

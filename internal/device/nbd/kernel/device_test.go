@@ -297,6 +297,69 @@ func TestHeldDeviceThatWasLeftIsNotRevived(t *testing.T) {
 	}
 }
 
+// Whether a device can be had is known before there is anything to serve.
+func TestVacant(t *testing.T) {
+	f := newFake()
+	run := filepath.Join(t.TempDir(), "run")
+	vacant := func(index int) error {
+		d := New(geometry(), nil, Options{Index: index, Volume: "vol", Run: run, Recover: true, Log: zerolog.Nop()})
+		d.driver, d.hold = f, 50*time.Millisecond
+		return d.vacant(t.Context())
+	}
+	if err := vacant(0); err != nil {
+		t.Errorf("a free device: %v", err)
+	}
+	dead(t, f, 1, Options{Volume: "other"})
+	if err := vacant(1); !errors.Is(err, ErrInUse) || errors.Is(err, ErrHeld) || !strings.Contains(err.Error(), "bs3:other:") {
+		t.Errorf("another volume's device: %v", err)
+	}
+	f.mu.Lock()
+	f.deviceOf[2] = &fakeDevice{connected: true} // by a client that names no backend
+	f.mu.Unlock()
+	if err := vacant(2); !errors.Is(err, ErrInUse) {
+		t.Errorf("a foreign device: %v", err)
+	}
+	dead(t, f, 0, Options{Run: run})
+	if err := vacant(0); err != nil || slices.Contains(f.called(), "disconnect 0") {
+		t.Errorf("a device to be taken over: %v, calls %v", err, f.called())
+	}
+
+	// One that must not be taken over makes way, when nobody has it open.
+	if err := os.Remove(run); err != nil {
+		t.Fatal(err)
+	}
+	f.hold(0, true)
+	if err := vacant(0); !errors.Is(err, ErrInUse) || !errors.Is(err, ErrHeld) {
+		t.Errorf("a held device: %v", err)
+	}
+	f.hold(0, false)
+	dead(t, f, 0, Options{})
+	if err := vacant(0); err != nil {
+		t.Errorf("a lost device: %v", err)
+	}
+	if _, there := f.see(0); there {
+		t.Error("it is still there")
+	}
+	for _, call := range []string{"backend", "disconnect"} {
+		if call == "disconnect" {
+			dead(t, f, 0, Options{})
+		}
+		f.mu.Lock()
+		f.fail[call] = unix.EIO
+		f.mu.Unlock()
+		if err := vacant(0); !errors.Is(err, unix.EIO) {
+			t.Errorf("%s: %v", call, err)
+		}
+		f.mu.Lock()
+		delete(f.fail, call)
+		f.mu.Unlock()
+	}
+	f.missing = true
+	if err := vacant(0); !errors.Is(err, ErrNoDriver) {
+		t.Errorf("no driver: %v", err)
+	}
+}
+
 // The users of a stopped device have some time to let go of it.
 func TestHeldForAMoment(t *testing.T) {
 	f := newFake()

@@ -87,12 +87,15 @@ const (
 	holdWait = 5 * time.Second
 )
 
-// Errors of Run, which wraps them.
+// Errors of Run and Vacant, which wrap them.
 var (
 	// ErrNoDriver: this kernel has no NBD client, or its module is not loaded.
 	ErrNoDriver = errors.New("no NBD client in the kernel, try modprobe nbd")
 	// ErrInUse: the device is connected, and not ours.
 	ErrInUse = errors.New("kernel NBD device is in use")
+	// ErrHeld: the device is of this volume and was disconnected, but somebody has
+	// it open. It becomes free when it is closed.
+	ErrHeld = errors.New("it was disconnected, but is still open, perhaps because of a mounted file system: unmount it")
 	// ErrDisconnected: somebody else disconnected the device while it was served.
 	ErrDisconnected = errors.New("kernel NBD device was disconnected by someone else")
 )
@@ -207,18 +210,26 @@ func (d *Device) claim(ctx context.Context) (string, error) {
 	if err := disconnectAll(d.driver, d.opts.Volume, keep, d.opts.Log); err != nil || keep != "" {
 		return keep, err
 	}
-	// The users of a disconnected device need a moment to let go of it.
-	free, err := blockdev.Await(ctx, d.hold, func() (bool, error) {
+	return "", d.awaitFree(ctx)
+}
+
+// awaitFree returns nil when the device is not connected. The users of one that was
+// disconnected need a moment to let go of it. Errors: ErrInUse, with or without
+// ErrHeld.
+func (d *Device) awaitFree(ctx context.Context) error {
+	var backend string
+	free, err := blockdev.Await(ctx, d.hold, func() (_ bool, err error) {
+		var connected bool
 		backend, connected, err = d.driver.backend(d.opts.Index)
 		return !connected, err
 	})
 	switch {
 	case err != nil || free:
-		return "", err
+		return err
 	case isOf(backend, d.opts.Volume):
-		return "", fmt.Errorf("%w: it was disconnected, but is still open, perhaps because of a mounted file system: unmount it", ErrInUse)
+		return fmt.Errorf("%w: %w", ErrInUse, ErrHeld)
 	default:
-		return "", fmt.Errorf("%w: by another server (%q); nbd-client -d %s disconnects it", ErrInUse, backend, d.path())
+		return fmt.Errorf("%w: by another server (%q); nbd-client -d %s disconnects it", ErrInUse, backend, d.path())
 	}
 }
 
