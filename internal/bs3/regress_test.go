@@ -228,7 +228,7 @@ func TestPrefetchDropped(t *testing.T) {
 	o.Store = &objtest.Hooks{Inner: memory, Before: func(ctx context.Context, op objtest.Op) error {
 		if _, err := key.Parse(op.Name); err == nil && op.Kind == objtest.Get && op.Off >= 0 {
 			asked.Add(op.Bytes)
-			if op.Off == 2*64*blockSize && op.Bytes == 64*blockSize && held.CompareAndSwap(false, true) {
+			if stride := int64(layout.Stride(blockSize)); op.Off == 2*64*stride && op.Bytes == 64*stride && held.CompareAndSwap(false, true) {
 				<-hold
 			}
 		}
