@@ -115,7 +115,7 @@ func (c *simWire) draw(op objtest.Op) simFate {
 	}
 	f.outlive = op.Changes() && r.Float64() < net.outlive
 	f.bodyStaysOpen = r.IntN(2) == 0
-	f.wrong = op.Kind == objtest.Get && net.wrong > 0 && c.w.random("lie "+c.name+" "+what, nth).Float64() < net.wrong
+	f.wrong = op.Kind == objtest.Get && net.wrong > 0 && !strings.HasPrefix(op.Name, objproxy.ProbePrefix) && c.w.random("lie "+c.name+" "+what, nth).Float64() < net.wrong
 	f.stall = r.Float64()
 	f.stallFor = upTo([]time.Duration{10 * time.Millisecond, 100 * time.Millisecond, time.Second}[r.IntN(3)])
 	return f

@@ -54,6 +54,9 @@ func (r *logCheck) end(ctx context.Context, at string) (more bool, err error) {
 			return false, volume.ErrMoved // it may have been deleted by now
 		}
 		r.judgeEnd(v, at)
+		if tailErr == nil {
+			r.judgeLeftover(t.Object)
+		}
 		return false, nil
 	}
 	return false, volume.ErrMoved
@@ -91,6 +94,15 @@ func (f *check) readBeyond(ctx context.Context, k key.Key) ([]beyond, error) {
 		return nil, err
 	}
 	return slices.DeleteFunc(found, func(b beyond) bool { return b.obj == nil }), nil
+}
+
+// judgeLeftover reports what lies where the log ends. The next fence replaces it.
+func (r *logCheck) judgeLeftover(o *layout.Object) {
+	severity, why := SeverityInfo, "its writer was overtaken before"
+	if o.UUID != r.f.v.UUID {
+		severity, why = SeverityWarning, "the volume's own object, if there was one, is lost"
+	}
+	r.f.found(severity, KindLeftover, r.next.Name(), "object %d, where the log ends: %s; %s", r.next, r.notNext(o), why)
 }
 
 // judgeEnd judges whether the log can end at r.next, where it is as at says. Of

@@ -76,7 +76,7 @@ func IsDamage(err error) bool {
 // IsUnreadable reports whether err says that what is there is not what was put:
 // it does not verify, the store itself can tell, or it is too short.
 func IsUnreadable(err error) bool {
-	for _, answer := range []error{layout.ErrDamaged, layout.ErrMagic, layout.ErrVersion, objproxy.ErrDamaged, objproxy.ErrRange} {
+	for _, answer := range []error{layout.ErrDamaged, layout.ErrMagic, layout.ErrVersion, layout.ErrShortTail, objproxy.ErrDamaged, objproxy.ErrRange} {
 		if errors.Is(err, answer) {
 			return true
 		}
