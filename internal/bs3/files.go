@@ -2,11 +2,17 @@ package bs3
 
 import (
 	"context"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
 
+	"github.com/google/renameio/v2"
 	"github.com/rs/zerolog"
+	"golang.org/x/sys/unix"
 
 	"bs3/internal/bs3/layout"
 	"bs3/internal/bs3/volume"
@@ -18,8 +24,10 @@ import (
 type files struct {
 	log zerolog.Logger
 
-	state  *wlog.Dir    // nil without a state path
-	memory *wlog.Memory // chunk memory; nil if there is none
+	state   *wlog.Dir    // nil without a state path
+	stateID string       // by which the state directory is known; empty without one, or before noteID
+	memory  *wlog.Memory // chunk memory; nil if there is none
+	room    *os.File     // holds the space that new chunk memory will take; nil = none
 
 	cachePath string
 	cache     *wlog.Dir // nil without a cache path, or with one that cannot be used
@@ -34,6 +42,9 @@ func openFiles(opts *Options) (f *files, err error) {
 	f = &files{log: opts.Log, cachePath: opts.CachePath}
 	if opts.StatePath != "" {
 		if f.state, err = wlog.LockDir(opts.StatePath); err != nil {
+			return f, err
+		}
+		if f.stateID, err = readID(f.state.Path()); err != nil {
 			return f, err
 		}
 		if f.memory, err = f.state.OpenMemory(); err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -75,6 +86,41 @@ func (f *files) memoryHolds() bool {
 
 func (f *files) logHolds() bool { return f.local != nil && f.local.Frames() > 0 }
 
+// idFile is the file of the state directory that holds its id.
+const idFile = "id"
+
+// readID returns the id of a state directory; empty if it has none yet.
+func readID(dir string) (string, error) {
+	path := filepath.Join(dir, idFile)
+	b, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return "", nil
+	}
+	if err != nil {
+		return "", fmt.Errorf("id of the state directory: %w", err)
+	}
+	id := strings.TrimSpace(string(b))
+	if digits, err := hex.DecodeString(id); err != nil || len(digits) != len(layout.Nonce{}) {
+		return "", fmt.Errorf("%w: id of the state directory: %s: %w: it does not hold one; remove the file", volume.ErrRefused, path, wlog.ErrDamaged)
+	}
+	return id, nil
+}
+
+// noteID gives the state directory an id, if it has none. It is what a claim
+// does, so that a directory that no record can name has none.
+func (f *files) noteID() error {
+	if f.state == nil || f.stateID != "" {
+		return nil
+	}
+	id := layout.NewNonce().String()
+	path := filepath.Join(f.state.Path(), idFile)
+	if err := renameio.WriteFile(path, []byte(id+"\n"), 0o600, renameio.WithTempDir(f.state.Path())); err != nil {
+		return fmt.Errorf("id of the state directory: %w", err)
+	}
+	f.stateID = id
+	return nil
+}
+
 // sameBoot reports whether the chunk memory was written under the kernel that
 // runs now: then every byte of it is as it was stored.
 func (f *files) sameBoot(h Host) bool { return f.memory != nil && f.memory.Header().BootID == h.Boot }
@@ -91,6 +137,40 @@ func (f *files) dirs() []*wlog.Dir {
 	return dirs
 }
 
+// reserve takes the space of new chunk memory of size bytes. That of the memory
+// here is given back for it, unless that is kept.
+func (f *files) reserve(size int64, keep bool) error {
+	if f.state == nil || f.room != nil {
+		return nil
+	}
+	if f.memory != nil && !keep {
+		size -= f.memory.Header().FileSize()
+	}
+	if size <= 0 {
+		return nil
+	}
+	dir := f.state.Path()
+	room, err := os.CreateTemp(dir, "room-")
+	if err != nil {
+		return fmt.Errorf("make room for the chunk memory: %w", err)
+	}
+	if err := errors.Join(os.Remove(room.Name()), unix.Fallocate(int(room.Fd()), 0, 0, size)); err != nil {
+		return errors.Join(fmt.Errorf("allocate %d MiB for the chunk memory (write.memory) in %s: %w", size>>20, dir, err), room.Close())
+	}
+	f.room = room
+	return nil
+}
+
+// giveRoom gives back what reserve took.
+func (f *files) giveRoom() error {
+	if f.room == nil {
+		return nil
+	}
+	err := f.room.Close()
+	f.room = nil
+	return err
+}
+
 // addIntent notes that a claim is about to be made. The cache disk may fail at
 // it, if nothing on it is needed.
 func (f *files) addIntent(i wlog.Intent) error {
@@ -103,6 +183,15 @@ func (f *files) addIntent(i wlog.Intent) error {
 		}
 	}
 	return nil
+}
+
+// dropIntent forgets a claim that was not made.
+func (f *files) dropIntent(nonce layout.Nonce) error {
+	var failed error
+	for _, d := range f.dirs() {
+		failed = errors.Join(failed, d.DropIntent(nonce))
+	}
+	return failed
 }
 
 // dropIntents forgets the claims: from here on the device may be shown.
@@ -143,7 +232,7 @@ func (f *files) setMemoryAside() (string, error) {
 	return f.state.SetAside(wlog.MemoryFileName)
 }
 
-// dropLog sets the local log that was found aside, unless it is known to hold
+// dropLog sets the local log that was found aside, which is not ours, unless it is known to hold
 // nothing. v is the record of the volume.
 func (f *files) dropLog(v *layout.Volume) error {
 	why := "the local log is of a writer that another one has replaced since: its writes that were not stored are lost to the volume; the file is set aside"
@@ -195,6 +284,9 @@ func (f *files) ownMemory(want *layout.MemoryHeader) (*wlog.Memory, error) {
 				return nil, err
 			}
 		}
+		if err := f.giveRoom(); err != nil {
+			return nil, err
+		}
 		var err error
 		if f.memory, err = f.state.CreateMemory(want); err != nil {
 			return nil, err
@@ -235,9 +327,9 @@ func (f *files) disownLog(uuid layout.UUID, blockSize int) {
 
 // close unmaps what is mapped and unlocks the directories.
 func (f *files) close() error {
-	var err error
+	err := f.giveRoom()
 	if f.memory != nil {
-		err = f.memory.Close()
+		err = errors.Join(err, f.memory.Close())
 	}
 	if f.local != nil {
 		err = errors.Join(err, f.local.Close())
