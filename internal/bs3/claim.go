@@ -108,7 +108,7 @@ func (o *opening) withdraw(tried, now objproxy.Version) error {
 func (o *opening) writer() layout.Writer {
 	h := o.opts.Host
 	return layout.Writer{
-		Host: h.ID, Product: h.Product, Hostname: h.Name, StatePath: o.opts.StatePath, StateID: o.files.stateID,
+		Host: h.ID, Product: h.Product, Hostname: h.Name, StatePath: o.opts.StatePath, StateID: o.files.claimID(),
 		PID: os.Getpid(), Nonce: o.nonce, Since: time.Now(),
 	}
 }
@@ -198,7 +198,10 @@ func (o *opening) admit(v *layout.Volume) error {
 	opts, w := &o.opts, &v.Writer
 	apart := ""
 	if !w.Released && !opts.Takeover {
-		apart = opts.Host.apart(w, opts.StatePath, o.files.stateID)
+		var err error
+		if apart, err = o.apart(w); err != nil {
+			return err
+		}
 	}
 	switch {
 	case v.Deleted:
@@ -216,6 +219,20 @@ func (o *opening) admit(v *layout.Volume) error {
 		return refuse("has checkpoints; without them its log may be gone, so skip_checkpoint cannot be used on it")
 	}
 	return nil
+}
+
+// apart says what shows that the writer w was another daemon than this one; empty
+// if it was an earlier run of it.
+func (o *opening) apart(w *layout.Writer) (string, error) {
+	f := o.files
+	claimed := false
+	if f.state != nil {
+		var err error
+		if _, claimed, err = f.state.Intent(w.Nonce); err != nil {
+			return "", fmt.Errorf("%w: %w; move the file away to go on without what lies beside it", volume.ErrRefused, err)
+		}
+	}
+	return o.opts.Host.apart(w, o.opts.StatePath, f.stateID, claimed), nil
 }
 
 // judge looks at all that may refuse v, which is not stored yet if it is new, and
@@ -294,7 +311,7 @@ func (o *opening) isNotWhole(v *layout.Volume) (string, error) {
 	case ok:
 		return "an open before this one, which did not serve, has not found it", nil
 	}
-	return o.opts.Host.apart(&v.Writer, o.opts.StatePath, f.stateID), nil
+	return o.apart(&v.Writer)
 }
 
 // judgeMemory refuses chunk memory that nobody can tell the owner of.
@@ -375,9 +392,6 @@ func (o *opening) settle(v *layout.Volume) error {
 		if err := f.dropLog(v); err != nil {
 			return err
 		}
-	}
-	if err := f.noteID(); err != nil {
-		return err
 	}
 	return f.addIntent(wlog.Intent{Nonce: o.nonce, Replaces: v.Writer.Nonce, Whole: o.notWhole == ""})
 }

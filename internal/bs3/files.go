@@ -1,6 +1,7 @@
 package bs3
 
 import (
+	"cmp"
 	"context"
 	"encoding/hex"
 	"errors"
@@ -25,7 +26,8 @@ type files struct {
 	log zerolog.Logger
 
 	state   *wlog.Dir    // nil without a state path
-	stateID string       // by which the state directory is known; empty without one, or before noteID
+	stateID string       // by which volume records know the state directory; empty: it is new, or there is none
+	newID   string       // for one that is new
 	memory  *wlog.Memory // chunk memory; nil if there is none
 	room    *os.File     // holds the space that new chunk memory will take; nil = none
 
@@ -46,6 +48,9 @@ func openFiles(opts *Options) (f *files, err error) {
 		}
 		if f.stateID, err = readID(f.state.Path()); err != nil {
 			return f, err
+		}
+		if f.stateID == "" {
+			f.newID = layout.NewNonce().String()
 		}
 		if f.memory, err = f.state.OpenMemory(); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return f, fmt.Errorf("%w: %w; move the file away to go on without what it may hold", volume.ErrRefused, err)
@@ -106,18 +111,20 @@ func readID(dir string) (string, error) {
 	return id, nil
 }
 
-// noteID gives the state directory an id, if it has none. It is what a claim
-// does, so that a directory that no record can name has none.
+// claimID is the id of the state directory that a claim names; empty without one.
+func (f *files) claimID() string { return cmp.Or(f.stateID, f.newID) }
+
+// noteID makes the id of a new state directory its own, behind a claim: with an id
+// that no record names it would not be taken for that of the writer before.
 func (f *files) noteID() error {
-	if f.state == nil || f.stateID != "" {
+	if f.newID == "" {
 		return nil
 	}
-	id := layout.NewNonce().String()
 	path := filepath.Join(f.state.Path(), idFile)
-	if err := renameio.WriteFile(path, []byte(id+"\n"), 0o600, renameio.WithTempDir(f.state.Path())); err != nil {
+	if err := renameio.WriteFile(path, []byte(f.newID+"\n"), 0o600, renameio.WithTempDir(f.state.Path())); err != nil {
 		return fmt.Errorf("id of the state directory: %w", err)
 	}
-	f.stateID = id
+	f.stateID, f.newID = f.newID, ""
 	return nil
 }
 

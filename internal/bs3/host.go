@@ -73,11 +73,10 @@ func text(path string) string {
 }
 
 // apart says what shows that the writer w was another daemon than one on h with
-// the state directory of this path and id; empty if it was the same. The name of
-// the host shows neither.
-func (h Host) apart(w *layout.Writer, statePath, stateID string) string {
+// the state directory of this path and id; empty if it was the same. same: the
+// directory shows that already. The name of the host shows neither.
+func (h Host) apart(w *layout.Writer, statePath, stateID string, same bool) string {
 	var differs []string
-	same := false
 	for _, root := range []struct {
 		name, theirs, ours string
 		shows              bool // that it was the same, if it is equal: a container shares the firmware with others

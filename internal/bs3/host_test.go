@@ -40,7 +40,7 @@ func TestHostApart(t *testing.T) {
 		if c.change != nil {
 			c.change(&w)
 		}
-		got := c.ours.apart(&w, "/s", c.id)
+		got := c.ours.apart(&w, "/s", c.id, false)
 		if c.want == "" && got != "" || !strings.Contains(got, c.want) {
 			t.Errorf("%s: %q, not %q", name, got, c.want)
 		}
@@ -148,6 +148,37 @@ func TestOtherMachineIsRefused(t *testing.T) {
 				}
 			})
 		})
+	}
+}
+
+// TestNewStateDirectory: an open with a new state directory that dies around its
+// claim leaves none that the next one is refused for.
+func TestNewStateDirectory(t *testing.T) {
+	for name, hold := range map[string]func(x *ruleWriter) *ruleHold{
+		"before": func(x *ruleWriter) *ruleHold { return x.hold(isVolumePut) },
+		"after":  func(x *ruleWriter) *ruleHold { return x.holdAnswer(isVolumePut) },
+	} {
+		for _, id := range []string{"m", ""} { // without a machine-id the intent shows it
+			t.Run(name+" "+id, func(t *testing.T) {
+				inRuleWorld(t, func(t *testing.T, w *ruleWorld) {
+					own := func(o *Options) { o.Takeover, o.Host.ID = false, id }
+					a := w.open("a", own)
+					if id == "" {
+						if err := a.close(); err != nil {
+							t.Fatal(err)
+						}
+					}
+					a.kill()
+					w.wipe("a")
+					died := w.start("a", own)
+					claim := hold(died)
+					died.launch()
+					claim.wait(t)
+					died.kill()
+					w.open("a", own)
+				})
+			})
+		}
 	}
 }
 

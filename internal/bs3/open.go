@@ -146,6 +146,9 @@ func (o *opening) takeOver(ctx context.Context) (_ *layout.Volume, err error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := o.files.noteID(); err != nil {
+		return nil, err
+	}
 	o.log.Info().Uint64("epoch", o.owner.Epoch).Stringer("volume", o.owner.UUID).Msg("claimed the volume; fencing the writers before")
 	if err := o.fence(ctx, volume.Reach(v)); err != nil {
 		// What we miss may have been removed by a successor.

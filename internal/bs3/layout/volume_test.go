@@ -200,7 +200,7 @@ func TestDecodeVolumeRules(t *testing.T) {
 	if _, err := DecodeVolume(long); !errors.Is(err, ErrDamaged) {
 		t.Errorf("too long: error is %v", err)
 	}
-	if _, err := DecodeVolume([]byte(volumeMagic + `"format":1}`)); !errors.Is(err, ErrDamaged) {
+	if _, err := DecodeVolume([]byte(volumeMagic + `"format":2}`)); !errors.Is(err, ErrDamaged) {
 		t.Errorf("too short for a checksum: error is %v", err)
 	}
 	if _, err := DecodeVolume(bytes.ReplaceAll(sealVolume(middle), []byte("\n"), []byte("\r\n"))); err == nil {
