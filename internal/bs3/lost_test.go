@@ -121,7 +121,11 @@ func TestSaysMemoryLost(t *testing.T) {
 		"new":      func(*ruleWorld) {},
 		"whole":    func(w *ruleWorld) { w.behind("") },
 		"idle":     func(w *ruleWorld) { w.open("a").kill() },
-		"released": func(w *ruleWorld) { w.open("b").close() },
+		"released": func(w *ruleWorld) {
+			if err := w.open("b").close(); err != nil {
+				w.t.Fatal(err)
+			}
+		},
 		"opens that died": func(w *ruleWorld) {
 			w.behind("")
 			for range 2 {

@@ -385,14 +385,13 @@ func (w *ruleWorld) inMemory(host string, f func(*wlog.Slot) bool) {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	defer dir.Close()
 	m, err := dir.OpenMemory()
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	defer m.Close()
-	if !slices.ContainsFunc(m.Slots(), f) {
-		w.t.Fatal("no such slot")
+	found := slices.ContainsFunc(m.Slots(), f)
+	if err := errors.Join(m.Close(), dir.Close()); err != nil || !found {
+		w.t.Fatalf("found %v, %v", found, err)
 	}
 }
 
