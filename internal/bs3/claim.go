@@ -1,6 +1,7 @@
 package bs3
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -214,7 +215,7 @@ func (o *opening) admit(v *layout.Volume) error {
 		return refuse("has %d bytes, the configuration says %d (size)", v.Size, opts.Size)
 	case apart != "":
 		return refuse("is in use by host %s (machine %s, state path %s, pid %d) since %s and was not released; stop that daemon first, or take the volume over (%s)",
-			w.Hostname, w.Host, w.StatePath, w.PID, w.Since.Format(time.RFC3339), apart)
+			w.Hostname, cmp.Or(w.Host, "unknown"), w.StatePath, w.PID, w.Since.Format(time.RFC3339), apart)
 	case opts.SkipCheckpoint && len(v.Checkpoints) > 0:
 		return refuse("has checkpoints; without them its log may be gone, so skip_checkpoint cannot be used on it")
 	}
@@ -363,7 +364,7 @@ func (o *opening) judgeLog(v *layout.Volume) error {
 	if here := v.LocalLog; here != nil && o.others.local {
 		if !o.opts.ForgetLocalLog {
 			return fmt.Errorf("%w: volume %s has writes, flushed and perhaps not stored, in the local log in %s of host %s (machine %s), and %s: open it there, or give them up (--forget-local-log)",
-				volume.ErrRefused, v.UUID, here.Path, here.Hostname, here.Host, f.whyNoLog())
+				volume.ErrRefused, v.UUID, here.Path, here.Hostname, cmp.Or(here.Host, "unknown"), f.whyNoLog())
 		}
 		o.others.forgotten = here
 	}

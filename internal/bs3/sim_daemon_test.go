@@ -1,6 +1,7 @@
 package bs3
 
 import (
+
 	"context"
 	"errors"
 	"fmt"
@@ -142,6 +143,8 @@ func (d *simDaemon) openReturned(e *Engine, err error) {
 		switch {
 		case errors.Is(err, volume.ErrFenced) && d.epoch > 0 && w.claims[len(w.claims)-1].epoch > d.epoch:
 			w.count["fenced in open"]++
+		case errors.Is(err, volume.ErrRefused) && d.epoch > 0:
+			w.failLocked("CLAIMED: %s: %v", d.name, err)
 		case errors.Is(err, volume.ErrRefused) && w.spoiled:
 		case errors.Is(err, volume.ErrRefused) && !d.takeover:
 			w.count["refused"]++
