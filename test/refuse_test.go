@@ -2,6 +2,7 @@ package test
 
 import (
 	"bytes"
+	"maps"
 	"net"
 	"os"
 	"path/filepath"
@@ -123,9 +124,13 @@ func TestDamagedStore(t *testing.T) {
 					if len(whole) == 0 {
 						t.Fatal("no objects to damage")
 					}
+					before := bucket.objects(t)
 					code, _, errs := run(t, v.command())
 					if code != exitRefused || !strings.Contains(errs, test.says) {
 						t.Errorf("exit code %d, stderr %s", code, errs)
+					}
+					if now := bucket.objects(t); !maps.Equal(now, before) {
+						t.Errorf("a refused open has changed the store: %v, was %v", now, before)
 					}
 					for name, p := range damaged {
 						if now := bucket.get(t, name); !bytes.Equal(now, p) {

@@ -118,9 +118,9 @@ func TestSaysMemoryLost(t *testing.T) {
 		})
 	}
 	for name, c := range map[string]func(w *ruleWorld){
-		"new":      func(*ruleWorld) {},
-		"whole":    func(w *ruleWorld) { w.behind("") },
-		"idle":     func(w *ruleWorld) { w.open("a").kill() },
+		"new":   func(*ruleWorld) {},
+		"whole": func(w *ruleWorld) { w.behind("") },
+		"idle":  func(w *ruleWorld) { w.open("a").kill() },
 		"released": func(w *ruleWorld) {
 			if err := w.open("b").close(); err != nil {
 				w.t.Fatal(err)

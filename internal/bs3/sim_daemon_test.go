@@ -1,7 +1,6 @@
 package bs3
 
 import (
-
 	"context"
 	"errors"
 	"fmt"
