@@ -54,6 +54,13 @@ func (o *opening) claim(ctx context.Context) (*layout.Volume, error) {
 		case verdict != nil && (same || tries == volume.MostRestarts):
 			return nil, errors.Join(verdict, o.withdraw(tried, version))
 		case !same:
+			if tries < volume.MostRestarts {
+				continue
+			}
+			o.log.Error().Str("name", layout.VolumeName).Int("times", tries+1).Msg("the volume record is another one each time that it is read; trying again")
+			if err := objproxy.Sleep(ctx, volume.RetryWait); err != nil {
+				return nil, err
+			}
 			continue
 		case absent:
 			if err := o.create(ctx, v); err != nil {

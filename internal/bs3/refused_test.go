@@ -3,12 +3,15 @@ package bs3
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -132,6 +135,39 @@ func TestNotRefusedAfterTheClaim(t *testing.T) {
 			t.Error("a refused open has changed the store")
 		}
 	})
+}
+
+// TestRecordChangesAllTheTime: a store that shows another version of the record
+// each time is not asked without a pause.
+func TestRecordChangesAllTheTime(t *testing.T) {
+	inRuleWorld(t, func(t *testing.T, w *ruleWorld) {
+		w.open("a").kill()
+		var asked atomic.Int64
+		b := w.start("b")
+		b.opts.Store = &otherVersions{b.opts.Store, &asked}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		if _, err := Open(ctx, b.opts); !errors.Is(err, context.DeadlineExceeded) {
+			t.Fatal("opened: ", err)
+		}
+		if n := asked.Load(); n < 10 || n > 100 {
+			t.Errorf("it was asked %d times in a minute", n)
+		}
+	})
+}
+
+// otherVersions is a store whose record has another version with each answer.
+type otherVersions struct {
+	objproxy.Store
+	asked *atomic.Int64
+}
+
+func (s *otherVersions) Get(ctx context.Context, name string, p []byte, off int64) (int, objproxy.Info, error) {
+	n, info, err := s.Store.Get(ctx, name, p, off)
+	if name == layout.VolumeName {
+		info.Version += objproxy.Version(fmt.Sprint(s.asked.Add(1)))
+	}
+	return n, info, err
 }
 
 // TestLogIsReadOnce: what was read of the log to judge it is not read again when
