@@ -12,18 +12,18 @@ import (
 	"bs3/internal/bs3/volume"
 )
 
-// wrongAnswer is a store whose first answer to a Get of a name is wrong. The
+// wrongAnswer is a store of which one answer to a Get of a name is wrong. The
 // version is that of what is there.
 type wrongAnswer struct {
 	objproxy.Store
 	name  string
 	wrong func(b []byte) (answer []byte, size int64) // of a whole object
-	given atomic.Bool
+	left  atomic.Int64                               // answers until then, with that one
 }
 
 func (s *wrongAnswer) Get(ctx context.Context, name string, p []byte, off int64) (int, objproxy.Info, error) {
 	n, info, err := s.Store.Get(ctx, name, p, off)
-	if err != nil || name != s.name || s.given.Swap(true) {
+	if err != nil || name != s.name || s.left.Add(-1) != 0 {
 		return n, info, err
 	}
 	b, _, err := volume.ReadAll(ctx, s.Store, name)
@@ -95,15 +95,16 @@ func TestOneWrongAnswer(t *testing.T) {
 			},
 		} {
 			asked := 0
-			for _, name := range names {
+			try := func(name string, nth int64) {
 				x := w.start("a")
 				s := &wrongAnswer{Store: x.opts.Store, name: name, wrong: func(b []byte) ([]byte, int64) { return wrong(name, b) }}
+				s.left.Store(nth)
 				x.opts.Store = s
 				x.launch()
 				if err := x.opened(); err != nil {
-					t.Fatalf("%s: %s: %v", simName(name), kind, err)
+					t.Fatalf("%s: %s, answer %d: %v", simName(name), kind, nth, err)
 				}
-				if s.given.Swap(true) { // what is read from here on is right
+				if s.left.Swap(0) <= 0 { // what is read from here on is right
 					asked++
 				}
 				for i := range uint64(6) {
@@ -114,6 +115,12 @@ func TestOneWrongAnswer(t *testing.T) {
 				if b, _, err := volume.ReadAll(t.Context(), w.memory, name); name != layout.VolumeName && (err != nil || !slices.Equal(b, answers[name])) {
 					t.Fatalf("%s: %s: it was replaced (%v)", simName(name), kind, err)
 				}
+			}
+			for _, name := range names {
+				try(name, 1)
+			}
+			for nth := range int64(4) { // the record is read again and again
+				try(layout.VolumeName, 2+nth)
 			}
 			if asked < 6 {
 				t.Errorf("%s: only %d of %d names were asked for", kind, asked, len(names))
