@@ -80,6 +80,8 @@ func TestOneWrongAnswer(t *testing.T) {
 						return b, int64(len(b))
 					}
 					v.UUID[3] ^= 1
+					v.Writer.Nonce[3] ^= 1
+					v.Epoch += 7
 					v.Checkpoints = nil
 					b, _ = layout.EncodeVolume(v)
 				} else if _, err := key.Parse(name); err == nil {
@@ -96,13 +98,17 @@ func TestOneWrongAnswer(t *testing.T) {
 		} {
 			asked := 0
 			try := func(name string, nth int64) {
-				x := w.start("a")
+				var lines logLines
+				x := w.start("a", lines.keep)
 				s := &wrongAnswer{Store: x.opts.Store, name: name, wrong: func(b []byte) ([]byte, int64) { return wrong(name, b) }}
 				s.left.Store(nth)
 				x.opts.Store = s
 				x.launch()
 				if err := x.opened(); err != nil {
 					t.Fatalf("%s: %s, answer %d: %v", simName(name), kind, nth, err)
+				}
+				if lost := lines.lost(t); len(lost) > 0 {
+					t.Fatalf("%s: %s, answer %d: the log says %v", simName(name), kind, nth, lost)
 				}
 				if s.left.Swap(0) <= 0 { // what is read from here on is right
 					asked++
