@@ -18,9 +18,14 @@ import (
 // none, and returns the record as claimed. Everything that can refuse an open is
 // judged before, against the very record that is then replaced: a refusal
 // changes nothing. What was read of the log for it is in o.found.
+//
+// Errors: volume.ErrRefused; volume.ErrFenced: another writer was faster, and we
+// may have claimed the volume before; those of the store and of the disks here.
 func (o *opening) claim(ctx context.Context) (*layout.Volume, error) {
 	var denied volume.Denials
 	var tried objproxy.Version // the version that the last try was to replace
+	var epoch uint64           // that it would have had
+	passed := false            // if a try was made, another writer has taken over since
 	for tries := 0; ; tries++ {
 		v, version, err := volume.ReadRecord(ctx, o.store)
 		absent := errors.Is(err, objproxy.ErrNotFound)
@@ -36,6 +41,7 @@ func (o *opening) claim(ctx context.Context) (*layout.Volume, error) {
 		case tried == "":
 		case tried != version:
 			denied = 0
+			passed = passed || v.Epoch > epoch
 		default:
 			if err := denied.Again(ctx, layout.VolumeName, o.log); err != nil {
 				return nil, err
@@ -52,6 +58,9 @@ func (o *opening) claim(ctx context.Context) (*layout.Volume, error) {
 		case err != nil:
 			return nil, err
 		case verdict != nil && (same || tries == volume.MostRestarts):
+			if passed {
+				return nil, fmt.Errorf("%w: %w", volume.ErrFenced, notRefused{verdict})
+			}
 			return nil, errors.Join(verdict, o.withdraw(tried, version))
 		case !same:
 			if tries < volume.MostRestarts {
@@ -87,7 +96,7 @@ func (o *opening) claim(ctx context.Context) (*layout.Volume, error) {
 		if !errors.Is(err, objproxy.ErrExists) {
 			return nil, fmt.Errorf("claim the volume: %w", err)
 		}
-		tried = version
+		tried, epoch = version, v.Epoch
 	}
 }
 

@@ -108,6 +108,37 @@ func TestRefusedInTheRace(t *testing.T) {
 	})
 }
 
+// TestFencedInTheRace: an open whose claim was made, and the answer lost, is not
+// refused when another writer has taken over meanwhile: it has changed something.
+func TestFencedInTheRace(t *testing.T) {
+	inRuleWorld(t, func(t *testing.T, w *ruleWorld) {
+		if err := w.open("a").close(); err != nil {
+			t.Fatal(err)
+		}
+		b := w.start("b", func(o *Options) { o.Takeover = false })
+		made, release := make(chan struct{}), make(chan struct{})
+		lost := false
+		b.way.After = func(_ context.Context, op objtest.Op, err error) error {
+			if !isVolumePut(op) || err != nil || lost {
+				return err
+			}
+			lost = true
+			close(made)
+			<-release
+			return errSimTransient
+		}
+		b.launch()
+		<-made
+		w.open("c")
+		close(release)
+		err := b.opened()
+		if !errors.Is(err, volume.ErrFenced) || errors.Is(err, volume.ErrRefused) || !strings.Contains(err.Error(), "was not released") {
+			t.Fatal("opened, or refused: ", err)
+		}
+		t.Log(err)
+	})
+}
+
 // TestNotRefusedAfterTheClaim: what damages the volume behind an open that has
 // claimed it is no refusal: the claim has changed something. The next open is
 // refused, and changes nothing.
