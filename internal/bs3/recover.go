@@ -43,7 +43,32 @@ func (o *opening) readLog(ctx context.Context, v *layout.Volume) (err error) {
 	if err != nil {
 		return err
 	}
-	return o.reaches(volume.Reach(v), end)
+	if err := o.reaches(volume.Reach(v), end); err != nil {
+		return err
+	}
+	if again {
+		o.found.forget()
+	}
+	return nil
+}
+
+// forget takes those objects out of the table that the newest checkpoint has not
+// any more: its writer has deleted them since they were read.
+func (r *recovered) forget() {
+	const step = 1 << 16
+	if len(r.kept) == 0 {
+		return
+	}
+	newest := r.kept[len(r.kept)-1]
+	for from, more := key.Key(0), true; more && from <= newest.Key; from += step {
+		var some []layout.ObjectInfo
+		some, more = r.Map.Objects(from, step)
+		for _, obj := range some {
+			if _, here := newest.Object(obj.Key); !here && obj.Key <= newest.Key && obj.Live == 0 {
+				r.Map.RemoveObject(obj.Key)
+			}
+		}
+	}
 }
 
 // loadCheckpoint makes the map from the newest checkpoint that verifies among

@@ -504,6 +504,39 @@ func TestRulePASSED(t *testing.T) {
 	})
 }
 
+// TestRuleTABLE: what a living writer deletes between two tries of a claim is in
+// no object table afterwards.
+func TestRuleTABLE(t *testing.T) {
+	inRuleWorld(t, func(t *testing.T, w *ruleWorld) {
+		a := w.open("a")
+		for i := range uint64(2) {
+			a.write(1+i, 0)
+			a.flush() // objects 1 and 2
+		}
+		b := w.start("b")
+		claim := b.hold(isVolumePut)
+		b.launch()
+		claim.wait(t)
+		a.checkpoint()
+		a.checkpoint()
+		if _, err := a.e.GC(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if w.object(1) != nil {
+			t.Fatal("object 1 was not collected")
+		}
+		a.checkpoint()
+		a.checkpoint()
+		claim.letGo()
+		if err := b.opened(); err != nil {
+			t.Fatal(err)
+		}
+		b.holds(2, 0)
+		b.checkpoint()
+		w.intact()
+	})
+}
+
 // TestRuleTWICE: one wrong answer of the store does not end the log: a fence in
 // that place would destroy an object.
 func TestRuleTWICE(t *testing.T) {

@@ -288,6 +288,10 @@ import (
 		again = len(o.found.kept) > 0 && o.found.at.Next > o.found.kept[0].Key
 `, `
 `}}},
+	{"TABLE", "an open that goes on where it was keeps objects in its table that were deleted meanwhile", []ruleEdit{{"recover.go", `
+		o.found.forget()
+`, `
+`}}},
 	{"TWICE", "one answer of the store is enough to end the log, and to be replaced", []ruleEdit{{"recover.go", `
 		if !more && !errors.Is(err, objproxy.ErrNotFound) {
 `, `
