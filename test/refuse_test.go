@@ -3,6 +3,7 @@ package test
 import (
 	"bytes"
 	"fmt"
+	"maps"
 	"net"
 	"os"
 	"path/filepath"
@@ -125,9 +126,13 @@ func TestDamagedStore(t *testing.T) {
 					if len(whole) == 0 {
 						t.Fatal("no objects to damage")
 					}
+					before := bucket.objects(t)
 					code, _, errs := run(t, v.command())
 					if code != exitRefused || !strings.Contains(errs, test.says) {
 						t.Errorf("exit code %d, stderr %s", code, errs)
+					}
+					if now := bucket.objects(t); !maps.Equal(now, before) {
+						t.Errorf("a refused open has changed the store: %v, was %v", now, before)
 					}
 					for name, p := range damaged {
 						if now := bucket.get(t, name); !bytes.Equal(now, p) {

@@ -228,6 +228,9 @@ func (e *Engine) close(ctx context.Context) error {
 		if failed := e.life.Err(); err != nil && failed != nil {
 			err = failed // what stopped it says more than what it interrupted
 		}
+		if err != nil {
+			err = notRefused{err}
+		}
 	}
 	return errors.Join(err, e.stop(ctx, err == nil))
 }

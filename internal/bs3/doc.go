@@ -3,8 +3,8 @@
 // for the bytes.
 //
 // Here a volume is opened and closed (open.go has the order; claim.go,
-// recover.go, replay.go and files.go the steps, each of which may refuse the
-// volume: what does not fit is refused in claim.go) and its parts are put
+// recover.go, replay.go and files.go the steps, host.go whose it is, lost.go what
+// it goes on without) and its parts are put
 // together: the log that takes writes (package writer), the reader, the keeper
 // of checkpoints and the collector of garbage. What they have in common is the
 // volume in the store (package volume) and how long it serves (package life).

@@ -1,12 +1,19 @@
 package bs3
 
 import (
+	"cmp"
 	"context"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
 
+	"github.com/google/renameio/v2"
 	"github.com/rs/zerolog"
+	"golang.org/x/sys/unix"
 
 	"bs3/internal/bs3/layout"
 	"bs3/internal/bs3/volume"
@@ -18,8 +25,11 @@ import (
 type files struct {
 	log zerolog.Logger
 
-	state  *wlog.Dir    // nil without a state path
-	memory *wlog.Memory // chunk memory; nil if there is none
+	state   *wlog.Dir    // nil without a state path
+	stateID string       // by which volume records know the state directory; empty: it is new, or there is none
+	newID   string       // for one that is new
+	memory  *wlog.Memory // chunk memory; nil if there is none
+	room    *os.File     // holds the space that new chunk memory will take; nil = none
 
 	cachePath string
 	cache     *wlog.Dir // nil without a cache path, or with one that cannot be used
@@ -35,6 +45,12 @@ func openFiles(opts *Options) (f *files, err error) {
 	if opts.StatePath != "" {
 		if f.state, err = wlog.LockDir(opts.StatePath); err != nil {
 			return f, err
+		}
+		if f.stateID, err = readID(f.state.Path()); err != nil {
+			return f, err
+		}
+		if f.stateID == "" {
+			f.newID = layout.NewNonce().String()
 		}
 		if f.memory, err = f.state.OpenMemory(); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return f, fmt.Errorf("%w: %w; move the file away to go on without what it may hold", volume.ErrRefused, err)
@@ -75,6 +91,43 @@ func (f *files) memoryHolds() bool {
 
 func (f *files) logHolds() bool { return f.local != nil && f.local.Frames() > 0 }
 
+// idFile is the file of the state directory that holds its id.
+const idFile = "id"
+
+// readID returns the id of a state directory; empty if it has none yet.
+func readID(dir string) (string, error) {
+	path := filepath.Join(dir, idFile)
+	b, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return "", nil
+	}
+	if err != nil {
+		return "", fmt.Errorf("id of the state directory: %w", err)
+	}
+	id := strings.TrimSpace(string(b))
+	if digits, err := hex.DecodeString(id); err != nil || len(digits) != len(layout.Nonce{}) {
+		return "", fmt.Errorf("%w: id of the state directory: %s: %w: it does not hold one; remove the file", volume.ErrRefused, path, wlog.ErrDamaged)
+	}
+	return id, nil
+}
+
+// claimID is the id of the state directory that a claim names; empty without one.
+func (f *files) claimID() string { return cmp.Or(f.stateID, f.newID) }
+
+// noteID makes the id of a new state directory its own, behind a claim: with an id
+// that no record names it would not be taken for that of the writer before.
+func (f *files) noteID() error {
+	if f.newID == "" {
+		return nil
+	}
+	path := filepath.Join(f.state.Path(), idFile)
+	if err := renameio.WriteFile(path, []byte(f.newID+"\n"), 0o600, renameio.WithTempDir(f.state.Path())); err != nil {
+		return fmt.Errorf("id of the state directory: %w", err)
+	}
+	f.stateID, f.newID = f.newID, ""
+	return nil
+}
+
 // sameBoot reports whether the chunk memory was written under the kernel that
 // runs now: then every byte of it is as it was stored.
 func (f *files) sameBoot(h Host) bool { return f.memory != nil && f.memory.Header().BootID == h.Boot }
@@ -91,6 +144,40 @@ func (f *files) dirs() []*wlog.Dir {
 	return dirs
 }
 
+// reserve takes the space of new chunk memory of size bytes. That of the memory
+// here is given back for it, unless that is kept.
+func (f *files) reserve(size int64, keep bool) error {
+	if f.state == nil || f.room != nil {
+		return nil
+	}
+	if f.memory != nil && !keep {
+		size -= f.memory.Header().FileSize()
+	}
+	if size <= 0 {
+		return nil
+	}
+	dir := f.state.Path()
+	room, err := os.CreateTemp(dir, "room-")
+	if err != nil {
+		return fmt.Errorf("make room for the chunk memory: %w", err)
+	}
+	if err := errors.Join(os.Remove(room.Name()), unix.Fallocate(int(room.Fd()), 0, 0, size)); err != nil {
+		return errors.Join(fmt.Errorf("allocate %d MiB for the chunk memory (write.memory) in %s: %w", size>>20, dir, err), room.Close())
+	}
+	f.room = room
+	return nil
+}
+
+// giveRoom gives back what reserve took.
+func (f *files) giveRoom() error {
+	if f.room == nil {
+		return nil
+	}
+	err := f.room.Close()
+	f.room = nil
+	return err
+}
+
 // addIntent notes that a claim is about to be made. The cache disk may fail at
 // it, if nothing on it is needed.
 func (f *files) addIntent(i wlog.Intent) error {
@@ -103,6 +190,15 @@ func (f *files) addIntent(i wlog.Intent) error {
 		}
 	}
 	return nil
+}
+
+// dropIntent forgets a claim that was not made.
+func (f *files) dropIntent(nonce layout.Nonce) error {
+	var failed error
+	for _, d := range f.dirs() {
+		failed = errors.Join(failed, d.DropIntent(nonce))
+	}
+	return failed
 }
 
 // dropIntents forgets the claims: from here on the device may be shown.
@@ -143,7 +239,7 @@ func (f *files) setMemoryAside() (string, error) {
 	return f.state.SetAside(wlog.MemoryFileName)
 }
 
-// dropLog sets the local log that was found aside, unless it is known to hold
+// dropLog sets the local log that was found aside, which is not ours, unless it is known to hold
 // nothing. v is the record of the volume.
 func (f *files) dropLog(v *layout.Volume) error {
 	why := "the local log is of a writer that another one has replaced since: its writes that were not stored are lost to the volume; the file is set aside"
@@ -195,6 +291,9 @@ func (f *files) ownMemory(want *layout.MemoryHeader) (*wlog.Memory, error) {
 				return nil, err
 			}
 		}
+		if err := f.giveRoom(); err != nil {
+			return nil, err
+		}
 		var err error
 		if f.memory, err = f.state.CreateMemory(want); err != nil {
 			return nil, err
@@ -235,9 +334,9 @@ func (f *files) disownLog(uuid layout.UUID, blockSize int) {
 
 // close unmaps what is mapped and unlocks the directories.
 func (f *files) close() error {
-	var err error
+	err := f.giveRoom()
 	if f.memory != nil {
-		err = f.memory.Close()
+		err = errors.Join(err, f.memory.Close())
 	}
 	if f.local != nil {
 		err = errors.Join(err, f.local.Close())

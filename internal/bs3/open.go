@@ -21,12 +21,13 @@ import (
 )
 
 // Open opens the volume in the store for writing, after making it if there is
-// none: it claims the next epoch, brings the map up to the end of the log,
-// fences the writers before, and replays chunk memory. When it returns, the
-// volume serves everything that was acknowledged and can still be there.
+// none: it brings the map up to the end of the log, judges what is to be replayed,
+// claims the next epoch, fences the writers before, and replays chunk memory. When
+// it returns, the volume serves everything that was acknowledged and can still be
+// there.
 //
-// Errors: volume.ErrRefused, volume.ErrFenced (another writer was faster),
-// volume.ErrStore, wlog.ErrLocked.
+// Errors: volume.ErrRefused (nothing was changed), volume.ErrFenced (another writer
+// was faster), volume.ErrStore, wlog.ErrLocked.
 func Open(ctx context.Context, opts Options) (*Engine, error) {
 	if err := opts.complete(); err != nil {
 		return nil, err
@@ -39,6 +40,9 @@ func Open(ctx context.Context, opts Options) (*Engine, error) {
 		}
 	}
 	e, err := o.open(ctx)
+	if err != nil && o.owner != nil {
+		err = fmt.Errorf("after the claim: %w", notRefused{err})
+	}
 	switch {
 	case err == nil:
 		return e, nil
@@ -54,6 +58,17 @@ func Open(ctx context.Context, opts Options) (*Engine, error) {
 	return nil, err
 }
 
+// notRefused is an error of one who has claimed the volume: whatever it is, it is
+// no refusal, for that changes nothing.
+type notRefused struct{ err error }
+
+func (e notRefused) Error() string { return e.err.Error() }
+
+// Is hides volume.ErrRefused.
+func (e notRefused) Is(target error) bool {
+	return target != volume.ErrRefused && errors.Is(e.err, target)
+}
+
 // opening is what exists only while a volume is opened.
 type opening struct {
 	opts  Options
@@ -62,31 +77,43 @@ type opening struct {
 	cache *rcache.Cache // nil without one
 	files *files
 
-	store       objproxy.Store        // of opts, with limited patience if nothing is lost by giving up
+	store objproxy.Store // of opts, with limited patience if nothing is lost by giving up
+
+	// As judged against the record that a claim replaces:
 	writersHere map[layout.Nonce]bool // whose chunk memory and local log are ours
-	whole       bool                  // see Engine.Whole
-	owner       *volume.Owner         // once claimed
+	others      others
+	notWhole    string // why the engine is not Whole; empty: it is
+	left        leftover
+	found       *recovered // the log, as far as it was read
+	last        layout.Writer
+
+	owner *volume.Owner // once claimed
 }
 
-// open is the order of an open, which is what makes it safe: claim, load, roll
-// forward, fence, verify, replay. An engine that comes with an error is to be
-// stopped.
+// open is the order of an open, which is what makes it safe: load, roll forward
+// and judge; claim what was judged; roll forward what came since, fence, verify,
+// replay. An engine that comes with an error is to be stopped.
 func (o *opening) open(ctx context.Context) (e *Engine, err error) {
 	if o.files, err = openFiles(&o.opts); err != nil {
 		return nil, err
 	}
-	v, log, err := o.takeOver(ctx)
+	v, err := o.takeOver(ctx)
 	if err != nil {
 		return nil, err
 	}
-	e = o.engine(ctx, log)
-	if err := o.replay(ctx, e.log, log.Seq); err != nil {
+	above, err := o.lookAbove(ctx, v)
+	if err != nil {
+		return nil, err
+	}
+	e = o.engine(ctx, o.found)
+	if err := o.replay(ctx, e.log, o.found.Seq); err != nil {
 		return e, err
 	}
+	o.tellLost(v, above, e.log.Now().Seq)
 	if err := o.readyLog(ctx, e, v.LocalLog); err != nil {
 		return e, err
 	}
-	if !o.whole && o.opts.NotWhole != nil {
+	if !e.whole && o.opts.NotWhole != nil {
 		if err := o.opts.NotWhole(ctx, e.owner.UUID.String()); err != nil {
 			return e, err
 		}
@@ -101,8 +128,8 @@ func (o *opening) open(ctx context.Context) (e *Engine, err error) {
 
 // takeOver claims the volume and reads its log, up to and with our fence. If
 // nothing waits for it in chunk memory or a local log, it gives up on a store
-// that does not answer. It returns the record as it was claimed, and the log.
-func (o *opening) takeOver(ctx context.Context) (_ *layout.Volume, _ *recovered, err error) {
+// that does not answer. It returns the record as it was claimed.
+func (o *opening) takeOver(ctx context.Context) (_ *layout.Volume, err error) {
 	o.store = o.opts.Store
 	if !o.files.holdRecords() {
 		// A log that takes longer to read than that is no reason to give up.
@@ -118,38 +145,36 @@ func (o *opening) takeOver(ctx context.Context) (_ *layout.Volume, _ *recovered,
 	}
 	v, err := o.claim(ctx)
 	if err != nil {
-		return nil, nil, err
-	}
-	o.log.Info().Uint64("epoch", o.owner.Epoch).Stringer("volume", o.owner.UUID).Msg("claimed the volume; reading the log")
-	o.progress("reading the checkpoint", 0, 0)
-	log, err := o.readLog(ctx, v)
-	if err != nil {
-		// What we miss may have been removed by a successor.
-		if _, _, own := o.owner.Read(ctx); errors.Is(own, volume.ErrFenced) {
-			return nil, nil, own
-		}
-		return nil, nil, err
-	}
-	return v, log, nil
-}
-
-// readLog brings the map up to the end of the log and puts our fence there.
-func (o *opening) readLog(ctx context.Context, v *layout.Volume) (*recovered, error) {
-	r, last, err := o.loadCheckpoint(ctx, v)
-	if err != nil {
 		return nil, err
 	}
-	r.Last, err = o.rollForward(ctx, r, last, volume.Reach(v))
-	if err != nil {
+	if err := o.files.noteID(); err != nil {
+		return nil, err
+	}
+	o.log.Info().Uint64("epoch", o.owner.Epoch).Stringer("volume", o.owner.UUID).Msg("claimed the volume; fencing the writers before")
+	if err := o.fence(ctx, volume.Reach(v)); err != nil {
+		// What we miss may have been removed by a successor.
+		if own := o.stillOwner(ctx); errors.Is(own, volume.ErrFenced) {
+			return nil, own
+		}
 		return nil, err
 	}
 	// The fence is stored: from here on nobody with a lower epoch can add to the
 	// log. Had a higher one come meanwhile, it might not have seen our fence.
-	if _, _, err := o.owner.Read(ctx); err != nil {
+	if err := o.stillOwner(ctx); err != nil {
 		return nil, fmt.Errorf("after storing our fence: %w", err)
 	}
-	r.Map.AddObject(layout.ObjectInfo{Key: r.Last, Epoch: o.owner.Epoch, Fence: true})
-	return r, nil
+	o.found.Map.AddObject(layout.ObjectInfo{Key: o.found.Last, Epoch: o.owner.Epoch, Fence: true})
+	return v, nil
+}
+
+// stillOwner makes sure that the volume record names us: ErrFenced (wrapped) if
+// two answers say that it does not.
+func (o *opening) stillOwner(ctx context.Context) error {
+	_, _, err := o.owner.Read(ctx)
+	if errors.Is(err, volume.ErrFenced) {
+		_, _, err = o.owner.Read(ctx)
+	}
+	return err
 }
 
 // engine puts the parts together, on the log that was found. It stores what is
@@ -157,7 +182,7 @@ func (o *opening) readLog(ctx context.Context, v *layout.Volume) (*recovered, er
 func (o *opening) engine(ctx context.Context, r *recovered) *Engine {
 	opts := o.opts
 	e := &Engine{
-		opts: opts, whole: o.whole, files: o.files,
+		opts: opts, whole: o.notWhole == "", files: o.files,
 		owner: o.owner.On(opts.Store), // as patient as the volume needs it
 		life:  life.New(ctx, o.log),
 	}
@@ -275,10 +300,7 @@ func (o *opening) recordLog(ctx context.Context, e *Engine, recorded, here *layo
 // readyMemory makes the chunk memory empty and ours, when nothing of what it
 // held is needed any more, and forgets the intents.
 func (o *opening) readyMemory(e *Engine) error {
-	memory, err := o.files.ownMemory(&layout.MemoryHeader{
-		UUID: e.owner.UUID, BootID: o.opts.Host.Boot,
-		BlockSize: uint32(o.opts.BlockSize), ChunkBlocks: uint32(o.opts.chunkBlocks()), Slots: uint32(o.opts.slots()),
-	})
+	memory, err := o.files.ownMemory(o.memoryHeader(e.owner.UUID))
 	if err != nil {
 		return err
 	}
@@ -286,15 +308,17 @@ func (o *opening) readyMemory(e *Engine) error {
 	return o.files.dropIntents()
 }
 
+// memoryHeader is that of chunk memory of our own.
+func (o *opening) memoryHeader(uuid layout.UUID) *layout.MemoryHeader {
+	return &layout.MemoryHeader{
+		UUID: uuid, BootID: o.opts.Host.Boot,
+		BlockSize: uint32(o.opts.BlockSize), ChunkBlocks: uint32(o.opts.chunkBlocks()), Slots: uint32(o.opts.slots()),
+	}
+}
+
 // progress tells who waits for the open how it gets on.
 func (o *opening) progress(stage string, done, total int) {
 	if o.opts.Progress != nil {
 		o.opts.Progress(OpenProgress{stage, done, total})
 	}
-}
-
-// recovered is the log as the store has it.
-type recovered struct {
-	writer.Recovered
-	kept []volume.Checkpoint // that the record names and that verify, oldest first
 }

@@ -139,7 +139,7 @@ func TestLogDamage(t *testing.T) {
 // is opened that needs its log, and while it is written. Whatever comes of that,
 // what was flushed is there when the disk works again.
 func TestLogDiskFailsNth(t *testing.T) {
-	opened, refused := 0, 0
+	opened, refused, failed := 0, 0, 0
 	for n, fired := 1, true; fired && !t.Failed(); n++ {
 		inRuleWorld(t, func(t *testing.T, w *ruleWorld) {
 			w.flushedBehind()
@@ -152,6 +152,7 @@ func TestLogDiskFailsNth(t *testing.T) {
 				return nil
 			}
 			want := []uint64{1, 2, 3}
+			before := w.versions()
 			a := w.start("a", w.local("a")).launch()
 			switch err := a.opened(); {
 			case err == nil:
@@ -163,10 +164,15 @@ func TestLogDiskFailsNth(t *testing.T) {
 					want = append(want, 5+i)
 				}
 				w.crash("a")
-			case !errors.Is(err, volume.ErrRefused):
-				t.Errorf("call %d: %v", n, err)
-			default:
+			case errors.Is(err, volume.ErrRefused):
 				refused++
+				if w.versions() != before {
+					t.Errorf("call %d: %v, but the store was changed", n, err)
+				}
+			case !errors.Is(err, errSimDisk):
+				t.Errorf("call %d: %v", n, err)
+			default: // behind the claim
+				failed++
 			}
 			fired = calls >= n
 			w.disks["a"].fault = nil
@@ -179,7 +185,7 @@ func TestLogDiskFailsNth(t *testing.T) {
 	if opened == 0 || refused == 0 {
 		t.Errorf("%d opened, %d refused", opened, refused)
 	}
-	t.Logf("%d opened, %d refused", opened, refused)
+	t.Logf("%d opened, %d refused, %d failed behind the claim", opened, refused, failed)
 }
 
 // TestLogWithoutDisk: a disk that fails before there is anything on it only

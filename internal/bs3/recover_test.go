@@ -283,11 +283,15 @@ func TestTornMemory(t *testing.T) {
 			}
 			o.Store = memory
 			if !rebooted {
+				before := objects(t, memory)
 				_, err := bs3.Open(t.Context(), o)
 				if !errors.Is(err, volume.ErrRefused) || !strings.Contains(err.Error(), path) {
 					t.Fatalf("open: %v", err)
 				}
 				t.Log(err)
+				if objects(t, memory) != before {
+					t.Fatal("the store was changed")
+				}
 				return
 			}
 			o.Host.Boot = bootB
@@ -501,8 +505,11 @@ func TestGarbage(t *testing.T) {
 				t.Fatalf("open: %v", err)
 			}
 			t.Log(err)
-			if harmed == "volume" && objects(t, m) != before {
+			if objects(t, m) != before {
 				t.Fatal("the store was changed")
+			}
+			if _, err := os.Stat(filepath.Join(o.StatePath, "intents")); !errors.Is(err, fs.ErrNotExist) {
+				t.Fatalf("an intent is left: %v", err)
 			}
 		})
 	}
@@ -527,14 +534,18 @@ func TestGarbage(t *testing.T) {
 		}
 	})
 	t.Run("chunk memory garbled", func(t *testing.T) {
-		_, o := make3(t)
+		m, o := make3(t)
 		path := filepath.Join(o.StatePath, "memory")
 		if err := os.WriteFile(path, []byte("no chunk memory"), 0o600); err != nil {
 			t.Fatal(err)
 		}
+		before := objects(t, m)
 		_, err := bs3.Open(t.Context(), o)
 		if !errors.Is(err, volume.ErrRefused) || !strings.Contains(err.Error(), path) {
 			t.Fatalf("open: %v", err)
+		}
+		if objects(t, m) != before {
+			t.Fatal("the store was changed")
 		}
 	})
 	t.Run("intents garbled", func(t *testing.T) {

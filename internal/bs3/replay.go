@@ -18,22 +18,14 @@ func (o *opening) replay(ctx context.Context, log *writer.Log, first uint64) err
 	if !o.files.holdRecords() {
 		return nil
 	}
-	memory, err := o.leftInMemory()
-	if err != nil {
-		return err
-	}
-	found := leftover{memory: memory, log: o.files.local}
-	seq, blocks := first, o.opts.blocks()
+	found, seq := o.left, first
 	for ; ; seq++ {
-		r, ok, err := found.at(seq)
+		r, ok, err := o.nextLeft(&found, seq)
 		if err != nil {
-			return fmt.Errorf("%w: %w; without what it holds: --forget-local-log, and move the file away", volume.ErrRefused, err)
+			return err
 		}
 		if !ok {
 			break
-		}
-		if end := r.Block + uint64(r.Blocks); end > blocks {
-			return fmt.Errorf("%w: %w: write %d reaches to block %d of %d", volume.ErrRefused, wlog.ErrDamaged, r.Seq, end, blocks)
 		}
 		if err := log.Replay(ctx, r); err != nil {
 			return fmt.Errorf("replay: %w", err)
@@ -47,7 +39,37 @@ func (o *opening) replay(ctx context.Context, log *writer.Log, first uint64) err
 		return fmt.Errorf("replay: %w", err)
 	}
 	o.log.Info().Uint64("writes", seq-first).Int("from_log", found.fromLog).Uint64("first", first).Msg("replayed chunk memory")
+	o.tellLeftOut(&found, seq)
 	return nil
+}
+
+// judgeReplay refuses what replay could not replay behind the log that was found.
+// Should more of it be stored until then, less is to be replayed.
+func (o *opening) judgeReplay() error {
+	found, seq := o.left, o.found.Seq
+	for {
+		_, ok, err := o.nextLeft(&found, seq)
+		if err != nil {
+			return err
+		}
+		if !ok {
+			return o.judgeGap(&found, seq)
+		}
+		seq++
+	}
+}
+
+// nextLeft returns the write with sequence number seq; ok is false if there is
+// none.
+func (o *opening) nextLeft(l *leftover, seq uint64) (r wlog.Entry, ok bool, err error) {
+	r, ok, err = l.at(seq)
+	if err != nil {
+		return r, false, fmt.Errorf("%w: %w; without what it holds: --forget-local-log, and move the file away", volume.ErrRefused, err)
+	}
+	if end, blocks := r.Block+uint64(r.Blocks), o.opts.blocks(); ok && end > blocks {
+		return r, false, fmt.Errorf("%w: %w: write %d reaches to block %d of %d", volume.ErrRefused, wlog.ErrDamaged, r.Seq, end, blocks)
+	}
+	return r, ok, nil
 }
 
 // judgeGap judges what lies behind seq, the first sequence number that neither
@@ -62,38 +84,40 @@ func (o *opening) judgeGap(l *leftover, seq uint64) error {
 		return fmt.Errorf("%w: local log %s: %w: write %d is missing, and those up to %d were flushed; to go on without them: --forget-local-log",
 			volume.ErrRefused, l.log.Path(), wlog.ErrDamaged, seq, l.log.Synced()-1)
 	}
-	if len(l.memory) > 0 || l.log != nil && l.log.Last() > seq {
-		o.log.Warn().Uint64("missing", seq).Msg("what was not flushed was torn when the machine went down: what follows the first missing write is dropped")
-	}
 	return nil
 }
 
-// leftInMemory returns what verifies in the slots of chunk memory, by sequence
-// number. Only a machine that went down may have torn something.
-func (o *opening) leftInMemory() ([]wlog.Entry, error) {
+// leftHere returns what chunk memory and local log of ours hold. Only a machine
+// that went down may have torn something.
+func (o *opening) leftHere() (l leftover, err error) {
 	f := o.files
-	var found []wlog.Entry
-	if f.memory == nil {
-		return nil, nil
+	if !o.others.local {
+		l.log = f.local
+	}
+	if f.memory == nil || o.others.memory {
+		return l, nil
 	}
 	for _, s := range f.memory.Slots() {
 		if s.Count() == 0 {
 			continue
 		}
 		if h, err := s.Header(); err == nil && !o.writersHere[h.Nonce] {
+			l.passed++
 			continue
 		}
 		entries, err := s.Entries()
 		if err != nil && f.sameBoot(o.opts.Host) {
-			return nil, fmt.Errorf("%w: chunk memory %s: %w; move the file away to go on without what it holds", volume.ErrRefused, f.memory.Path(), err)
+			return l, fmt.Errorf("%w: chunk memory %s: %w; move the file away to go on without what it holds", volume.ErrRefused, f.memory.Path(), err)
 		}
 		if err != nil {
-			o.log.Warn().Err(err).Msg("chunk memory was torn when the machine went down")
+			l.torn = append(l.torn, err)
+		} else if r, ok := s.Behind(entries); ok {
+			l.behind = append(l.behind, r.Seq)
 		}
-		found = append(found, entries...)
+		l.memory = append(l.memory, entries...)
 	}
-	slices.SortFunc(found, func(a, b wlog.Entry) int { return cmp.Compare(a.Seq, b.Seq) })
-	return found, nil
+	slices.SortFunc(l.memory, func(a, b wlog.Entry) int { return cmp.Compare(a.Seq, b.Seq) })
+	return l, nil
 }
 
 // leftover is what chunk memory and the local log hold, merged by sequence
@@ -104,6 +128,10 @@ type leftover struct {
 	logged []wlog.Entry // of its current frame
 
 	fromLog int // entries that only the log had
+
+	torn   []error  // why slots of chunk memory hold less than they count
+	behind []uint64 // sequence numbers of writes that verify and that no slot counts
+	passed int      // slots of earlier writers, which were stored
 }
 
 // upTo returns how many entries there may be from sequence number first on.

@@ -274,9 +274,9 @@ func TestRuleLINTENT(t *testing.T) {
 		w.crash("a")
 		for range 2 {
 			died := w.start("a", w.local("a"))
-			read := died.hold(isFetch(0))
+			claimed := died.holdAnswer(isVolumePut)
 			died.launch()
-			read.wait(t)
+			claimed.wait(t)
 			w.crash("a")
 		}
 		w.cameBack(w.open("a", w.local("a")))

@@ -2,15 +2,21 @@ package bs3
 
 import (
 	"context"
+	"errors"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"bs3/internal/bs3/key"
 	"bs3/internal/bs3/layout"
+	"bs3/internal/bs3/objproxy"
 	"bs3/internal/bs3/objproxy/objtest"
+	"bs3/internal/bs3/volume"
 )
 
 // TestRuleVGET: a zombie replaces a leftover only as it was when it judged it:
@@ -80,13 +86,13 @@ func TestRuleHIGHER(t *testing.T) {
 		a.flush()
 		a.kill()
 		b := w.start("b")
-		read := b.hold(isFetch(2)) // the end of the log
+		claimed := b.holdAnswer(isVolumePut)
 		b.launch()
-		read.wait(t)
+		claimed.wait(t)
 		c := w.open("c")
 		c.write(2, 0, 1)
 		c.flush()
-		read.letGo()
+		claimed.letGo()
 		w.fenced(b.opened())
 		c.write(3, 1)
 		c.flush()
@@ -103,14 +109,14 @@ func TestRuleHIGHER(t *testing.T) {
 func TestRuleVERIFY(t *testing.T) {
 	inRuleWorld(t, func(t *testing.T, w *ruleWorld) {
 		a := w.open("a")
+		b := w.start("b")
+		claimed := b.holdAnswer(isVolumePut)
+		b.launch()
+		claimed.wait(t)
 		a.write(1, 0, 1) // object 1
 		a.write(2, 2, 3) // object 2
 		a.flush()
 		a.kill()
-		b := w.start("b")
-		read := b.hold(isFetch(1))
-		b.launch()
-		read.wait(t)
 		c := w.open("c")
 		c.write(3, 0, 1, 2, 3)
 		c.flush()
@@ -121,7 +127,7 @@ func TestRuleVERIFY(t *testing.T) {
 		if w.object(1) != nil {
 			t.Fatal("object 1 was not collected")
 		}
-		read.letGo()
+		claimed.letGo()
 		w.fenced(b.opened())
 		c.holds(3, 0)
 		w.intact()
@@ -314,9 +320,9 @@ func TestRuleLCHAIN(t *testing.T) {
 		b.flush()
 		b.kill()
 		died := w.start("a") // dies when it has claimed
-		read := died.hold(isFetch(0))
+		claimed := died.holdAnswer(isVolumePut)
 		died.launch()
-		read.wait(t)
+		claimed.wait(t)
 		died.kill()
 		w.wentOn(w.open("a"))
 	})
@@ -329,9 +335,9 @@ func TestRuleChain(t *testing.T) {
 		w.behind("")
 		for range 3 {
 			died := w.start("a")
-			read := died.hold(isFetch(0))
+			claimed := died.holdAnswer(isVolumePut)
 			died.launch()
-			read.wait(t)
+			claimed.wait(t)
 			died.kill()
 		}
 		a := w.open("a")
@@ -425,4 +431,167 @@ func TestRuleLSHOWN(t *testing.T) {
 		}
 		w.wentOn(w.open("a"))
 	})
+}
+
+// TestRuleBEFORE: a refusal changes nothing, so what is to be replayed is judged
+// before the claim.
+func TestRuleBEFORE(t *testing.T) {
+	inRuleWorld(t, func(t *testing.T, w *ruleWorld) {
+		w.behind("")
+		w.clearSlot("a", 2)
+		before := w.versions()
+		err := w.start("a").launch().opened()
+		if !errors.Is(err, volume.ErrRefused) || !strings.Contains(err.Error(), "write 2 is missing") {
+			t.Fatal("opened: ", err)
+		}
+		if now := w.versions(); now != before {
+			t.Fatalf("a refused open has changed the store:\n%s\nwas\n%s", now, before)
+		}
+	})
+}
+
+// TestRuleAGAIN: what an opener reads before its claim a living writer may remove
+// meanwhile. That is no damage.
+func TestRuleAGAIN(t *testing.T) {
+	inRuleWorld(t, func(t *testing.T, w *ruleWorld) {
+		a := w.open("a")
+		a.write(1, 0)
+		a.checkpoint()
+		b := w.start("b")
+		pack := b.hold(below(layout.MapPrefix, objtest.Get))
+		b.launch()
+		pack.wait(t)
+		for i := range uint64(3) {
+			a.write(2+i, 0)
+			a.checkpoint()
+		}
+		pack.letGo()
+		if err := b.opened(); err != nil {
+			t.Fatal(err)
+		}
+		b.holds(4, 0)
+	})
+}
+
+// TestRulePASSED: between two tries of a claim a living writer may remove what
+// the next one would read next.
+func TestRulePASSED(t *testing.T) {
+	inRuleWorld(t, func(t *testing.T, w *ruleWorld) {
+		a := w.open("a")
+		a.write(1, 0)
+		a.flush() // object 1
+		b := w.start("b")
+		claim := b.hold(isVolumePut)
+		b.launch()
+		claim.wait(t)
+		a.write(2, 0)
+		a.flush() // object 2
+		for i := range uint64(2) {
+			a.write(3+i, 0)
+			a.checkpoint()
+		}
+		if _, err := a.e.GC(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if w.object(2) != nil {
+			t.Fatal("object 2 was not collected")
+		}
+		claim.letGo()
+		if err := b.opened(); err != nil {
+			t.Fatal(err)
+		}
+		b.holds(4, 0)
+	})
+}
+
+// TestRuleTABLE: what a living writer deletes between two tries of a claim is in
+// no object table afterwards.
+func TestRuleTABLE(t *testing.T) {
+	inRuleWorld(t, func(t *testing.T, w *ruleWorld) {
+		a := w.open("a")
+		for i := range uint64(2) {
+			a.write(1+i, 0)
+			a.flush() // objects 1 and 2
+		}
+		b := w.start("b")
+		claim := b.hold(isVolumePut)
+		b.launch()
+		claim.wait(t)
+		a.checkpoint()
+		a.checkpoint()
+		if _, err := a.e.GC(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if w.object(1) != nil {
+			t.Fatal("object 1 was not collected")
+		}
+		a.checkpoint()
+		a.checkpoint()
+		claim.letGo()
+		if err := b.opened(); err != nil {
+			t.Fatal(err)
+		}
+		b.holds(2, 0)
+		b.checkpoint()
+		w.intact()
+	})
+}
+
+// TestRuleTWICE: one wrong answer of the store does not end the log: a fence in
+// that place would destroy an object.
+func TestRuleTWICE(t *testing.T) {
+	for name, wrong := range map[string]func(o *layout.Object){
+		"other volume": func(o *layout.Object) { o.UUID[0] ^= 1 },
+		"older epoch":  func(o *layout.Object) { o.Epoch = 1 },
+		"newer epoch":  func(o *layout.Object) { o.Epoch += 2 },
+		"other key":    func(o *layout.Object) { o.Key++ },
+		"sequence":     func(o *layout.Object) { o.FirstSeq += 7 },
+	} {
+		t.Run(name, func(t *testing.T) {
+			inRuleWorld(t, func(t *testing.T, w *ruleWorld) {
+				w.open("a").kill() // fence at 0
+				a := w.open("a")   // fence at 1
+				a.write(1, 0)
+				a.flush() // object 2
+				a.write(2, 1)
+				a.flush() // object 3
+				a.kill()
+				for k := key.Key(2); k <= 3; k++ {
+					b := w.start("b")
+					o := w.object(k)
+					o.Records = slices.Clone(o.Records)
+					wrong(o)
+					for i := range o.Records { // so that it verifies
+						o.Records[i].Seq = o.FirstSeq + uint64(i)
+					}
+					b.opts.Store = &otherAnswer{Store: b.opts.Store, name: k.Name(), answer: layout.AppendTail(make([]byte, simBlockSize), o)}
+					b.launch()
+					if err := b.opened(); err != nil {
+						t.Fatal(err)
+					}
+					b.holds(1, 0)
+					b.holds(2, 1)
+					b.kill()
+				}
+			})
+		})
+	}
+}
+
+// otherAnswer is a store that answers the first Get of a name with other bytes,
+// under the version of the right ones.
+type otherAnswer struct {
+	objproxy.Store
+	name   string
+	answer []byte
+	given  atomic.Bool
+}
+
+func (s *otherAnswer) Get(ctx context.Context, name string, p []byte, off int64) (int, objproxy.Info, error) {
+	n, info, err := s.Store.Get(ctx, name, p, off)
+	if err == nil && name == s.name && !s.given.Swap(true) {
+		info.Size = int64(len(s.answer))
+		n = copy(p, s.answer[max(0, len(s.answer)-len(p)):])
+	}
+	return n, info, err
 }

@@ -3,6 +3,7 @@ package bs3
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -21,6 +22,7 @@ import (
 	"bs3/internal/bs3/objproxy"
 	"bs3/internal/bs3/objproxy/objtest"
 	"bs3/internal/bs3/volume"
+	"bs3/internal/bs3/wlog"
 )
 
 // The tests in rule_*_test.go are one scenario each for the rules that keep
@@ -348,6 +350,48 @@ func (w *ruleWorld) wipe(host string) {
 	w.t.Helper()
 	if err := os.RemoveAll(filepath.Join(w.root, host)); err != nil {
 		w.t.Fatal(err)
+	}
+}
+
+// versions lists what the store holds, with its versions.
+func (w *ruleWorld) versions() string {
+	w.t.Helper()
+	list, err := w.memory.List(w.t.Context(), "", "", 1<<20)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return fmt.Sprint(list)
+}
+
+// clearSlot empties the slot of the chunk of key k in the chunk memory of a host
+// on which no daemon runs.
+func (w *ruleWorld) clearSlot(host string, k key.Key) {
+	w.t.Helper()
+	w.inMemory(host, func(s *wlog.Slot) bool {
+		h, err := s.Header()
+		if err != nil || h.Key != k || s.Count() == 0 {
+			return false
+		}
+		s.Clear()
+		return true
+	})
+}
+
+// inMemory calls f for the slots of the chunk memory of a host on which no daemon
+// runs, until it returns true.
+func (w *ruleWorld) inMemory(host string, f func(*wlog.Slot) bool) {
+	w.t.Helper()
+	dir, err := wlog.LockDir(filepath.Join(w.root, host))
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	m, err := dir.OpenMemory()
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	found := slices.ContainsFunc(m.Slots(), f)
+	if err := errors.Join(m.Close(), dir.Close()); err != nil || !found {
+		w.t.Fatalf("found %v, %v", found, err)
 	}
 }
 

@@ -50,14 +50,16 @@ var rulesOut = []ruleOut{
 	r.Map, r.Seq = mapproxy.New(o.opts.blocks()), 1
 `, `
 	r.Map, r.Seq = mapproxy.New(o.opts.blocks()), 1
-	v.Checkpoints = nil
+	listed := *v
+	listed.Checkpoints = nil
+	v = &listed
 	if err := volume.List(ctx, o.store, layout.CheckpointPrefix, func(page []objproxy.Info) error {
 		for _, i := range page {
 			v.Checkpoints = append(v.Checkpoints, i.Name)
 		}
 		return nil
 	}); err != nil {
-		return nil, volume.Position{}, err
+		return nil, err
 	}
 `}, {"checkpoint/checkpoint.go", `
 	if err := o.Change(ctx, func(v *layout.Volume) { v.Checkpoints = names }); err != nil {
@@ -66,58 +68,61 @@ var rulesOut = []ruleOut{
 `, `
 `}}},
 	{"CKEPOCH", "roll-forward from a checkpoint starts with any epoch", []ruleEdit{{"recover.go", `
-			return r, volume.After(c.Checkpoint), nil
+			r.Seq, r.at = c.NextSeq, volume.After(c.Checkpoint)
 `, `
-			return r, volume.Position{Next: c.Key + 1}, nil
+			r.Seq, r.at = c.NextSeq, volume.Position{Next: c.Key + 1}
 `}}},
 	{"NOBASE", "if no checkpoint verifies the log is read from its start", []ruleEdit{{"recover.go", `
-	return nil, volume.Position{}, fmt.Errorf("%w: no checkpoint of the volume verifies, and the log before them may be gone: %w", volume.ErrRefused, errors.Join(damage...))
+	return nil, fmt.Errorf("%w: no checkpoint of the volume verifies, and the log before them may be gone: %w", volume.ErrRefused, errors.Join(damage...))
 `, `
-	return r, volume.Position{}, nil
+	return r, nil
 `}}},
 	{"RULE", "what lies where the fence should be is applied, whosever it is", []ruleEdit{{"recover.go", `
-		default: // a leftover of a writer that was fenced before it
-			cond = objproxy.IfVersion(t.Version)
+		return logEnd{what: "it is a leftover", cond: objproxy.IfVersion(t.Version)}, false, nil
 `, `
-		default:
-			cond = objproxy.IfAbsent()
+		return logEnd{what: "it is a leftover", cond: objproxy.IfAbsent()}, false, nil
 `}, {"recover.go", `
-		read = func() (volume.Tail, error) { return tails.Read(ctx, k) } // judge what came in between
+		if err := denied.Again(ctx, r.at.Next.Name(), o.log); err != nil {
+			return err
+		}
 `, `
-		came, err := tails.Read(ctx, k)
+		if err := denied.Again(ctx, r.at.Next.Name(), o.log); err != nil {
+			return err
+		}
+		tails := volume.Tails{Store: o.store, UUID: r.uuid, ChunkBlocks: o.opts.chunkBlocks()}
+		came, err := tails.Read(ctx, r.at.Next)
 		if err == nil && came.Object.Epoch != own.Epoch {
 			if err := r.apply(came.Object, o.opts.BlockSize); err != nil {
-				return 0, unreadable(err)
+				return unreadable(err)
 			}
-			p = volume.Position{Next: k + 1, Epoch: max(p.Epoch, came.Object.Epoch)}
-		}
-		read = ahead.Next
-		if p.Next == k {
-			read = func() (volume.Tail, error) { return tails.Read(ctx, k) }
+			r.at = volume.Position{Next: r.at.Next + 1, Epoch: max(r.at.Epoch, came.Object.Epoch)}
 		}
 `}}},
 	{"HIGHER", "(with VERIFY) an opener goes on past objects of a newer writer", []ruleEdit{{"recover.go", `
 		case found.Epoch > own.Epoch:
-			return 0, fmt.Errorf("%w: object %d has epoch %d, ours is %d", volume.ErrFenced, k, found.Epoch, own.Epoch)
+			return end, false, fmt.Errorf("%w: object %d has epoch %d, ours is %d", volume.ErrFenced, k, found.Epoch, own.Epoch)
 `, `
+`}, {"recover.go", `
+	case found.Epoch > newest:
+`, `
+	case found.Epoch > newest && o.owner == nil:
 `}, {"open.go", `
-	if _, _, err := o.owner.Read(ctx); err != nil {
+	if err := o.stillOwner(ctx); err != nil {
 		return nil, fmt.Errorf("after storing our fence: %w", err)
 	}
 `, `
 `}}},
 	{"VERIFY", "an opener does not look whether a newer one came while it fenced", []ruleEdit{{"open.go", `
-	if _, _, err := o.owner.Read(ctx); err != nil {
+	if err := o.stillOwner(ctx); err != nil {
 		return nil, fmt.Errorf("after storing our fence: %w", err)
 	}
 `, `
 `}}},
 	{"OWNF", "(with the check of the nonce) our own fence, its answer lost, is taken for part of the log", []ruleEdit{{"recover.go", `
-			return k, nil // our fence: the answer was lost
+			return logEnd{ours: true}, false, nil // the answer was lost
 `, `
-			p = volume.Position{Next: k + 1, Epoch: found.Epoch}
-			read = ahead.Next
-			continue
+			r.at = volume.Position{Next: k + 1, Epoch: found.Epoch}
+			return end, true, nil
 `}}},
 	{"KEEPORPH", "what lies above the end of the log is deleted at open", []ruleEdit{{"open.go", `
 	e.log.Start()
@@ -209,6 +214,7 @@ import (
 		case len(h.Nonce) > 0:
 `}, {"replay.go", `
 		if h, err := s.Header(); err == nil && !o.writersHere[h.Nonce] {
+			l.passed++
 			continue
 		}
 `, `
@@ -224,16 +230,16 @@ import (
 		}
 	}
 `}, {"claim.go", `
-	aside, err := f.setMemoryAside()
-	if err != nil {
-		return err
-	}
+		aside, err := f.setMemoryAside()
+		if err != nil {
+			return err
+		}
 `, `
-	if err := f.memory.Close(); err != nil {
-		return err
-	}
-	f.memory = nil
-	aside := path
+		aside := f.memory.Path()
+		if err := f.memory.Close(); err != nil {
+			return err
+		}
+		f.memory = nil
 `}}},
 	{"LASIDE", "(with LCHAIN: any claim of ours in the record makes all chunk memory ours) memory of others stays where it is", []ruleEdit{{"claim.go", `
 		case o.writersHere[h.Nonce]:
@@ -241,36 +247,59 @@ import (
 		case o.writersHere[h.Nonce] || len(o.writersHere) > 1:
 `}, {"replay.go", `
 		if h, err := s.Header(); err == nil && !o.writersHere[h.Nonce] {
+			l.passed++
 			continue
 		}
 `, `
 `}, {"claim.go", `
-	aside, err := f.setMemoryAside()
-	if err != nil {
-		return err
-	}
+		aside, err := f.setMemoryAside()
+		if err != nil {
+			return err
+		}
 `, `
-	if err := f.memory.Close(); err != nil {
-		return err
-	}
-	f.memory = nil
-	aside := path
+		aside := f.memory.Path()
+		if err := f.memory.Close(); err != nil {
+			return err
+		}
+		f.memory = nil
 `}}},
 	{"LJUDGE", "chunk memory is judged at the first try of the claim only", []ruleEdit{{"claim.go", `
-		if err := o.judge(v); err != nil {
-			return nil, err
-		}
+	if err := o.judgeFiles(v); err != nil {
+		return err
+	}
 `, `
-		if tried {
-		} else if err := o.judge(v); err != nil {
-			return nil, err
-		}
-		tried = true
-`}, {"claim.go", `
-func (o *opening) claim(ctx context.Context) (*layout.Volume, error) {
+	if o.found != nil {
+		o.others = others{}
+	} else if err := o.judgeFiles(v); err != nil {
+		return err
+	}
+`}}},
+	{"BEFORE", "what is to be replayed is judged after the claim only", []ruleEdit{{"claim.go", `
+	return o.judgeReplay()
 `, `
-func (o *opening) claim(ctx context.Context) (*layout.Volume, error) {
-	tried := false
+	return nil
+`}}},
+	{"AGAIN", "a refusal counts, although the record has changed while it was judged", []ruleEdit{{"claim.go", `
+		case verdict != nil && (same || tries == volume.MostRestarts):
+`, `
+		case verdict != nil:
+`}}},
+	{"PASSED", "an open goes on where it was in the log, although checkpoints have passed that", []ruleEdit{{"recover.go", `
+		again = len(o.found.kept) > 0 && o.found.at.Next > o.found.kept[0].Key
+`, `
+`}}},
+	{"TABLE", "an open that goes on where it was keeps objects in its table that were deleted meanwhile", []ruleEdit{{"recover.go", `
+		o.found.forget()
+`, `
+`}}},
+	{"TWICE", "one answer of the store is enough to end the log, and to be replaced", []ruleEdit{{"recover.go", `
+		if !more && !errors.Is(err, objproxy.ErrNotFound) {
+`, `
+		if false {
+`}, {"volume/tail.go", `
+	if err == nil && t.Object.UUID != r.UUID {
+`, `
+	if false {
 `}}},
 	{"LSEQ", "replay does not look at sequence numbers", []ruleEdit{{"replay.go", `
 	for len(l.memory) > 0 && l.memory[0].Seq < seq { // the store has it
@@ -337,9 +366,9 @@ func (o *opening) claim(ctx context.Context) (*layout.Volume, error) {
 	l.mu.local.failed = err
 `}}},
 	{"LBOTH", "of local log and chunk memory the log is replayed, if there is one", []ruleEdit{{"replay.go", `
-	found := leftover{memory: memory, log: o.files.local}
+	found, seq := o.left, first
 `, `
-	found := leftover{memory: memory, log: o.files.local}
+	found, seq := o.left, first
 	if o.files.logHolds() {
 		found.memory = nil
 	}
@@ -350,9 +379,9 @@ func (o *opening) claim(ctx context.Context) (*layout.Volume, error) {
 	for _, d := range f.dirs()[:min(1, len(f.dirs()))] {
 		if err := d.AddIntent(`}}},
 	{"LNONCE'", "the local log is replayed whosever it is", []ruleEdit{{"claim.go", `
-	ours := f.local != nil && f.local.Header().UUID == v.UUID && o.writersHere[f.local.Header().Nonce]
+	o.others.local = f.local == nil || f.local.Header().UUID != v.UUID || !o.writersHere[f.local.Header().Nonce]
 `, `
-	ours := f.local != nil && f.local.Header().UUID == v.UUID
+	o.others.local = f.local == nil || f.local.Header().UUID != v.UUID
 `}}},
 	{"ATOMIC", "a checkpoint seals, and freezes a moment later", []ruleEdit{{"writer/log.go", `
 	last := l.sealThrough()

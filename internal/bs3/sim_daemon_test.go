@@ -140,8 +140,10 @@ func (d *simDaemon) openReturned(e *Engine, err error) {
 		w.logLocked("%s cannot open", d.name)
 		w.events = append(w.events, simEvent{at: time.Since(w.start), text: d.name + ": " + err.Error(), noise: true})
 		switch {
-		case errors.Is(err, volume.ErrFenced) && d.epoch > 0 && w.claims[len(w.claims)-1].epoch > d.epoch:
+		case errors.Is(err, volume.ErrFenced) && (d.epoch > 0 || !d.takeover) && w.claims[len(w.claims)-1].epoch > d.epoch:
 			w.count["fenced in open"]++
+		case errors.Is(err, volume.ErrRefused) && d.epoch > 0:
+			w.failLocked("CLAIMED: %s: %v", d.name, err)
 		case errors.Is(err, volume.ErrRefused) && w.spoiled:
 		case errors.Is(err, volume.ErrRefused) && !d.takeover:
 			w.count["refused"]++

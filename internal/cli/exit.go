@@ -29,7 +29,7 @@ func exits() []exit {
 		{exitOK, "all is well", func(err error) bool { return err == nil }},
 		{exitDamaged, "fsck has found damage", func(err error) bool { return errors.Is(err, fsck.ErrDamage) }},
 		{exitFenced, "another writer has taken the volume over", func(err error) bool { return errors.Is(err, volume.ErrFenced) }},
-		{exitRefused, "the configuration, or the volume as it is configured, is refused; no data was changed", isRefused},
+		{exitRefused, "the configuration, or the volume as it is configured, is refused; nothing was changed", isRefused},
 		{exitStore, volume.ErrStore.Error(), func(err error) bool { return errors.Is(err, volume.ErrStore) }},
 		{exitNoDaemon, "no daemon answers on the control socket", func(err error) bool { return errors.Is(err, control.ErrNotRunning) }},
 		{exitOther, "any other error", func(error) bool { return true }},

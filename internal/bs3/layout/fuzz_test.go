@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"reflect"
 	"slices"
+	"strings"
 	"testing"
 	"unicode/utf8"
 )
@@ -116,6 +117,7 @@ func FuzzDecodeLeaf(f *testing.F) {
 func FuzzDecodeVolume(f *testing.F) {
 	f.Add([]byte(volumeMiddle(f)), true)
 	f.Add([]byte(volumeMagic+volumeMiddle(f)), false)
+	f.Add([]byte(strings.Replace(volumeMiddle(f), `"format": 2,`, `"format": 2, "features": ["clone"],`, 1)), true)
 	f.Fuzz(func(t *testing.T, b []byte, seal bool) {
 		if seal {
 			b = sealVolume(string(b))

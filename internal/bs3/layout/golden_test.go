@@ -82,7 +82,7 @@ func TestGolden(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	golden(t, "volume-v1.json", b)
+	golden(t, "volume-v2.json", b)
 	gotV, err := DecodeVolume(b)
 	check("volume record", gotV, v, err)
 
@@ -123,7 +123,7 @@ func TestGolden(t *testing.T) {
 	if b, err = EncodeVolume(logged); err != nil {
 		t.Fatal(err)
 	}
-	golden(t, "volume-log-v1.json", b)
+	golden(t, "volume-log-v2.json", b)
 	gotV, err = DecodeVolume(b)
 	check("volume record with a local log", gotV, logged, err)
 

@@ -128,7 +128,8 @@ func sampleVolume() *Volume {
 		Size: 8 << 30, LargestSize: 16 << 30, ChunkSize: 4 << 20,
 		Created: time.Date(2024, 5, 6, 7, 8, 9, 10, time.UTC), Epoch: 3,
 		Writer: Writer{
-			Host: "0123456789abcdef0123456789abcdef", Hostname: "host <1>", StatePath: "/run/bs3/config", PID: 4711,
+			Host: "0123456789abcdef0123456789abcdef", Product: "f0f1f2f3f4f5f6f7f8f9fafbfcfdfeff", Hostname: "host <1>",
+			StatePath: "/run/bs3/config", StateID: "c0c1c2c3c4c5c6c7c8c9cacbcccdcecf", PID: 4711,
 			Nonce: sampleNonce, Since: time.Date(2025, 6, 7, 8, 9, 10, 0, time.UTC), Released: true,
 		},
 		Checkpoints: []string{CheckpointName(12, 2, 1), CheckpointName(0x1234567890, 3, 2)},

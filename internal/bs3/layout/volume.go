@@ -24,6 +24,9 @@ type Volume struct {
 	Checkpoints []string  `json:"checkpoints"` // names of the kept ones, oldest first
 	ChangeID    string    `json:"change_id"`   // random, by which a writer knows its own change
 	Deleted     bool      `json:"deleted"`     // tombstone
+	// Features name what a reader must know to read the volume right, beyond the
+	// format. This program knows none yet, and refuses the record that names one.
+	Features []string `json:"features,omitempty"`
 	// LocalLog is where flushed writes may lie that the store does not have; nil
 	// means nowhere. Without that log, the volume opens only for an administrator
 	// who gives those writes up.
@@ -32,16 +35,19 @@ type Volume struct {
 
 // LocalLog is where the local log of a writer lies.
 type LocalLog struct {
-	Host     string `json:"host"`     // machine id
+	Host     string `json:"host"`     // machine id; empty: it has none
 	Hostname string `json:"hostname"` // for people
 	Path     string `json:"path"`     // its directory
 }
 
-// Writer identifies the process that holds, or held, the epoch of a volume.
+// Writer identifies the process that holds, or held, the epoch of a volume. What
+// is empty of Host, Product and StateID is not known.
 type Writer struct {
 	Host      string    `json:"host"`       // machine id
+	Product   string    `json:"product"`    // digest of what the firmware calls the machine
 	Hostname  string    `json:"hostname"`   // for people
 	StatePath string    `json:"state_path"` // the directory, on Host, of its chunk memory
+	StateID   string    `json:"state_id"`   // that this directory was given when it was first used
 	PID       int       `json:"pid"`
 	Nonce     Nonce     `json:"nonce"`
 	Since     time.Time `json:"since"`    // for people
@@ -49,9 +55,9 @@ type Writer struct {
 }
 
 const (
-	// VolumeFormat is the format number that this program writes and the
-	// newest it reads.
-	VolumeFormat = 1
+	// VolumeFormat is the format number that this program writes, and the only
+	// one it reads.
+	VolumeFormat = 2
 	// MaxVolumeRecord is the largest volume record in bytes.
 	MaxVolumeRecord = 1 << 20
 	// MaxCheckpoints is the most checkpoints that a volume keeps.
@@ -73,7 +79,8 @@ type volumeText struct {
 }
 
 // EncodeVolume returns the text of v, with times in UTC, to the nanosecond.
-// What DecodeVolume would refuse is an error, ErrDamaged, that names the field.
+// What DecodeVolume would refuse is an error that names the field: ErrVersion for
+// a feature, otherwise ErrDamaged.
 func EncodeVolume(v *Volume) ([]byte, error) {
 	if err := v.check(); err != nil {
 		return nil, fmt.Errorf("volume record: %w", err)
@@ -97,8 +104,8 @@ func EncodeVolume(v *Volume) ([]byte, error) {
 }
 
 // DecodeVolume decodes a volume record and checks every field. It refuses a
-// field that this program does not know as a newer version: a program that
-// ignored, say, a parent would serve zeros for its data. Errors: ErrMagic,
+// feature and a field that this program does not know as a newer version: a
+// program that ignored, say, a parent would serve zeros for its data. Errors: ErrMagic,
 // ErrVersion, ErrDamaged.
 func DecodeVolume(b []byte) (*Volume, error) {
 	v, err := decodeVolume(b)
@@ -121,11 +128,12 @@ func decodeVolume(b []byte) (*Volume, error) {
 	if err := json.Unmarshal(b, &head); err != nil {
 		return nil, damaged("%v", err)
 	}
-	if head.Format > VolumeFormat {
-		return nil, fmt.Errorf("%w: format %d, known up to %d", ErrVersion, head.Format, VolumeFormat)
-	}
-	if head.Format < 1 {
+	switch {
+	case head.Format == VolumeFormat:
+	case head.Format < 1:
 		return nil, damaged("format is %d", head.Format)
+	default:
+		return nil, fmt.Errorf("%w: format %d, not %d", ErrVersion, head.Format, VolumeFormat)
 	}
 	body := len(b) - len(fmt.Sprintf(volumeEnd, 0))
 	if body < 0 || string(b[body:]) != fmt.Sprintf(volumeEnd, CRC(b[:body])) {
@@ -135,6 +143,9 @@ func decodeVolume(b []byte) (*Volume, error) {
 	if err := json.Unmarshal(b, &t); err != nil {
 		return nil, damaged("%v", err)
 	}
+	if err := checkFeatures(t.Features); err != nil {
+		return nil, err // before the fields that may come with them
+	}
 	strict := json.NewDecoder(bytes.NewReader(b))
 	strict.DisallowUnknownFields()
 	if err := strict.Decode(new(volumeText)); err != nil {
@@ -143,10 +154,22 @@ func decodeVolume(b []byte) (*Volume, error) {
 	if err := t.check(); err != nil {
 		return nil, err
 	}
+	t.Features = nil // "[]" is as good as none
 	return &t.Volume, nil
 }
 
+// checkFeatures refuses features that this program does not know: it knows none.
+func checkFeatures(names []string) error {
+	if len(names) > 0 {
+		return fmt.Errorf("%w: feature %q", ErrVersion, names[0])
+	}
+	return nil
+}
+
 func (v *Volume) check() error {
+	if err := checkFeatures(v.Features); err != nil {
+		return err
+	}
 	if v.UUID == (UUID{}) {
 		return damaged("uuid is zero")
 	}
@@ -180,8 +203,10 @@ func (v *Volume) check() error {
 		{"local_log.hostname", log.Hostname},
 		{"local_log.path", log.Path},
 		{"host", v.Writer.Host},
+		{"product", v.Writer.Product},
 		{"hostname", v.Writer.Hostname},
 		{"state_path", v.Writer.StatePath},
+		{"state_id", v.Writer.StateID},
 		{"change_id", v.ChangeID},
 	} {
 		if !utf8.ValidString(f.text) { // encoding/json would change it silently

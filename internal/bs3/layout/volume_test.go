@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"reflect"
 	"strings"
 	"testing"
@@ -24,7 +26,7 @@ func TestVolumeRoundTrip(t *testing.T) {
 		v.ChunkSize = rapid.Uint32Range(1, 4096).Draw(t, "chunk") * v.BlockSize
 		v.Created = time.Unix(rapid.Int64Range(0, 1<<33).Draw(t, "created"), rapid.Int64Range(0, 999999999).Draw(t, "ns")).UTC()
 		v.Writer = Writer{
-			Host: rapid.String().Draw(t, "host"), Hostname: rapid.String().Draw(t, "hostname"), StatePath: rapid.String().Draw(t, "state"),
+			Host: rapid.String().Draw(t, "host"), Product: rapid.String().Draw(t, "product"), StateID: rapid.String().Draw(t, "state id"), Hostname: rapid.String().Draw(t, "hostname"), StatePath: rapid.String().Draw(t, "state"),
 			PID: rapid.IntRange(0, 1<<22).Draw(t, "pid"), Released: rapid.Bool().Draw(t, "released"),
 		}
 		v.ChangeID, v.Deleted = rapid.String().Draw(t, "change"), rapid.Bool().Draw(t, "deleted")
@@ -114,6 +116,8 @@ func TestVolumeRules(t *testing.T) {
 	}
 	for name, change := range map[string]func(v *Volume){
 		"host":       func(v *Volume) { v.Writer.Host = "\xff" },
+		"product":    func(v *Volume) { v.Writer.Product = "\xff" },
+		"state_id":   func(v *Volume) { v.Writer.StateID = "\xff" },
 		"hostname":   func(v *Volume) { v.Writer.Hostname = "\xff" },
 		"state_path": func(v *Volume) { v.Writer.StatePath = "\xff" },
 		"change_id":  func(v *Volume) { v.ChangeID = "\xff" },
@@ -134,6 +138,11 @@ func TestVolumeRules(t *testing.T) {
 		t.Errorf("year 10000: error is %v", err)
 	}
 	v = sampleVolume()
+	v.Features = []string{"clone"}
+	if _, err := EncodeVolume(v); !errors.Is(err, ErrVersion) || !strings.Contains(err.Error(), `feature "clone"`) {
+		t.Errorf("an unknown feature: error is %v", err)
+	}
+	v = sampleVolume()
 	v.Writer.Hostname = strings.Repeat("x", MaxVolumeRecord)
 	if _, err := EncodeVolume(v); !errors.Is(err, ErrDamaged) {
 		t.Errorf("too long: error is %v", err)
@@ -151,12 +160,15 @@ func TestDecodeVolumeRules(t *testing.T) {
 		is       error
 		want     string
 	}{
-		{"newer", `"format": 1`, `"format": 2`, ErrVersion, "format 2, known up to 1"},
-		{"format 0", `"format": 1`, `"format": 0`, ErrDamaged, "format is 0"},
-		{"format text", `"format": 1`, `"format": "1"`, ErrDamaged, "format"},
-		{"no format", `"format": 1,`, ``, ErrDamaged, "format is 0"},
-		{"not JSON", `"format": 1,`, `"format": 1`, ErrDamaged, "invalid character"},
-		{"unknown", `"format": 1,`, `"format": 1, "parent": {},`, ErrVersion, `unknown field "parent"`},
+		{"newer", `"format": 2`, `"format": 3`, ErrVersion, "format 3, not 2"},
+		{"older", `"format": 2`, `"format": 1`, ErrVersion, "format 1, not 2"},
+		{"format 0", `"format": 2`, `"format": 0`, ErrDamaged, "format is 0"},
+		{"format text", `"format": 2`, `"format": "2"`, ErrDamaged, "format"},
+		{"no format", `"format": 2,`, ``, ErrDamaged, "format is 0"},
+		{"not JSON", `"format": 2,`, `"format": 2`, ErrDamaged, "invalid character"},
+		{"unknown", `"format": 2,`, `"format": 2, "parent": {},`, ErrVersion, `unknown field "parent"`},
+		{"feature", `"format": 2,`, `"format": 2, "parent": {}, "features": ["clone", "other"],`, ErrVersion, `feature "clone"`},
+		{"features", `"format": 2,`, `"format": 2, "features": "clone",`, ErrDamaged, "features"},
 		{"unknown inside", `"pid": 4711,`, `"pid": 4711, "lease": 1,`, ErrVersion, `unknown field "lease"`},
 		{"type", `"generation": 9`, `"generation": "9"`, ErrDamaged, "generation"},
 		{"range", `"generation": 9`, `"generation": -9`, ErrDamaged, "generation"},
@@ -188,10 +200,37 @@ func TestDecodeVolumeRules(t *testing.T) {
 	if _, err := DecodeVolume(long); !errors.Is(err, ErrDamaged) {
 		t.Errorf("too long: error is %v", err)
 	}
-	if _, err := DecodeVolume([]byte(volumeMagic + `"format":1}`)); !errors.Is(err, ErrDamaged) {
+	if _, err := DecodeVolume([]byte(volumeMagic + `"format":2}`)); !errors.Is(err, ErrDamaged) {
 		t.Errorf("too short for a checksum: error is %v", err)
 	}
 	if _, err := DecodeVolume(bytes.ReplaceAll(sealVolume(middle), []byte("\n"), []byte("\r\n"))); err == nil {
 		t.Error("other line ends were accepted")
+	}
+}
+
+// TestVolumeFormat1 refuses the records of the format before, by name.
+func TestVolumeFormat1(t *testing.T) {
+	for _, name := range []string{"volume-v1.json", "volume-log-v1.json"} {
+		b, err := os.ReadFile(filepath.Join("testdata", name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := DecodeVolume(b); !errors.Is(err, ErrVersion) || !strings.Contains(err.Error(), "format 1") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// TestVolumeWithoutFeatures: an empty list is none, and is not written.
+func TestVolumeWithoutFeatures(t *testing.T) {
+	v, err := DecodeVolume(sealVolume(strings.Replace(volumeMiddle(t), `"format": 2,`, `"format": 2, "features": [],`, 1)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !reflect.DeepEqual(v, sampleVolume()) {
+		t.Errorf("got %+v", v)
+	}
+	if strings.Contains(volumeMiddle(t), "features") {
+		t.Error("no features are written as an empty list")
 	}
 }

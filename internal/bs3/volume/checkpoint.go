@@ -40,9 +40,18 @@ func (c Checkpoint) LeavesByPack() [][]layout.LeafRef {
 	return byPack
 }
 
-// ReadCheckpoint reads the directory of one checkpoint of volume uuid. Errors:
-// objproxy.ErrNotFound, those of layout, those of the store.
-func ReadCheckpoint(ctx context.Context, store objproxy.Store, uuid layout.UUID, name string) (Checkpoint, error) {
+// ReadCheckpoint reads the directory of one checkpoint of volume uuid. An answer
+// that does not verify counts if it is given again. Errors: objproxy.ErrNotFound,
+// those of layout, those of the store.
+func ReadCheckpoint(ctx context.Context, store objproxy.Store, uuid layout.UUID, name string) (c Checkpoint, err error) {
+	err = untorn(ctx, func() (err error) {
+		c, err = readCheckpoint(ctx, store, uuid, name)
+		return err
+	})
+	return c, err
+}
+
+func readCheckpoint(ctx context.Context, store objproxy.Store, uuid layout.UUID, name string) (Checkpoint, error) {
 	b, _, err := ReadAll(ctx, store, name)
 	if err != nil {
 		return Checkpoint{}, err
@@ -107,7 +116,19 @@ func loadPack(ctx context.Context, store objproxy.Store, uuid layout.UUID, p lay
 	}
 	entries := make([]layout.Location, layout.LeafBlocks)
 	for _, l := range leaves {
-		if err := DecodeLeaf(b, l, entries); err != nil {
+		err := untorn(ctx, func() error {
+			err := DecodeLeaf(b, l, entries)
+			if err == nil {
+				return nil
+			}
+			again, failed := ReadPack(ctx, store, uuid, p, buf)
+			if failed != nil {
+				return failed
+			}
+			b = again // for the next try
+			return err
+		})
+		if err != nil {
 			return fmt.Errorf("pack %s: %w", p.Name, err)
 		}
 		if err := maps.LoadLeaf(int(l.Leaf), entries); err != nil {
@@ -118,9 +139,18 @@ func loadPack(ctx context.Context, store objproxy.Store, uuid layout.UUID, p lay
 }
 
 // ReadPack reads one pack, which has the size that p says, into buf if that is
-// large enough. Errors: objproxy.ErrNotFound, those of layout, those of the
-// store.
-func ReadPack(ctx context.Context, store objproxy.Store, uuid layout.UUID, p layout.PackRef, buf []byte) ([]byte, error) {
+// large enough. An answer that does not verify counts if it is given again; the
+// leaves are not looked at. Errors: objproxy.ErrNotFound, those of layout, those
+// of the store.
+func ReadPack(ctx context.Context, store objproxy.Store, uuid layout.UUID, p layout.PackRef, buf []byte) (b []byte, err error) {
+	err = untorn(ctx, func() (err error) {
+		b, err = readPack(ctx, store, uuid, p, buf)
+		return err
+	})
+	return b, err
+}
+
+func readPack(ctx context.Context, store objproxy.Store, uuid layout.UUID, p layout.PackRef, buf []byte) ([]byte, error) {
 	if p.Size > MaxRead {
 		return nil, fmt.Errorf("pack %s: %w: %d bytes", p.Name, layout.ErrDamaged, p.Size)
 	}

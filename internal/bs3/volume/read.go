@@ -14,8 +14,8 @@ import (
 const MaxRead = 5 << 30
 
 // ReadAll reads a whole object whose size is not known, and its version.
-// Errors: objproxy.ErrNotFound, layout.ErrDamaged (larger than MaxRead), those
-// of the store.
+// Errors: objproxy.ErrNotFound, layout.ErrDamaged (larger than MaxRead, or the
+// answer is not as long as it says), those of the store.
 func ReadAll(ctx context.Context, store objproxy.Store, name string) ([]byte, objproxy.Version, error) {
 	b := make([]byte, 64<<10)
 	for {
@@ -23,11 +23,13 @@ func ReadAll(ctx context.Context, store objproxy.Store, name string) ([]byte, ob
 		if err != nil {
 			return nil, "", fmt.Errorf("read %s: %w", name, err)
 		}
-		if info.Size == int64(n) {
+		switch {
+		case info.Size == int64(n):
 			return b[:n], info.Version, nil
-		}
-		if info.Size > MaxRead {
+		case info.Size > MaxRead:
 			return nil, "", fmt.Errorf("read %s: %w: it has %d bytes", name, layout.ErrDamaged, info.Size)
+		case info.Size <= int64(len(b)):
+			return nil, "", fmt.Errorf("read %s: %w: %d of %d bytes came", name, layout.ErrDamaged, n, info.Size)
 		}
 		b = make([]byte, info.Size) // all of it next time, unless it is replaced by a larger one
 	}
@@ -52,9 +54,9 @@ func List(ctx context.Context, store objproxy.Store, prefix string, f func(page 
 	}
 }
 
-// untorn calls read again, twice at most, when what it read does not decode:
-// while an object is being replaced a store may answer with parts of two
-// versions.
+// untorn calls read again, twice at most, when what it read does not verify: one
+// answer may be cut, or another object's, and while an object is being replaced
+// a store may answer with parts of two versions.
 func untorn(ctx context.Context, read func() error) error {
 	err := read()
 	for range 2 {

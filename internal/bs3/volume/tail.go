@@ -39,16 +39,30 @@ type Tail struct {
 	Version objproxy.Version
 }
 
-// Read reads and decodes the tail of the object of key k. Errors:
+// Read reads and decodes the tail of the object of key k. An answer that does
+// not verify, or that is of another volume, counts if it is given again. Errors:
 // objproxy.ErrNotFound, those of layout (what is there is not to be replaced),
 // those of the store.
 func (r Tails) Read(ctx context.Context, k key.Key) (Tail, error) {
-	var t Tail
-	err := untorn(ctx, func() (err error) {
+	t, err := r.readUntorn(ctx, k)
+	if err == nil && t.Object.UUID != r.UUID {
+		return r.readUntorn(ctx, k)
+	}
+	return t, err
+}
+
+func (r Tails) readUntorn(ctx context.Context, k key.Key) (t Tail, err error) {
+	err = untorn(ctx, func() (err error) {
 		t, err = r.readOnce(ctx, k)
 		return err
 	})
 	return t, err
+}
+
+// Continues reports whether o can be what lies at p of the log: it is of the
+// volume, and of no writer that was fenced before p.
+func (r Tails) Continues(p Position, o *layout.Object) bool {
+	return o.UUID == r.UUID && o.Epoch >= p.Epoch
 }
 
 func (r Tails) readOnce(ctx context.Context, k key.Key) (Tail, error) {
@@ -83,12 +97,15 @@ func (r Tails) Walk(ctx context.Context, p Position, f func(key.Key, *layout.Obj
 	defer ahead.Close()
 	for {
 		t, err := ahead.Next()
+		if err == nil && !r.Continues(p, t.Object) { // one wrong answer is no end
+			t, err = r.Read(ctx, p.Next)
+		}
 		switch {
 		case errors.Is(err, objproxy.ErrNotFound):
 			return nil
 		case err != nil:
 			return fmt.Errorf("read the log: %w", err)
-		case t.Object.UUID != r.UUID || t.Object.Epoch < p.Epoch:
+		case !r.Continues(p, t.Object):
 			return nil
 		}
 		if err := f(p.Next, t.Object); err != nil {

@@ -7,6 +7,7 @@
 // A directory (state.path, cache.path) belongs to one daemon at a time:
 //
 //	lock      locked with flock(2) while a daemon uses the directory; holds its pid
+//	id        by which the volume record knows the directory (package bs3); in state.path
 //	memory    the chunk memory (formats: package layout); in state.path
 //	log       the local log; in cache.path
 //	cache     the disk cache (package rcache); in cache.path

@@ -50,7 +50,28 @@ func (d *Dir) AddIntent(in Intent) error {
 	if err != nil {
 		return err
 	}
-	b, err := json.Marshal(append(list, in))
+	return d.putIntents(append(list, in))
+}
+
+// DropIntent removes the intents of a claim that was not made, and cannot be made
+// any more.
+func (d *Dir) DropIntent(nonce layout.Nonce) error {
+	list, err := d.intents()
+	if err != nil {
+		return err
+	}
+	rest := slices.DeleteFunc(slices.Clone(list), func(in Intent) bool { return in.Nonce == nonce })
+	switch len(rest) {
+	case len(list):
+		return nil
+	case 0:
+		return d.DropIntents()
+	}
+	return d.putIntents(rest)
+}
+
+func (d *Dir) putIntents(list []Intent) error {
+	b, err := json.Marshal(list)
 	if err != nil {
 		return fmt.Errorf("encode intents: %w", err)
 	}

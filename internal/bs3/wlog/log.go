@@ -25,6 +25,7 @@ type Log struct {
 	position int64    // up to which the ring was handed out
 	inUse    []extent // oldest first, of ascending keys
 	found    []found  // what OpenLog found, by sequence number
+	reading  int      // of found, where Entries goes on
 	synced   uint64   // the highest Synced of the frames found
 	last     uint64   // after the last record found
 	heads    []byte   // of the frames being written
@@ -99,7 +100,7 @@ func (l *Log) Close() error { return closeOnce(l.file) }
 // writer's frames count. The zero nonce gives it to nobody. Own syncs the file.
 func (l *Log) Own(uuid layout.UUID, nonce layout.Nonce, blockSize int) error {
 	l.head.UUID, l.head.Nonce, l.head.BlockSize = uuid, nonce, uint32(blockSize)
-	l.position, l.inUse, l.found, l.synced, l.last = 0, nil, nil, 0, 0
+	l.position, l.inUse, l.found, l.reading, l.synced, l.last = 0, nil, nil, 0, 0, 0
 	if err := l.file.Writev([][]byte{layout.AppendLogHeader(nil, &l.head)}, 0); err != nil {
 		return fmt.Errorf("local log %s: %w", l.path, err)
 	}

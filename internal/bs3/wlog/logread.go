@@ -134,18 +134,19 @@ func (l *Log) Synced() uint64 { return l.synced }
 func (l *Log) Last() (next uint64) { return l.last }
 
 // Entries returns the records of one frame found, from the one with sequence
-// number seq; none if no frame has that. From call to call seq must ascend.
-// Errors: ErrDamaged, those of the disk.
+// number seq; none if no frame has that. It is cheapest where seq ascends from
+// call to call. Errors: ErrDamaged, those of the disk.
 func (l *Log) Entries(seq uint64) ([]Entry, error) {
-	n := 0
-	for n < len(l.found) && l.found[n].next <= seq {
-		n++
+	if l.reading > 0 && l.found[l.reading-1].next > seq {
+		l.reading = 0 // it is read again
 	}
-	l.found = l.found[n:]
-	if len(l.found) == 0 || l.found[0].first > seq {
+	for l.reading < len(l.found) && l.found[l.reading].next <= seq {
+		l.reading++
+	}
+	if l.reading == len(l.found) || l.found[l.reading].first > seq {
 		return nil, nil
 	}
-	f, data, crcs, err := l.read(l.found[0].offset)
+	f, data, crcs, err := l.read(l.found[l.reading].offset)
 	if errors.Is(err, layout.ErrDamaged) || errors.Is(err, layout.ErrMagic) {
 		err = fmt.Errorf("%w: %w", ErrDamaged, err) // it verified when the log was opened
 	}
