@@ -273,8 +273,15 @@ func TestTornMemory(t *testing.T) {
 			}
 			var twelfth [8]byte
 			binary.LittleEndian.PutUint64(twelfth[:], 12)
-			at := bytes.Index(b, append(twelfth[:], make([]byte, blockSize-8)...))
-			if at < 0 {
+			block, at, off := append(twelfth[:], make([]byte, blockSize-8)...), 0, layout.SlotOffsets(8, blockSize)
+			for slot := int64(layout.MemoryHeaderSize); slot < int64(len(b)); slot += off.Size {
+				for i := range 8 {
+					if from := int(slot+off.Data) + i*layout.Stride(blockSize); bytes.HasPrefix(b[from:], block) {
+						at = from
+					}
+				}
+			}
+			if at == 0 {
 				t.Fatal("the twelfth write is not in chunk memory")
 			}
 			b[at+100] ^= 1

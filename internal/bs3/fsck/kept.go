@@ -150,7 +150,7 @@ func (s *leafCheck) place(k key.Key) (i int, here bool) {
 }
 
 func (s *leafCheck) pack(ctx context.Context, p layout.PackRef, leaves []layout.LeafRef, visit func(int, []layout.Location)) error {
-	b, err := volume.ReadPack(ctx, s.f.store, s.f.v.UUID, p, nil)
+	b, err := volume.ReadPack(ctx, s.f.store, s.f.v.UUID, p, leaves, nil)
 	switch {
 	case errors.Is(err, objproxy.ErrNotFound):
 		s.damaged.Store(true)

@@ -110,25 +110,13 @@ func LoadMap(ctx context.Context, store objproxy.Store, uuid layout.UUID, name s
 
 // loadPack fills the leaves that lie in one pack, which it reads into buf.
 func loadPack(ctx context.Context, store objproxy.Store, uuid layout.UUID, p layout.PackRef, leaves []layout.LeafRef, maps *mapproxy.Proxy, buf []byte) error {
-	b, err := ReadPack(ctx, store, uuid, p, buf)
+	b, err := ReadPack(ctx, store, uuid, p, leaves, buf)
 	if err != nil {
 		return err
 	}
 	entries := make([]layout.Location, layout.LeafBlocks)
 	for _, l := range leaves {
-		err := untorn(ctx, func() error {
-			err := DecodeLeaf(b, l, entries)
-			if err == nil {
-				return nil
-			}
-			again, failed := ReadPack(ctx, store, uuid, p, buf)
-			if failed != nil {
-				return failed
-			}
-			b = again // for the next try
-			return err
-		})
-		if err != nil {
+		if err := DecodeLeaf(b, l, entries); err != nil {
 			return fmt.Errorf("pack %s: %w", p.Name, err)
 		}
 		if err := maps.LoadLeaf(int(l.Leaf), entries); err != nil {
@@ -139,43 +127,39 @@ func loadPack(ctx context.Context, store objproxy.Store, uuid layout.UUID, p lay
 }
 
 // ReadPack reads one pack, which has the size that p says, into buf if that is
-// large enough. An answer that does not verify counts if it is given again; the
-// leaves are not looked at. Errors: objproxy.ErrNotFound, those of layout, those
-// of the store.
-func ReadPack(ctx context.Context, store objproxy.Store, uuid layout.UUID, p layout.PackRef, buf []byte) (b []byte, err error) {
-	err = untorn(ctx, func() (err error) {
-		b, err = readPack(ctx, store, uuid, p, buf)
-		return err
+// large enough, and verifies the leaves. An answer that does not verify counts if
+// it is given again. Errors: objproxy.ErrNotFound, those of layout, those of the
+// store.
+func ReadPack(ctx context.Context, store objproxy.Store, uuid layout.UUID, p layout.PackRef, leaves []layout.LeafRef, buf []byte) (b []byte, err error) {
+	if p.Size > MaxRead {
+		return nil, fmt.Errorf("pack %s: %w: %d bytes", p.Name, layout.ErrDamaged, p.Size)
+	}
+	b = slices.Grow(buf[:0], int(p.Size))[:p.Size]
+	err = untorn(ctx, func() error {
+		n, info, err := store.Get(ctx, p.Name, b, -1)
+		if err != nil {
+			return fmt.Errorf("read %s: %w", p.Name, err)
+		}
+		if n != len(b) || info.Size != int64(n) {
+			return fmt.Errorf("pack %s: %w: %d bytes of %d, not %d", p.Name, layout.ErrDamaged, n, info.Size, p.Size)
+		}
+		if err := layout.CheckPackHeader(b, uuid); err != nil {
+			return fmt.Errorf("pack %s: %w", p.Name, err)
+		}
+		for _, l := range leaves {
+			if err := l.Verify(b[l.Offset : l.Offset+uint64(l.Length)]); err != nil {
+				return fmt.Errorf("pack %s: %w", p.Name, err)
+			}
+		}
+		return nil
 	})
 	return b, err
 }
 
-func readPack(ctx context.Context, store objproxy.Store, uuid layout.UUID, p layout.PackRef, buf []byte) ([]byte, error) {
-	if p.Size > MaxRead {
-		return nil, fmt.Errorf("pack %s: %w: %d bytes", p.Name, layout.ErrDamaged, p.Size)
-	}
-	b := slices.Grow(buf[:0], int(p.Size))[:p.Size]
-	n, info, err := store.Get(ctx, p.Name, b, -1)
-	if err != nil {
-		return nil, fmt.Errorf("read %s: %w", p.Name, err)
-	}
-	if n != len(b) || info.Size != int64(n) {
-		return nil, fmt.Errorf("pack %s: %w: %d bytes, not %d", p.Name, layout.ErrDamaged, info.Size, p.Size)
-	}
-	if err := layout.CheckPackHeader(b, uuid); err != nil {
-		return nil, fmt.Errorf("pack %s: %w", p.Name, err)
-	}
-	return b, nil
-}
-
-// DecodeLeaf decodes into entries the leaf that lies in pack b at l. Errors:
-// those of layout.
+// DecodeLeaf decodes into entries the leaf that lies in pack b at l, which
+// ReadPack has verified. Errors: those of layout.
 func DecodeLeaf(b []byte, l layout.LeafRef, entries []layout.Location) error {
-	encoded := b[l.Offset : l.Offset+uint64(l.Length)]
-	if err := l.Verify(encoded); err != nil {
-		return err
-	}
-	if err := layout.DecodeLeaf(encoded, entries); err != nil {
+	if err := layout.DecodeLeaf(b[l.Offset:l.Offset+uint64(l.Length)], entries); err != nil {
 		return fmt.Errorf("leaf %d: %w", l.Leaf, err)
 	}
 	return nil

@@ -126,6 +126,9 @@ var errLost = errors.New("the volume record is lost")
 // that is there, if any; ErrFenced; those of ReadRecord.
 func (o *Owner) look(ctx context.Context) (*layout.Volume, objproxy.Version, error) {
 	v, version, err := ReadRecord(ctx, o.store)
+	if err == nil && (v.UUID != o.UUID || v.Epoch != o.Epoch || v.Writer.Nonce != o.Nonce) {
+		v, version, err = ReadRecord(ctx, o.store) // one answer may be another volume's
+	}
 	switch {
 	case errors.Is(err, objproxy.ErrNotFound):
 		return nil, "", fmt.Errorf("%w: %w", errLost, err)
