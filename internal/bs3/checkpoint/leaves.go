@@ -49,8 +49,12 @@ func (k *Keeper) storeLeaves(ctx context.Context, c *layout.Checkpoint, frozen *
 	at := make([]leafAt, m.Leaves())
 	used := make(map[*pack]uint64)
 	for i := range at {
-		if i < len(k.held.leaves) && m.Leaf(i) != nil && m.LeafGeneration(i) <= k.held.leavesAt {
-			at[i] = k.held.leaves[i]
+		if i >= len(k.held.leaves) || m.Leaf(i) == nil || m.LeafGeneration(i) > k.held.leavesAt {
+			continue
+		}
+		// A leaf that maps nothing may be missing there: the map may have been read
+		// from a checkpoint before that one.
+		if at[i] = k.held.leaves[i]; at[i].pack != nil {
 			used[at[i].pack] += uint64(at[i].length)
 		}
 	}
