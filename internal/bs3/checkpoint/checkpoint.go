@@ -299,7 +299,7 @@ func (k *Keeper) putOnce(ctx context.Context, b []byte, name func(counter uint32
 			return "", fmt.Errorf("store %s: %w", n, err)
 		}
 		there, _, err := volume.ReadAll(ctx, k.c.Store, n)
-		if err != nil && !errors.Is(err, objproxy.ErrNotFound) {
+		if err != nil && !volume.IsDamage(err) {
 			return "", err
 		}
 		if bytes.Equal(there, b) {
