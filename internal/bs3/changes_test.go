@@ -277,7 +277,7 @@ func testChangedStore(t *testing.T, newStore func(t *testing.T, name string) (ob
 	for range *changes {
 		var what string
 		var names []string
-		undo := func() {}
+		var undo func()
 		if rnd.IntN(8) == 0 {
 			name := ours.names[rnd.IntN(len(ours.names))]
 			what = "another range of " + name

@@ -147,6 +147,8 @@ func (d *simDaemon) openReturned(e *Engine, err error) {
 		case errors.Is(err, volume.ErrRefused) && w.spoiled:
 		case errors.Is(err, volume.ErrRefused) && !d.takeover:
 			w.count["refused"]++
+		case errors.Is(err, volume.ErrRefused) && d.host.rotten:
+			w.count["opens of rotten logs"]++
 		case volume.IsUnreadable(err) && d.wire.lied():
 			w.count["opens of wrong answers"]++
 		default:

@@ -468,7 +468,18 @@ func (run *simRun) closeOne(w *simWorld, op simOp) {
 	}
 }
 
-func (run *simRun) damage(w *simWorld, op simOp) { w.damage(w.random("damage", op.bits[0]).IntN) }
+// damage spoils what the store has, and what the disk of a host has.
+func (run *simRun) damage(w *simWorld, op simOp) {
+	w.damage(w.random("damage", op.bits[0]).IntN)
+	d := run.pick(w, op)
+	if d == nil || d.host.cache == "" {
+		return
+	}
+	synctest.Wait() // nothing is being written there
+	if err := w.rot(d.host, w.random("rot", op.bits[1]).IntN); err != nil {
+		w.fail("sim: directories of %v: %v", d.host, err)
+	}
+}
 
 // fsck is a reader without an epoch.
 func (run *simRun) fsck(w *simWorld, op simOp) {

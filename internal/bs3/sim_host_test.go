@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -23,6 +24,7 @@ type simHost struct {
 	cache  string     // directory of local log and disk cache; empty = none
 	disk   *simDisk   // that it is on
 	disks  int        // that were lost so far
+	rotten bool       // its local log may be damaged; under the world's mutex
 	boots  int        // the machine went down so often
 	holder *simDaemon // that has the lock, if it lives; under the world's mutex
 	stale  []byte     // what a disk below the state directory has written back of the chunk memory
@@ -169,6 +171,55 @@ func (h *simHost) diskCrashes(random func(n int) int) error {
 		}
 	}
 	return os.WriteFile(path, b, 0o600)
+}
+
+// rot is a disk that returns other bytes than were written: of the disk cache,
+// or, seldom, of the local log, whose flushes are then promised to nobody.
+func (w *simWorld) rot(h *simHost, random func(n int) int) error {
+	path := filepath.Join(h.cache, diskCacheFile)
+	if random(4) == 0 {
+		path = h.log()
+	}
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	st, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	if path == h.log() {
+		h.disks++
+		w.mu.Lock()
+		h.rotten = true
+		w.mu.Unlock()
+	}
+	w.log("bytes of %s rot on %v", filepath.Base(path), h)
+	w.add("rotten", 1)
+	const most = 600
+	for range 1 + random(8) {
+		to, b := int64(random(int(st.Size()))), make([]byte, 1+random(most))
+		if random(2) == 0 {
+			from := int64(random(int(st.Size())))
+			if _, err := f.ReadAt(b, from); err != nil && !errors.Is(err, io.EOF) {
+				return err
+			}
+		} else {
+			if _, err := f.ReadAt(b[:1], to); err != nil {
+				return err
+			}
+			b = b[:1]
+			b[0] ^= 1 << random(8)
+		}
+		if _, err := f.WriteAt(b[:min(int64(len(b)), st.Size()-to)], to); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // diskLost is the end of the disk of the local log.

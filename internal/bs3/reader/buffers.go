@@ -7,29 +7,68 @@ import (
 	"bs3/internal/bs3/layout"
 )
 
-// buffers lends memory for stored blocks on their way from the store. What is
-// not lent the garbage collector may take.
+const (
+	// largeBuffer is the size in bytes from which on a buffer is too dear to be
+	// made anew after each garbage collection, as what lies in a pool is.
+	largeBuffer = 1 << 20
+	// mostLarge bounds the large buffers that are kept: one for each piece that is
+	// read ahead at a time.
+	mostLarge = aheadFetches
+)
+
+// buffers lends memory for stored blocks on their way from the store.
 type buffers struct {
 	stride int
 	pools  [bits.UintSize]sync.Pool // of *[]byte, by the power of two of their blocks
+	large  chan *[]byte             // of any size from largeBuffer on
+}
+
+func newBuffers(stride int) *buffers {
+	return &buffers{stride: stride, large: make(chan *[]byte, mostLarge)}
 }
 
 // get returns a buffer for n stored blocks, at least one.
 func (b *buffers) get(n uint32) *[]byte {
 	class := bits.Len32(n - 1)
 	size := int(n) * b.stride
-	if p, _ := b.pools[class].Get().(*[]byte); p != nil {
-		*p = (*p)[:size]
-		return p
+	var p *[]byte
+	if size >= largeBuffer {
+		select {
+		case p = <-b.large:
+		default:
+		}
+	} else {
+		p, _ = b.pools[class].Get().(*[]byte)
 	}
-	buf := make([]byte, size, b.stride<<class)
-	return &buf
+	if p == nil || cap(*p) < size {
+		buf := make([]byte, size, b.stride<<class)
+		return &buf
+	}
+	*p = (*p)[:size]
+	return p
 }
 
 // put takes a buffer back that nobody uses any more.
 func (b *buffers) put(p *[]byte) {
-	class := bits.Len(uint(cap(*p)/b.stride) - 1)
-	b.pools[class].Put(p)
+	if len(*p) < largeBuffer {
+		b.pools[bits.Len(uint(cap(*p)/b.stride)-1)].Put(p)
+		return
+	}
+	select {
+	case b.large <- p:
+	default:
+	}
+}
+
+// drop gives the large buffers that are not lent to the garbage collector.
+func (b *buffers) drop() {
+	for {
+		select {
+		case <-b.large:
+		default:
+			return
+		}
+	}
 }
 
 // part returns the stored blocks of m in stored, which begins at loc.

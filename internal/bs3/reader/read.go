@@ -69,15 +69,14 @@ type Reader struct {
 	fetches era.Readers // from look-up to the last byte from the store
 	flights flights
 	ahead   *readahead // nil if nothing is read ahead
-	buffers buffers
+	buffers *buffers
 	misses  atomic.Uint64
 	wrong   atomic.Uint64
 }
 
 // New returns a reader of the volume that c describes.
 func New(c Config) *Reader {
-	r := &Reader{c: c}
-	r.buffers.stride = layout.Stride(c.BlockSize)
+	r := &Reader{c: c, buffers: newBuffers(layout.Stride(c.BlockSize))}
 	if c.Cache != nil && c.Readahead > 0 {
 		r.ahead = newReadahead(c.Downloaders)
 	}

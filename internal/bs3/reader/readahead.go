@@ -6,6 +6,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 )
 
 const (
@@ -20,6 +21,8 @@ const (
 	// aheadFetches bounds the pieces that all streams together fetch at a time,
 	// and with them the memory.
 	aheadFetches = 16
+	// dropAfter is how long nothing was read ahead when its buffers are given back.
+	dropAfter = 10 * time.Second
 	// alignAhead is a multiple of any block size, in bytes.
 	alignAhead = 4096
 )
@@ -168,9 +171,14 @@ func (r *Reader) Run(ctx context.Context) {
 	piece := min(most, int64(r.c.ChunkSize))
 	var fetches sync.WaitGroup
 	defer fetches.Wait()
+	quiet := time.NewTimer(dropAfter)
+	defer quiet.Stop()
 	for {
 		select {
+		case <-quiet.C:
+			r.buffers.drop()
 		case i := <-r.ahead.due:
+			quiet.Reset(dropAfter)
 			off, n := r.ahead.extend(i, most, piece, r.c.Size)
 			for n > 0 {
 				some := min(n, piece-off%piece)
