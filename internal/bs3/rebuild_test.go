@@ -259,6 +259,22 @@ func TestRebuildDamagedCheckpoints(t *testing.T) {
 		del(t, memory, lost.Checkpoints[1])
 		refused(t, memory, rebuilding, "is missing", "of the later epoch")
 	})
+	t.Run("both are gone, and one writer wrote it all", func(t *testing.T) {
+		memory := objtest.NewMemory()
+		e := open(t, gcOptions(t, memory))
+		s := newShadow(e)
+		for seed := range uint64(3) {
+			s.some(t, e, rand.New(rand.NewPCG(9, seed)), 60)
+			if _, err := e.GC(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		kill(t, e)
+		for _, name := range append(record(t, memory).Checkpoints, layout.VolumeName) {
+			del(t, memory, name)
+		}
+		refused(t, memory, rebuilding, "is missing", "is there, and so is a part of a checkpoint")
+	})
 }
 
 // Where an open would end the log too early, there is no record.

@@ -103,6 +103,7 @@ type rebuild struct {
 
 	keys        []key.Key // of the objects that are there, ascending
 	checkpoints []string  // names, ascending
+	packs       bool      // there are packs of leaves, so there were checkpoints, or almost
 	epoch       uint64    // the highest in a name
 	oldest      time.Time // of all parts
 
@@ -152,6 +153,8 @@ func (b *rebuild) list(ctx context.Context) error {
 			b.epoch = max(b.epoch, epoch)
 			if strings.HasPrefix(o.Name, layout.CheckpointPrefix) {
 				b.checkpoints = append(b.checkpoints, o.Name)
+			} else {
+				b.packs = true
 			}
 		}
 		return nil
@@ -334,10 +337,15 @@ func (b *rebuild) checkEnd(context.Context) error {
 			return refuse(name + " was made of it")
 		}
 	}
+	var above key.Key
 	for k, o := range b.parts.objects {
 		if k > p.Next && o.epoch > p.Epoch {
 			return refuse(fmt.Sprintf("object %d, of the later epoch %d, is there", k, o.epoch))
 		}
+		above = max(above, k)
+	}
+	if above > p.Next && len(b.chosen) == 0 && b.packs {
+		return refuse(fmt.Sprintf("object %d is there, and so is a part of a checkpoint, before which objects may have been deleted", above))
 	}
 	return nil
 }
