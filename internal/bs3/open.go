@@ -159,7 +159,9 @@ func (o *opening) takeOver(ctx context.Context) (_ *layout.Volume, err error) {
 		return nil, err
 	}
 	// The fence is stored: from here on nobody with a lower epoch can add to the
-	// log. Had a higher one come meanwhile, it might not have seen our fence.
+	// log. Had a higher one come meanwhile, it might not have seen our fence. Its own
+	// lies above ours then, and shows that it came even if the record is lost.
+	o.owner.LogFrom(func() key.Key { return o.found.Last + 1 })
 	if err := o.stillOwner(ctx); err != nil {
 		return nil, fmt.Errorf("after storing our fence: %w", err)
 	}

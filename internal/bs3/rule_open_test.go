@@ -134,6 +134,32 @@ func TestRuleVERIFY(t *testing.T) {
 	})
 }
 
+// TestPassedWithoutARecord: an opener that was passed by a newer writer does not
+// serve, nor puts its record back, when the record of that one is lost: its fence
+// is there.
+func TestPassedWithoutARecord(t *testing.T) {
+	inRuleWorld(t, func(t *testing.T, w *ruleWorld) {
+		w.open("a").kill()
+		b := w.start("b")
+		fenced := b.holdAnswer(isObjectPut)
+		b.launch()
+		fenced.wait(t)
+		c := w.open("c")
+		c.write(1, 0)
+		c.flush()
+		if err := w.memory.Delete(t.Context(), []string{layout.VolumeName}); err != nil {
+			t.Fatal(err)
+		}
+		fenced.letGo()
+		w.fenced(b.opened())
+		if names := w.names(layout.VolumeName); len(names) > 0 {
+			t.Error("the fenced opener has put a record")
+		}
+		c.checkpoint()
+		w.intact()
+	})
+}
+
 // TestRuleOWNF: an opener whose fence was stored, and the answer lost, finds
 // it there and is done.
 func TestRuleOWNF(t *testing.T) {

@@ -216,7 +216,7 @@ func (o *Owner) alone(ctx context.Context, v *layout.Volume) error {
 		}
 	}
 	if o.next == nil {
-		return nil // our fence is not stored yet, or was a moment ago
+		return nil // our fence is not stored yet
 	}
 	return TailsOf(v, o.store).Walk(ctx, Position{o.next(), o.Epoch}, func(k key.Key, found *layout.Object) error {
 		if found.Epoch > o.Epoch {
