@@ -152,6 +152,9 @@ func (o *opening) newVolume() *layout.Volume {
 // in the files here.
 func (o *opening) admitNew(ctx context.Context) error {
 	var held string
+	if err := o.refuseLeftovers(ctx); err != nil {
+		return err
+	}
 	switch f := o.files; {
 	case f.memoryHolds():
 		held = fmt.Sprintf("chunk memory %s holds writes of volume %s", f.memory.Path(), f.memory.Header().UUID)
@@ -161,7 +164,7 @@ func (o *opening) admitNew(ctx context.Context) error {
 	if held != "" {
 		return fmt.Errorf("%w: %s that may not be stored, but there is no volume in the store: use the right store, or move the file away", volume.ErrRefused, held)
 	}
-	return o.refuseLeftovers(ctx)
+	return nil
 }
 
 // create stores v, the record of a new volume.

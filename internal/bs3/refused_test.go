@@ -201,6 +201,21 @@ func (s *otherVersions) Get(ctx context.Context, name string, p []byte, off int6
 	return n, info, err
 }
 
+// TestRecordLostWithMemory: where the record alone is lost, and chunk memory holds
+// what is not stored, nobody is told to move that away.
+func TestRecordLostWithMemory(t *testing.T) {
+	inRuleWorld(t, func(t *testing.T, w *ruleWorld) {
+		w.behind("")
+		if err := w.memory.Delete(t.Context(), []string{layout.VolumeName}); err != nil {
+			t.Fatal(err)
+		}
+		err := w.start("a").launch().opened()
+		if !errors.Is(err, volume.ErrRefused) || !strings.Contains(err.Error(), "--rebuild-record") || strings.Contains(err.Error(), "move the file away") {
+			t.Fatal("opened: ", err)
+		}
+	})
+}
+
 // TestLogIsReadOnce: what was read of the log to judge it is not read again when
 // the volume was claimed.
 func TestLogIsReadOnce(t *testing.T) {
