@@ -57,7 +57,7 @@ func (o *opening) claim(ctx context.Context) (*layout.Volume, error) {
 		switch {
 		case err != nil:
 			return nil, err
-		case verdict != nil && (same || tries == volume.MostRestarts):
+		case verdict != nil && same:
 			if passed {
 				return nil, fmt.Errorf("%w: %w", volume.ErrFenced, notRefused{verdict})
 			}
@@ -149,12 +149,13 @@ func (o *opening) newVolume() *layout.Volume {
 }
 
 // admitNew refuses to make a volume where something of one is: in the store, or
-// in the files here.
+// in the files here. The store comes first: where the record alone is lost, what
+// the files hold is still wanted.
 func (o *opening) admitNew(ctx context.Context) error {
-	var held string
 	if err := o.refuseLeftovers(ctx); err != nil {
 		return err
 	}
+	var held string
 	switch f := o.files; {
 	case f.memoryHolds():
 		held = fmt.Sprintf("chunk memory %s holds writes of volume %s", f.memory.Path(), f.memory.Header().UUID)

@@ -201,6 +201,49 @@ func (s *otherVersions) Get(ctx context.Context, name string, p []byte, off int6
 	return n, info, err
 }
 
+// TestRefusedAsItWas: a refusal counts only for a record that is still there,
+// however often it was judged: what a living writer has removed meanwhile would be
+// taken for damage.
+func TestRefusedAsItWas(t *testing.T) {
+	inRuleWorld(t, func(t *testing.T, w *ruleWorld) {
+		a := w.open("a")
+		a.write(1, 0)
+		a.checkpoint()
+		a.kill()
+		var asked atomic.Int64
+		b := w.start("b")
+		b.opts.Store = &fastWriter{b.opts.Store, &otherVersions{b.opts.Store, &asked}}
+		b.launch()
+		if err := b.opened(); err != nil {
+			t.Fatal(err)
+		}
+		b.holds(1, 0)
+		if n := asked.Load(); n < fastFor {
+			t.Errorf("the record was read %d times", n)
+		}
+	})
+}
+
+// fastFor is how many answers of a fastWriter show another record each.
+const fastFor = 2*volume.MostRestarts + 10
+
+// fastWriter is a store in which a writer replaces the record, and all packs, faster
+// than they can be read, for a while.
+type fastWriter struct {
+	objproxy.Store
+	moving *otherVersions
+}
+
+func (s *fastWriter) Get(ctx context.Context, name string, p []byte, off int64) (int, objproxy.Info, error) {
+	switch moves := s.moving.asked.Load() < fastFor; {
+	case moves && strings.HasPrefix(name, layout.MapPrefix):
+		return 0, objproxy.Info{}, objproxy.ErrNotFound
+	case moves:
+		return s.moving.Get(ctx, name, p, off)
+	}
+	return s.Store.Get(ctx, name, p, off)
+}
+
 // TestRecordLostWithMemory: where the record alone is lost, and chunk memory holds
 // what is not stored, nobody is told to move that away.
 func TestRecordLostWithMemory(t *testing.T) {

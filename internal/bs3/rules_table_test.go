@@ -280,7 +280,7 @@ import (
 	return nil
 `}}},
 	{"AGAIN", "a refusal counts, although the record has changed while it was judged", []ruleEdit{{"claim.go", `
-		case verdict != nil && (same || tries == volume.MostRestarts):
+		case verdict != nil && same:
 `, `
 		case verdict != nil:
 `}}},
