@@ -35,6 +35,7 @@ func (o *opening) readLog(ctx context.Context, v *layout.Volume) (err error) {
 	}
 	if !again {
 		o.progress("reading the checkpoint", 0, 0)
+		o.found = nil // two maps may be more than there is memory
 		if o.found, err = o.loadCheckpoint(ctx, v); err != nil {
 			return err
 		}

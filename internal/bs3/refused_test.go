@@ -259,6 +259,44 @@ func TestRecordLostWithMemory(t *testing.T) {
 	})
 }
 
+// TestOneMapAtATime: an open that has to begin again with a newer checkpoint gives
+// up the map that it has made: together they may be more than there is memory.
+func TestOneMapAtATime(t *testing.T) {
+	inRuleWorld(t, func(t *testing.T, w *ruleWorld) {
+		a, b := w.open("a"), w.start("b")
+		o := &opening{opts: b.opts, log: b.opts.Log, store: b.opts.Store}
+		read := func() {
+			t.Helper()
+			v, _, err := volume.ReadRecord(t.Context(), w.memory)
+			if err == nil {
+				err = o.readLog(t.Context(), v)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		read()
+		for i := range uint64(3) {
+			a.write(1+i, 0)
+			a.checkpoint()
+		}
+		packs := 0
+		b.way.Before = func(_ context.Context, op objtest.Op) error {
+			if strings.HasPrefix(op.Name, layout.MapPrefix) {
+				packs++
+				if o.found != nil {
+					t.Error("there is a map already")
+				}
+			}
+			return nil
+		}
+		read()
+		if packs == 0 {
+			t.Error("no leaf was loaded")
+		}
+	})
+}
+
 // TestLogIsReadOnce: what was read of the log to judge it is not read again when
 // the volume was claimed.
 func TestLogIsReadOnce(t *testing.T) {
