@@ -3,6 +3,7 @@ package bs3
 import (
 	"context"
 	"fmt"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 
@@ -73,6 +74,8 @@ const (
 	aboveAtOnce = 32
 	// mostAbove bounds how many are asked for.
 	mostAbove = 1024
+	// lookAboveFor bounds how long that may take: the volume needs none of it.
+	lookAboveFor = time.Minute
 )
 
 // lookAbove looks for objects above our fence that were not fenced before it.
@@ -84,24 +87,30 @@ func (o *opening) lookAbove(ctx context.Context, v *layout.Volume) (*aboveEnd, e
 	if v.Epoch == 1 || o.last.Released && len(v.Checkpoints) > 0 {
 		return a, nil
 	}
-	tails := volume.Tails{Store: o.store, UUID: r.uuid, ChunkBlocks: o.opts.chunkBlocks()}
+	tails := volume.Tails{Store: o.opts.Store, UUID: r.uuid, ChunkBlocks: o.opts.chunkBlocks()}
+	looking, cancel := context.WithTimeout(ctx, lookAboveFor)
+	defer cancel()
 	for from := r.Last + 1; from < r.Last+mostAbove; from += aboveAtOnce {
 		var found [aboveAtOnce]*layout.Object
-		group, ctx := errgroup.WithContext(ctx)
+		group, looking := errgroup.WithContext(looking)
 		for i := range found {
 			group.Go(func() error {
-				t, err := tails.Read(ctx, from+key.Key(i))
+				t, err := tails.Read(looking, from+key.Key(i))
 				if err == nil {
 					found[i] = t.Object
 				}
 				if err == nil || volume.IsDamage(err) {
 					return nil
 				}
-				return fmt.Errorf("look above the end of the log: %w", err)
+				return err
 			})
 		}
-		if err := group.Wait(); err != nil {
-			return nil, err
+		err := group.Wait()
+		if ctx.Err() != nil {
+			return nil, fmt.Errorf("look above the end of the log: %w", ctx.Err())
+		}
+		if err != nil {
+			o.log.Warn().Err(err).Uint64("from", uint64(from)).Msg("cannot see whether objects of the last writer lie above the end of the log; if there are any, they are left out")
 		}
 		any := false
 		for i, obj := range found {
@@ -112,7 +121,7 @@ func (o *opening) lookAbove(ctx context.Context, v *layout.Volume) (*aboveEnd, e
 			a.keys = append(a.keys, uint64(from)+uint64(i))
 			a.next = max(a.next, obj.NextSeq())
 		}
-		if !any {
+		if !any || err != nil {
 			break
 		}
 	}

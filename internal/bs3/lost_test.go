@@ -2,6 +2,7 @@ package bs3
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"os"
 	"path/filepath"
@@ -14,6 +15,7 @@ import (
 
 	"bs3/internal/bs3/key"
 	"bs3/internal/bs3/layout"
+	"bs3/internal/bs3/objproxy"
 )
 
 // logLines keeps the lines of a log.
@@ -317,4 +319,34 @@ func TestSaysAboveEnd(t *testing.T) {
 			lines.says(t, message, map[string]any{"missing": 3, "objects": 37, "writes": 38, "released": true})
 		})
 	})
+}
+
+// TestCannotLookAbove: the volume needs nothing of what lies above the end of the
+// log, so an open does not wait for it for ever, and says that it could not look.
+func TestCannotLookAbove(t *testing.T) {
+	inRuleWorld(t, func(t *testing.T, w *ruleWorld) {
+		w.leftover()
+		var lines logLines
+		b := w.start("b", lines.keep)
+		b.opts.Store = &silentOn{b.opts.Store, key.Key(2).Name()}
+		if err := b.launch().opened(); err != nil {
+			t.Fatal(err)
+		}
+		lines.says(t, "cannot see whether objects of the last writer lie above the end of the log", map[string]any{"level": "warn", "from": 2})
+		b.holds(0, 0)
+	})
+}
+
+// silentOn is a store that never answers for one name.
+type silentOn struct {
+	objproxy.Store
+	name string
+}
+
+func (s *silentOn) Get(ctx context.Context, name string, p []byte, off int64) (int, objproxy.Info, error) {
+	if name == s.name {
+		<-ctx.Done()
+		return 0, objproxy.Info{}, ctx.Err()
+	}
+	return s.Store.Get(ctx, name, p, off)
 }
