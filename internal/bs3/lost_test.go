@@ -16,6 +16,7 @@ import (
 	"bs3/internal/bs3/key"
 	"bs3/internal/bs3/layout"
 	"bs3/internal/bs3/objproxy"
+	"bs3/internal/bs3/volume"
 )
 
 // logLines keeps the lines of a log.
@@ -318,6 +319,42 @@ func TestSaysAboveEnd(t *testing.T) {
 			w.open("a", lines.keep, without)
 			lines.says(t, message, map[string]any{"missing": 3, "objects": 37, "writes": 38, "released": true})
 		})
+	})
+}
+
+// TestLostObjectPutBack: who ends the daemon that warns of a lost object, before it
+// writes anything, and puts the object back over its fence, loses nothing.
+func TestLostObjectPutBack(t *testing.T) {
+	inRuleWorld(t, func(t *testing.T, w *ruleWorld) {
+		a := w.open("a")
+		for i := range uint64(5) {
+			a.write(1+i, i)
+			a.flush()
+			if i == 0 {
+				a.checkpoint()
+			}
+		}
+		a.kill()
+		w.wipe("a")
+		name := key.Key(3).Name()
+		object, _, err := volume.ReadAll(t.Context(), w.memory, name)
+		if err == nil {
+			err = w.memory.Delete(t.Context(), []string{name})
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		var lines logLines
+		w.open("a", lines.keep).kill()
+		lines.says(t, "lie above the end of the log and are left out", map[string]any{"missing": 3, "name": name})
+		if _, err := w.memory.Put(t.Context(), name, objproxy.Body{Data: object}, objproxy.Condition{}); err != nil {
+			t.Fatal(err)
+		}
+		w.intact()
+		a = w.open("a")
+		for i := range uint64(5) {
+			a.holds(1+i, i)
+		}
 	})
 }
 
