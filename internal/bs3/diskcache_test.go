@@ -71,12 +71,28 @@ func TestDiskCache(t *testing.T) {
 		look(0, "the next daemon")
 		a.kill()
 
-		// A disk that lost parts of it, or has another file there.
+		// A disk that returns other blocks than were written.
 		path := filepath.Join(w.cache("a"), diskCacheFile)
 		b, err := os.ReadFile(path)
 		if err != nil {
 			t.Fatal(err)
 		}
+		head := layout.CacheHeader{BlockSize: simBlockSize}
+		for set := layout.CacheHeaderSize; set < len(b); set += int(head.SetSize()) {
+			for at := layout.CacheSetSize; at < int(head.SetSize()); at += simBlockSize {
+				b[set+at+9] ^= 0x10
+			}
+		}
+		if err := os.WriteFile(path, b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		look(8, "damaged blocks")
+		if n := a.e.Status().DiskCache.Damaged; n != 8 {
+			t.Errorf("%d blocks were found damaged", n)
+		}
+		a.kill()
+
+		// One that lost parts of it, or has another file there.
 		for at := layout.CacheHeaderSize + 9; at < len(b); at += 300 {
 			b[at] ^= 0x10
 		}

@@ -5,6 +5,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -225,4 +226,47 @@ func TestGCLeavesDamageAlone(t *testing.T) {
 	if _, err := layout.DecodeTail(p[:n], int64(n)); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// wrongOnce is a store whose next answer with all of an object has one wrong byte.
+type wrongOnce struct {
+	objproxy.Store
+	name string
+	at   int
+	next atomic.Bool
+}
+
+func (s *wrongOnce) Get(ctx context.Context, name string, p []byte, off int64) (int, objproxy.Info, error) {
+	n, info, err := s.Store.Get(ctx, name, p, off)
+	if err == nil && name == s.name && int64(n) == info.Size && s.next.CompareAndSwap(true, false) {
+		p[s.at] ^= 1
+	}
+	return n, info, err
+}
+
+// TestGCAsksAgain: an object of which one answer is wrong is moved nevertheless,
+// once, and as it is.
+func TestGCAsksAgain(t *testing.T) {
+	store := &wrongOnce{Store: objtest.NewMemory(), name: key.Key(1).Name(), at: 7 * layout.Stride(blockSize)}
+	o := gcOptions(t, store)
+	e := open(t, o)
+	s := newShadow(e)
+	rnd := rand.New(rand.NewPCG(2, 2))
+	s.write(t, e, rnd, 0, 8) // object 1
+	s.write(t, e, rnd, 0, 6) // object 2: blocks 6 and 7 are left of object 1
+	s.write(t, e, rnd, 8, 8)
+	s.write(t, e, rnd, 16, 8)
+	if err := e.Flush(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	store.next.Store(true)
+	report, err := e.GC(t.Context())
+	if err != nil || store.next.Load() || report.FailedReads != 0 || report.Compacted != 1 || report.MovedBytes != 2*blockSize {
+		t.Errorf("%+v, %v", report, err)
+	}
+	s.compare(t, e)
+	shut(t, e)
+	e = open(t, o)
+	s.compare(t, e)
+	shut(t, e)
 }

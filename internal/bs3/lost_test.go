@@ -233,7 +233,7 @@ func TestSaysLeftOut(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if _, err := f.WriteAt([]byte("damage"), simPage+50); err != nil { // in the frame of the first write
+			if _, err := f.WriteAt([]byte("damage"), simPage+300); err != nil { // of the first write
 				t.Fatal(err)
 			}
 			if err := f.Close(); err != nil {

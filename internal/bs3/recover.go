@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"bs3/internal/bs3/key"
 	"bs3/internal/bs3/layout"
@@ -19,6 +20,7 @@ type recovered struct {
 	uuid             layout.UUID
 	at               volume.Position     // where it goes on
 	kept             []volume.Checkpoint // that the record names and that verify, oldest first
+	damaged          []string            // checkpoints that could not be loaded; their directories may verify
 }
 
 // readLog brings the map up to the end of the log of v. What an earlier try has
@@ -27,7 +29,8 @@ type recovered struct {
 func (o *opening) readLog(ctx context.Context, v *layout.Volume) (err error) {
 	again := o.found != nil && o.found.uuid == v.UUID
 	if again && len(v.Checkpoints) > 0 {
-		o.found.kept, err = o.verified(ctx, v.UUID, v.Checkpoints)
+		names := slices.DeleteFunc(slices.Clone(v.Checkpoints), func(n string) bool { return slices.Contains(o.found.damaged, n) })
+		o.found.kept, err = o.verified(ctx, v.UUID, names)
 		if err != nil {
 			return err
 		}
@@ -101,6 +104,7 @@ func (o *opening) loadCheckpoint(ctx context.Context, v *layout.Volume) (*recove
 		}
 		o.log.Error().Err(err).Str("name", name).Msg("a checkpoint does not verify")
 		damage = append(damage, fmt.Errorf("%s: %w", name, err))
+		r.damaged = append(r.damaged, name)
 		r.Map = mapproxy.New(o.opts.blocks()) // it may be half full
 	}
 	return nil, fmt.Errorf("%w: no checkpoint of the volume verifies, and the log before them may be gone: %w", volume.ErrRefused, errors.Join(damage...))

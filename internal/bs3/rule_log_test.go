@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"bs3/internal/bs3/key"
+	"bs3/internal/bs3/layout"
 	"bs3/internal/bs3/objproxy/objtest"
 	"bs3/internal/bs3/volume"
 )
@@ -363,5 +364,41 @@ func TestRuleLogLSHOWN(t *testing.T) {
 			t.Fatal("without the log of the last writer: ", err)
 		}
 		w.wentOn(w.open("a", w.local("a"), forget))
+	})
+}
+
+// TestRuleVCOUNT: one wrong bit in the count of a slot hides no acknowledged
+// write.
+func TestRuleVCOUNT(t *testing.T) {
+	inRuleWorld(t, func(t *testing.T, w *ruleWorld) {
+		a := w.open("a")
+		stored := a.hold(isObjectPut)
+		a.write(1, 0, 1) // two records, of one block each
+		stored.wait(t)
+		a.kill()
+		f, err := os.OpenFile(filepath.Join(w.root, "a", "memory"), os.O_RDWR, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		page, slot, flipped := make([]byte, 4096), layout.SlotOffsets(2, simBlockSize).Size, 0
+		for at := int64(layout.MemoryHeaderSize); ; at += slot {
+			if _, err := f.ReadAt(page, at); err != nil {
+				break
+			}
+			if n, ok := layout.SlotCount(page); !ok || n != 2 {
+				continue
+			}
+			flipped++
+			if _, err := f.WriteAt([]byte{0}, at+layout.SlotCountOffset); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if flipped != 1 {
+			t.Fatalf("%d slots hold two records", flipped)
+		}
+		if err := w.start("a").launch().opened(); !errors.Is(err, volume.ErrRefused) {
+			t.Fatalf("two writes are hidden, and the open returns: %v", err)
+		}
 	})
 }

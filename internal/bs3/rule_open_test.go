@@ -621,3 +621,61 @@ func (s *otherAnswer) Get(ctx context.Context, name string, p []byte, off int64)
 	}
 	return n, info, err
 }
+
+// TestDamagedPackIsNotShared: an open that has found the packs of the newest
+// checkpoint damaged, and has to judge the volume again, builds on none of them:
+// its own checkpoint would be damaged too.
+func TestDamagedPackIsNotShared(t *testing.T) {
+	inRuleWorld(t, func(t *testing.T, w *ruleWorld) {
+		a := w.open("a")
+		for i := range uint64(20) {
+			a.write(1+i, 2*i) // a large leaf
+		}
+		a.write(21, 4096) // a small one
+		a.checkpoint()
+		before := w.names(layout.MapPrefix)
+		if err := a.e.Discard(t.Context(), 0, 40*simBlockSize); err != nil {
+			t.Fatal(err)
+		}
+		a.checkpoint() // most of the pack before is not used any more: the small leaf is written again
+		a.kill()
+		for _, name := range w.names(layout.MapPrefix) {
+			if slices.Contains(before, name) {
+				continue
+			}
+			b, _, err := volume.ReadAll(t.Context(), w.memory, name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			b[len(b)-1] ^= 1
+			if _, err := w.memory.Put(t.Context(), name, objproxy.Body{Data: b}, objproxy.Condition{}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		b := w.start("b")
+		claim := b.hold(isVolumePut)
+		b.launch()
+		claim.wait(t)
+		v, version, err := volume.ReadRecord(t.Context(), w.memory)
+		if err != nil {
+			t.Fatal(err)
+		}
+		v.Generation++ // it is another one than b has judged
+		text, err := layout.EncodeVolume(v)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := w.memory.Put(t.Context(), layout.VolumeName, objproxy.Body{Data: text}, objproxy.IfVersion(version)); err != nil {
+			t.Fatal(err)
+		}
+		claim.letGo()
+		if err := b.opened(); err != nil {
+			t.Fatal(err)
+		}
+		b.checkpoint()
+		w.intact()
+		b.kill()
+		c := w.open("c")
+		c.holds(21, 4096)
+	})
+}

@@ -343,7 +343,7 @@ import (
 `}, {"reader/disk.go", `
 		r.c.Disk.Put(m.loc, m.epoch, stored)
 `, `
-		r.c.Disk.Put(m.loc, 1, m.dst)
+		r.c.Disk.Put(m.loc, 1, stored)
 `}}},
 	{"LDUR", "the local log gives up what is stored", []ruleEdit{{"writer/durable.go", `
 	c.stored = true
@@ -448,9 +448,12 @@ func (l *Log) OpenChunk() {
 		}
 `, `
 `}, {"writer/rewrite.go", `
-			maps.Move(r.Block+uint64(i), r.Source.Add(i), layout.Loc(c.obj.Key, r.Index+i))
+			if maps.Move(r.Block+uint64(i), r.Source.Add(i), layout.Loc(c.obj.Key, r.Index+i)) { // a block may be there twice
+				moved++
+			}
 `, `
 			maps.Write(r.Block+uint64(i), 1, layout.Loc(c.obj.Key, r.Index+i))
+			moved++
 `}}},
 	{"GCSEAL", "a compaction takes its key while a chunk is open", []ruleEdit{{"writer/rewrite.go", `
 	l.seal()
@@ -459,9 +462,12 @@ func (l *Log) OpenChunk() {
 	l.place(c)
 `}}},
 	{"INORDER", "moves take effect when their object is stored", []ruleEdit{{"writer/rewrite.go", `
-			maps.Move(r.Block+uint64(i), r.Source.Add(i), layout.Loc(c.obj.Key, r.Index+i))
+			if maps.Move(r.Block+uint64(i), r.Source.Add(i), layout.Loc(c.obj.Key, r.Index+i)) { // a block may be there twice
+				moved++
+			}
 `, `
 			_ = i
+			moved++
 `}, {"writer/durable.go", `
 	c.stored = true
 `, `

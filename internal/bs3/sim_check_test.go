@@ -300,7 +300,7 @@ func (w *simWorld) opened(d *simDaemon, e *Engine) *simSession {
 		}
 	}
 	for _, f := range w.synced {
-		if f.epoch >= s.epoch || f.host != s.host || f.disks != s.host.disks || !w.onlyOn(s.host, f.epoch, s.epoch) {
+		if f.epoch >= s.epoch || f.host != s.host || f.disks != s.host.disks || s.host.rotten || !w.onlyOn(s.host, f.epoch, s.epoch) {
 			continue
 		}
 		w.count["logs checked"]++
@@ -361,7 +361,7 @@ func (w *simWorld) readDone(s *simSession, n int, block uint64, p []byte, err er
 		case errors.Is(err, objproxy.ErrNotFound) && w.owner(s):
 			w.failLocked("GONE: e%d read of block %d: %v", s.epoch, block, err)
 		case errors.Is(err, objproxy.ErrNotFound): // a successor may collect what a zombie still maps
-		case volume.IsUnreadable(err) && s.d.wire.lied():
+		case volume.IsUnreadable(err) && s.d.wire.liedAbout(err.Error()):
 			w.count["reads of wrong answers"]++
 		default:
 			w.failLocked("ERROR: e%d read of block %d: %v", s.epoch, block, err)

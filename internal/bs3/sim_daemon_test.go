@@ -13,6 +13,7 @@ import (
 	"bs3/internal/bs3/gc"
 	"bs3/internal/bs3/objproxy"
 	"bs3/internal/bs3/volume"
+	"bs3/internal/bs3/wlog"
 )
 
 // simConfig is what all daemons of a run have in common.
@@ -147,7 +148,7 @@ func (d *simDaemon) openReturned(e *Engine, err error) {
 		case errors.Is(err, volume.ErrRefused) && w.spoiled:
 		case errors.Is(err, volume.ErrRefused) && !d.takeover:
 			w.count["refused"]++
-		case errors.Is(err, volume.ErrRefused) && d.host.rotten:
+		case d.host.rotten && (errors.Is(err, volume.ErrRefused) || errors.Is(err, wlog.ErrDamaged)):
 			w.count["opens of rotten logs"]++
 		case volume.IsUnreadable(err) && d.wire.lied():
 			w.count["opens of wrong answers"]++

@@ -24,7 +24,7 @@ type simHost struct {
 	cache  string     // directory of local log and disk cache; empty = none
 	disk   *simDisk   // that it is on
 	disks  int        // that were lost so far
-	rotten bool       // its local log may be damaged; under the world's mutex
+	rotten bool       // its local log was damaged, and promises nothing; under the world's mutex
 	boots  int        // the machine went down so often
 	holder *simDaemon // that has the lock, if it lives; under the world's mutex
 	stale  []byte     // what a disk below the state directory has written back of the chunk memory
@@ -174,7 +174,7 @@ func (h *simHost) diskCrashes(random func(n int) int) error {
 }
 
 // rot is a disk that returns other bytes than were written: of the disk cache,
-// or, seldom, of the local log, whose flushes are then promised to nobody.
+// or, seldom, of the local log.
 func (w *simWorld) rot(h *simHost, random func(n int) int) error {
 	path := filepath.Join(h.cache, diskCacheFile)
 	if random(4) == 0 {
@@ -193,7 +193,6 @@ func (w *simWorld) rot(h *simHost, random func(n int) int) error {
 		return err
 	}
 	if path == h.log() {
-		h.disks++
 		w.mu.Lock()
 		h.rotten = true
 		w.mu.Unlock()

@@ -55,11 +55,14 @@ func (c *simWire) pausedUntil() time.Time {
 
 // lied reports whether an object was answered wrongly so often that asking
 // again did not help.
-func (c *simWire) lied() bool {
+func (c *simWire) lied() bool { return c.liedAbout("") }
+
+// liedAbout is lied for an object that is named in what.
+func (c *simWire) liedAbout(what string) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for _, n := range c.lies {
-		if n > 1 {
+	for name, n := range c.lies {
+		if n > 1 && (what == "" || strings.Contains(what, name)) {
 			return true
 		}
 	}

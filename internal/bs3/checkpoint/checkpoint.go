@@ -74,7 +74,8 @@ type Keeper struct {
 }
 
 // New returns the keeper of a volume whose record names the checkpoints kept,
-// oldest first; the last of them is the one that the map was loaded from.
+// oldest first. The map was loaded from the last of them, or from one before it
+// and the log behind that.
 func New(c Config, kept []volume.Checkpoint) *Keeper {
 	k := &Keeper{c: c, wish: make(chan struct{}, 1), writing: make(chan struct{}, 1)}
 	for _, old := range kept {
@@ -288,6 +289,7 @@ func (k *Keeper) putOnce(ctx context.Context, b []byte, name func(counter uint32
 	if int64(len(b)) > volume.MaxRead {
 		return "", fmt.Errorf("%d bytes in one object are more than could be read again (%d)", len(b), int64(volume.MaxRead))
 	}
+	var denied volume.Denials
 	for {
 		k.held.counter++
 		n := name(k.held.counter)
@@ -304,6 +306,9 @@ func (k *Keeper) putOnce(ctx context.Context, b []byte, name func(counter uint32
 		}
 		if bytes.Equal(there, b) {
 			return n, nil
+		}
+		if err := denied.Again(ctx, n, k.c.Logger); err != nil {
+			return "", err
 		}
 	}
 }

@@ -2,6 +2,7 @@ package checkpoint
 
 import (
 	"context"
+	"errors"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -108,5 +109,34 @@ func TestKeeperSleepsWhileIdle(t *testing.T) {
 		}
 		stop()
 		<-ended
+	})
+}
+
+// taken is a store in which every name is taken, and none is there.
+type taken struct {
+	objproxy.Store
+	puts int
+}
+
+var errEnough = errors.New("enough")
+
+func (s *taken) Put(context.Context, string, objproxy.Body, objproxy.Condition) (objproxy.Version, error) {
+	if s.puts++; s.puts > 100 {
+		return "", errEnough
+	}
+	return "", objproxy.ErrExists
+}
+
+// A store that contradicts itself is not asked without a pause.
+func TestPutOncePauses(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := &taken{Store: objtest.NewMemory()}
+		k := New(Config{Store: store, Logger: zerolog.Nop()}, nil)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		name := func(counter uint32) string { return layout.PackName(1, counter) }
+		if _, err := k.putOnce(ctx, []byte("a"), name); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("after %d puts: %v", store.puts, err)
+		}
 	})
 }

@@ -7,14 +7,9 @@ import (
 	"bs3/internal/bs3/layout"
 )
 
-const (
-	// largeBuffer is the size in bytes from which on a buffer is too dear to be
-	// made anew after each garbage collection, as what lies in a pool is.
-	largeBuffer = 1 << 20
-	// mostLarge bounds the large buffers that are kept: one for each piece that is
-	// read ahead at a time.
-	mostLarge = aheadFetches
-)
+// largeBuffer is the size in bytes from which on a buffer is too dear to be made
+// anew after each garbage collection, as what lies in a pool is.
+const largeBuffer = 1 << 20
 
 // buffers lends memory for stored blocks on their way from the store.
 type buffers struct {
@@ -23,8 +18,9 @@ type buffers struct {
 	large  chan *[]byte             // of any size from largeBuffer on
 }
 
-func newBuffers(stride int) *buffers {
-	return &buffers{stride: stride, large: make(chan *[]byte, mostLarge)}
+// newBuffers returns buffers that keep so many large ones until drop.
+func newBuffers(stride, large int) *buffers {
+	return &buffers{stride: stride, large: make(chan *[]byte, large)}
 }
 
 // get returns a buffer for n stored blocks, at least one.

@@ -96,8 +96,11 @@ func (r *Reader) fetchGroup(ctx context.Context, g []miss) error {
 func (r *Reader) getVerified(ctx context.Context, g []miss, stored []byte) error {
 	for again := false; ; again = true {
 		err := r.get(ctx, g[0].loc, stored)
-		if err == nil {
+		switch {
+		case err == nil:
 			err = r.verify(g, stored)
+		case volume.IsUnreadable(err):
+			err = volume.WrongObject(err, g[0].block)
 		}
 		if !volume.IsUnreadable(err) {
 			return err

@@ -76,10 +76,13 @@ type Reader struct {
 
 // New returns a reader of the volume that c describes.
 func New(c Config) *Reader {
-	r := &Reader{c: c, buffers: newBuffers(layout.Stride(c.BlockSize))}
+	r := &Reader{c: c}
+	large := 0
 	if c.Cache != nil && c.Readahead > 0 {
 		r.ahead = newReadahead(c.Downloaders)
+		large = aheadFetches // Run drops them
 	}
+	r.buffers = newBuffers(layout.Stride(c.BlockSize), large)
 	return r
 }
 

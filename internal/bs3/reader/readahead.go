@@ -177,6 +177,9 @@ func (r *Reader) Run(ctx context.Context) {
 		select {
 		case <-quiet.C:
 			r.buffers.drop()
+			if len(r.ahead.slots) > 0 { // some come back later
+				quiet.Reset(dropAfter)
+			}
 		case i := <-r.ahead.due:
 			quiet.Reset(dropAfter)
 			off, n := r.ahead.extend(i, most, piece, r.c.Size)

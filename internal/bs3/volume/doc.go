@@ -88,9 +88,17 @@ func IsUnreadable(err error) bool {
 // volume lies, when the store goes on to return other bytes than were written:
 // layout.ErrDamaged, wrapped.
 func WrongBlock(k key.Key, index uint32, block uint64) error {
-	return fmt.Errorf("object %d (%s), data block %d, which is block %d of the volume: %w: the store returns other bytes than were written; find all such blocks with bs3 fsck --data, and restore them from a backup",
-		k, k.Name(), index, block, layout.ErrDamaged)
+	return fmt.Errorf("object %d (%s), data block %d, which is block %d of the volume: %w: the store returns other bytes than were written; %s",
+		k, k.Name(), index, block, layout.ErrDamaged, remedy)
 }
+
+// WrongObject adds to err, which says what is wrong with an object, that block of
+// the volume lies there.
+func WrongObject(err error, block uint64) error {
+	return fmt.Errorf("%w; block %d of the volume lies there; %s", err, block, remedy)
+}
+
+const remedy = "find all such blocks with bs3 fsck --data, and restore them from a backup"
 
 // Fits returns layout.ErrDamaged (wrapped) if o cannot be of a volume of so many
 // blocks of blockSize bytes.

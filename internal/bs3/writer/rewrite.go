@@ -90,8 +90,9 @@ func (l *Log) Rewrite(slot *wlog.Slot, moves []volume.Move) (moved int) {
 	}
 	for _, r := range c.obj.Records {
 		for i := range r.Blocks {
-			maps.Move(r.Block+uint64(i), r.Source.Add(i), layout.Loc(c.obj.Key, r.Index+i))
-			moved++
+			if maps.Move(r.Block+uint64(i), r.Source.Add(i), layout.Loc(c.obj.Key, r.Index+i)) { // a block may be there twice
+				moved++
+			}
 		}
 	}
 	l.enqueue(c)
