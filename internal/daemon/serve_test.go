@@ -133,11 +133,15 @@ func stored(t *testing.T) (config.Config, *transport) {
 	}
 }
 
-// files lists what is below dir, with contents.
+// files lists what is below dir, with contents, but not what a directory store has
+// for itself.
 func files(t *testing.T, dir string) map[string]string {
 	t.Helper()
 	list := map[string]string{}
 	err := filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
+		if err == nil && e.Name() == ".bs3" {
+			return filepath.SkipDir
+		}
 		if err != nil || e.IsDir() {
 			return err
 		}
