@@ -20,6 +20,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -41,8 +42,8 @@ type Options struct {
 
 	Log zerolog.Logger
 
-	// MaxConns bounds the number of connections, 128 by default; further ones are
-	// closed at once.
+	// MaxConns bounds the number of connections that have chosen the export, 128 by
+	// default. A further one may not.
 	MaxConns int
 
 	// HandshakeTimeout bounds the time from accepting a connection to its
@@ -62,6 +63,8 @@ const (
 	defaultHandshakeTimeout = 30 * time.Second
 	defaultStopTimeout      = 10 * time.Second
 
+	// maxHandshakes bounds the connections that have not chosen the export yet.
+	maxHandshakes = 128
 	// hangUpWait bounds how long a new connection waits until one whose client
 	// has hung up has read what is left in its socket; see settle.
 	hangUpWait = time.Second
@@ -88,7 +91,8 @@ type Server struct {
 	wg      sync.WaitGroup // one for each connection
 	mu      sync.Mutex
 	conns   map[*conn]struct{}
-	stopped bool // accepts no more of them
+	unsure  []*conn // those of conns that have not chosen the export, oldest first
+	stopped bool    // accepts no more of them
 }
 
 // New returns a server of vol.
@@ -171,27 +175,50 @@ func (s *Server) accept(ctx context.Context, l net.Listener) error {
 	}
 }
 
-// take starts a connection, or closes it if there are too many.
+// take starts a connection. If too many have not chosen the export, it ends the
+// oldest of those: clients choose at once.
 func (s *Server) take(ctx context.Context, nc net.Conn) {
 	c, err := newConn(ctx, s, nc)
-	if err == nil {
-		s.mu.Lock()
-		if len(s.conns) >= s.opts.MaxConns {
-			err = fmt.Errorf("there are already %d connections", len(s.conns))
-		} else {
-			s.conns[c] = struct{}{}
-		}
-		s.mu.Unlock()
-	}
 	if err != nil {
 		s.errLog.Warn().Err(err).Stringer("client", nc.RemoteAddr()).Msg("NBD connection refused")
 		_ = nc.Close() // nothing was sent on it
 		return
 	}
+	s.mu.Lock()
+	var oldest *conn
+	if len(s.unsure) >= maxHandshakes {
+		oldest = s.unsure[0]
+		s.unsure = slices.Delete(s.unsure, 0, 1)
+		delete(s.conns, oldest)
+	}
+	s.conns[c] = struct{}{}
+	s.unsure = append(s.unsure, c)
+	s.mu.Unlock()
+	if oldest != nil {
+		s.errLog.Warn().Stringer("client", oldest.nc.RemoteAddr()).Msg("NBD handshake ended: too many newer clients are in theirs")
+		oldest.cut()
+	}
 	s.wg.Go(func() {
 		c.serve()
 		s.drop(c)
 	})
+}
+
+// admit lets c choose the export, unless there are too many that have.
+func (s *Server) admit(c *conn) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	i := slices.Index(s.unsure, c)
+	if i < 0 {
+		return errStopping // its place was given to a newer one
+	}
+	if n := len(s.conns) - len(s.unsure); n >= s.opts.MaxConns {
+		err := fmt.Errorf("there are already %d connections", n)
+		s.errLog.Warn().Err(err).Stringer("client", c.nc.RemoteAddr()).Msg("NBD connection refused")
+		return err
+	}
+	s.unsure = slices.Delete(s.unsure, i, i+1)
+	return nil
 }
 
 // stop ends all connections and waits for them.

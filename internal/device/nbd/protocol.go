@@ -57,6 +57,7 @@ const (
 	repInfo        = 3
 	repMetaContext = 4
 	repErrUnsup    = 1<<31 + 1
+	repErrPolicy   = 1<<31 + 2
 	repErrInvalid  = 1<<31 + 3
 	repErrUnknown  = 1<<31 + 6
 )
