@@ -237,7 +237,14 @@ func (o *opening) openDisk() *rcache.Disk {
 	}
 	path := filepath.Join(o.files.cache.Path(), diskCacheFile)
 	disk, err := rcache.OpenDisk(path, o.owner.UUID, o.opts.BlockSize, o.opts.DiskCache, func(err error) {
-		o.log.Error().Err(err).Msg("the disk cache has failed: going on without it")
+		switch {
+		case err == nil:
+			o.log.Info().Msg("the disk of the cache answers again: the disk cache is used again")
+		case errors.Is(err, rcache.ErrHangs):
+			o.log.Warn().Msg("the disk of the cache does not answer: going on without the disk cache until it does")
+		default:
+			o.log.Error().Err(err).Msg("the disk cache has failed: going on without it")
+		}
 	})
 	if err != nil {
 		o.log.Error().Err(err).Msg("going on without the disk cache")

@@ -130,6 +130,7 @@ type State struct {
 type NBD struct {
 	Listen  string `toml:"listen" env:"BS3_NBD_LISTEN" env-description:"unix:PATH or tcp:HOST:PORT; empty = unix:STATE/nbd.sock, STATE being state.path"`
 	Device  string `toml:"device" env:"BS3_NBD_DEVICE" env-description:"Device /dev/nbdN of the kernel to attach to the server, for transport nbd; empty = none"`
+	Memory  int    `toml:"memory" env:"BS3_NBD_MEMORY" env-description:"Most memory of all clients together, in MB"`
 	TLSCert string `toml:"tls_cert" env:"BS3_NBD_TLSCERT" env-description:"Certificate of the server" later:"TLS for NBD"`
 	TLSKey  string `toml:"tls_key" env:"BS3_NBD_TLSKEY" env-description:"File of the certificate's private key" later:"TLS for NBD"`
 	TLSCA   string `toml:"tls_ca" env:"BS3_NBD_TLSCA" env-description:"Certificates that sign those of clients" later:"TLS for NBD"`
@@ -208,6 +209,7 @@ func Default() Config {
 			SignPayload: SignPayloadAuto,
 		},
 		Dir:  Dir{Uploaders: 32, Downloaders: 128},
+		NBD:  NBD{Memory: 256},
 		Ublk: Ublk{ID: -1},
 		Write: Write{
 			Durable:       true,

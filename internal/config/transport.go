@@ -14,6 +14,7 @@ const (
 	maxMajor         = 1<<16 - 1
 	maxUblkID        = 1<<20 - 1
 	maxNBDIndex      = 1<<15 - 1
+	minNBDMemory     = 32   // MB: 16 connections
 	maxBUSEBuffer    = 4096 // MB: above it the module takes an offset for a flush
 	maxCollisionSize = 1024 // MB
 
@@ -86,6 +87,7 @@ func (c Config) checkTransports(k *checker) {
 	}
 	_, _, err := c.NBD.Address()
 	k.require(err == nil, "nbd.listen", "%v", err)
+	k.between(int64(c.NBD.Memory), "nbd.memory", minNBDMemory, maxMemory, " MB")
 	if c.NBD.Device != "" {
 		_, err := c.NBD.Index()
 		k.require(err == nil, "nbd.device", "%v", err)

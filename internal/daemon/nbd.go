@@ -125,6 +125,7 @@ func serveNBD(ctx context.Context, s service, attach func(context.Context, *nbd.
 	listening := make(chan net.Addr, 1)
 	server := nbd.New(s.volume.Volume, nbd.Options{
 		Network: network, Address: address, ExportName: s.config.Name, Log: s.log,
+		Memory:    int64(s.config.NBD.Memory) * config.MB,
 		Listening: func(addr net.Addr) { listening <- addr },
 	})
 	return runNBD(ctx, server, listening, func(ctx context.Context, addr net.Addr) error {

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -29,11 +30,25 @@ import (
 //
 // Get and Put are safe for concurrent use. One goroutine writes. A reader learns
 // from a set's generation that the set changed while it read.
+//
+// A disk may hang: a read of it does not return, and nothing can end it. So each
+// runs on a goroutine of its own, into memory of its own, and Get does not wait
+// longer than hangTime. Then the cache is not used until all reads have returned.
+// There are at most mostReads of them, and the writer.
 type Disk struct {
-	file diskFile
-	head layout.CacheHeader
-	sets []diskSet
-	fail func(error) // called with the first error
+	file   diskFile
+	head   layout.CacheHeader
+	sets   []diskSet
+	report func(error)
+
+	slots chan struct{} // one for each read
+	reads sync.WaitGroup
+	mu    sync.Mutex
+	// running counts the reads; hungSince is when one was found that hangs, zero if
+	// none does.
+	running   int
+	hungSince time.Time
+	hung      atomic.Bool // hungSince is not zero
 
 	jobs  chan diskJob
 	free  chan []byte // a buffer, or nil, for each job that may still be queued
@@ -44,6 +59,7 @@ type Disk struct {
 	err                   atomic.Pointer[error] // the first error of the disk, which ends its use
 	hits, misses, dropped atomic.Uint64         // blocks
 	damaged               atomic.Uint64
+	written               atomic.Uint64 // jobs
 }
 
 // diskFile is the file of a Disk.
@@ -71,6 +87,11 @@ type diskJob struct {
 const (
 	// groupBlocks is how many neighbouring blocks of an object share a set.
 	groupBlocks = 64
+	// hangTime is how long a read of the disk may take. By then the store has
+	// answered many times.
+	hangTime = 2 * time.Second
+	// mostReads bounds the reads of the disk at a time.
+	mostReads = 128
 	// mostJobs bounds the queue of jobs. What exceeds it is dropped: nobody waits
 	// for this cache.
 	mostJobs = 128
@@ -80,9 +101,12 @@ const (
 )
 
 // OpenDisk opens the cache in the file path. If that is not a cache of this
-// volume, block size and size in bytes, it is created anew. When the disk fails
-// later, fail is called, once, and the cache is not used any more.
-func OpenDisk(path string, uuid layout.UUID, blockSize int, bytes int64, fail func(error)) (*Disk, error) {
+// volume, block size and size in bytes, it is created anew.
+//
+// When the disk fails later, report is called with the error, and the cache is not
+// used any more. When the disk hangs, it is called with ErrHangs, and with nil when
+// the disk answers again and the cache is used again. Calls do not overlap.
+func OpenDisk(path string, uuid layout.UUID, blockSize int, bytes int64, report func(error)) (*Disk, error) {
 	head := layout.CacheHeader{UUID: uuid, BlockSize: uint32(blockSize)}
 	head.Sets = uint64(max(0, bytes-layout.CacheHeaderSize) / head.SetSize())
 	if head.Sets == 0 || head.Sets > layout.MaxCacheSets {
@@ -97,22 +121,18 @@ func OpenDisk(path string, uuid layout.UUID, blockSize int, bytes int64, fail fu
 			return nil, errors.Join(fmt.Errorf("create the disk cache %s of %d MiB: %w", path, head.FileSize()>>20, err), f.Close(), os.Remove(path))
 		}
 	}
-	return newDisk(f, head, fail), nil
+	return newDisk(f, head, report), nil
 }
 
-func newDisk(f diskFile, head layout.CacheHeader, fail func(error)) *Disk {
+func newDisk(f diskFile, head layout.CacheHeader, report func(error)) *Disk {
 	d := &Disk{
-		file: f, head: head, sets: make([]diskSet, head.Sets), fail: fail,
+		file: f, head: head, sets: make([]diskSet, head.Sets), report: report, slots: make(chan struct{}, mostReads),
 		jobs: make(chan diskJob, mostJobs), free: make(chan []byte, mostJobs), stop: make(chan struct{}), done: make(chan struct{}),
 	}
 	for range mostJobs {
 		d.free <- nil
 	}
-	d.close = sync.OnceValue(func() error {
-		close(d.stop)
-		<-d.done
-		return d.file.Close()
-	})
+	d.close = sync.OnceValue(d.shut)
 	go d.writer()
 	return d
 }
@@ -148,8 +168,9 @@ func makeCache(f *os.File, head layout.CacheHeader) error {
 	return err
 }
 
-// Close writes what is still queued and closes the file. The cache must not be
-// used afterwards. Closing again has no effect.
+// Close writes what is still queued and closes the file. If the disk hangs, it
+// leaves the file to what hangs. The cache must not be used afterwards. Closing again
+// has no effect.
 func (d *Disk) Close() error {
 	if err := d.close(); err != nil {
 		return fmt.Errorf("close the disk cache: %w", err)
@@ -157,12 +178,40 @@ func (d *Disk) Close() error {
 	return nil
 }
 
+// shut is Close, once.
+func (d *Disk) shut() error {
+	close(d.stop)
+	closed := make(chan error, 1)
+	go func() { // ends when the disk answers, or with the process
+		<-d.done
+		d.reads.Wait()
+		closed <- d.file.Close()
+	}()
+	timeout := time.NewTimer(hangTime)
+	defer timeout.Stop()
+	for {
+		progress := d.written.Load()
+		select {
+		case err := <-closed:
+			return err
+		case <-timeout.C:
+		}
+		if d.written.Load() == progress {
+			d.mu.Lock()
+			defer d.mu.Unlock()
+			d.reportHang()
+			return nil // nothing is lost
+		}
+		timeout.Reset(hangTime)
+	}
+}
+
 // DiskStats are figures of a Disk since it was opened.
 type DiskStats struct {
 	Size                  int64  // bytes
 	Hits, Misses, Dropped uint64 // blocks: found, not found, not stored because the disk was too slow
 	Damaged               uint64 // blocks that did not match their check values
-	Err                   error  // why the cache is not used any more
+	Err                   error  // why the cache is not used
 }
 
 // Stats returns the current figures.
@@ -170,16 +219,30 @@ func (d *Disk) Stats() DiskStats {
 	s := DiskStats{Size: d.head.FileSize(), Hits: d.hits.Load(), Misses: d.misses.Load(), Dropped: d.dropped.Load(), Damaged: d.damaged.Load()}
 	if err := d.err.Load(); err != nil {
 		s.Err = *err
+		return s
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if !d.hungSince.IsZero() {
+		s.Err = fmt.Errorf("%w since %s", ErrHangs, d.hungSince.Format(time.RFC3339))
 	}
 	return s
 }
 
+// ErrHangs says that the disk has not answered a request for a while.
+var ErrHangs = errors.New("the disk does not answer")
+
 // failed ends the use of the disk.
 func (d *Disk) failed(err error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
 	if d.err.CompareAndSwap(nil, &err) {
-		d.fail(err)
+		d.report(err)
 	}
 }
+
+// usable reports whether the disk may be asked.
+func (d *Disk) usable() bool { return d.err.Load() == nil && !d.hung.Load() }
 
 // setOf returns the set of a block.
 func (d *Disk) setOf(loc layout.Location) uint64 {
@@ -212,7 +275,16 @@ type diskTable struct {
 	places [groupBlocks]int // of the requested blocks; -1: not there
 }
 
-var diskTables = sync.Pool{New: func() any { return new(diskTable) }}
+// diskRead is a read of a group.
+type diskRead struct {
+	diskTable
+	data     []byte // of the requested blocks
+	found    int
+	returned bool          // under Disk.mu
+	done     chan struct{} // closed when it has returned
+}
+
+var diskReads = sync.Pool{New: func() any { return new(diskRead) }}
 
 // load reads the table of a set. A table that does not verify counts as empty.
 func (d *Disk) load(t *diskTable, set uint64) error {
@@ -243,20 +315,102 @@ func (t *diskTable) find(loc layout.Location, epoch uint32, n int) {
 // of those not found are undefined.
 func (d *Disk) Get(loc layout.Location, epoch uint64, dst []byte, run func(at, n int, found bool)) {
 	bs := int(d.head.BlockSize)
-	t := diskTables.Get().(*diskTable)
-	defer diskTables.Put(t)
 	groups(loc, len(dst)/bs, func(first, n int) {
-		found := d.readGroup(t, loc.Add(uint32(first)), uint32(epoch), dst[first*bs:][:n*bs])
-		d.hits.Add(uint64(found))
-		d.misses.Add(uint64(n - found))
+		r := d.read(loc.Add(uint32(first)), uint32(epoch), n)
+		if r == nil {
+			d.misses.Add(uint64(n))
+			run(first, n, false)
+			return
+		}
+		defer diskReads.Put(r)
+		d.hits.Add(uint64(r.found))
+		d.misses.Add(uint64(n - r.found))
 		for i := 0; i < n; {
-			from, has := i, t.places[i] >= 0
-			for i < n && t.places[i] >= 0 == has {
+			from, has := i, r.places[i] >= 0
+			for i < n && r.places[i] >= 0 == has {
 				i++
+			}
+			if has {
+				copy(dst[(first+from)*bs:], r.data[from*bs:i*bs])
 			}
 			run(first+from, i-from, has)
 		}
 	})
+}
+
+// read reads n blocks of one group. It returns nil if the disk is not used, or does
+// not answer in time.
+func (d *Disk) read(loc layout.Location, epoch uint32, n int) *diskRead {
+	if !d.usable() {
+		return nil
+	}
+	timeout := time.NewTimer(hangTime)
+	defer timeout.Stop()
+	select {
+	case d.slots <- struct{}{}:
+	case <-timeout.C:
+		return nil // so slow that it is as good as hanging; those before it find out
+	}
+	r := diskReads.Get().(*diskRead)
+	size := n * int(d.head.BlockSize)
+	r.data = slices.Grow(r.data[:0], size)[:size]
+	r.returned, r.done = false, make(chan struct{})
+	d.mu.Lock()
+	d.running++
+	d.mu.Unlock()
+	d.reads.Go(func() {
+		r.found = d.readGroup(&r.diskTable, loc, epoch, r.data)
+		d.returned(r)
+		close(r.done)
+		<-d.slots
+	})
+	select {
+	case <-r.done:
+		return r
+	case <-timeout.C:
+	}
+	if !d.hangs(r) {
+		<-r.done
+		return r
+	}
+	return nil // r is lost to the goroutine that reads into it
+}
+
+// hangs ends the use of the disk for as long as r, among others, does not return.
+// It reports false if r has returned.
+func (d *Disk) hangs(r *diskRead) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if r.returned {
+		return false
+	}
+	d.reportHang()
+	return true
+}
+
+// reportHang is for d.mu.
+func (d *Disk) reportHang() {
+	if d.hungSince.IsZero() {
+		d.hungSince = time.Now()
+		d.hung.Store(true)
+		d.report(ErrHangs)
+	}
+}
+
+// returned counts the end of r. If it was the last one, a disk that hung is used
+// again.
+func (d *Disk) returned(r *diskRead) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	r.returned = true
+	d.running--
+	if d.running == 0 && !d.hungSince.IsZero() {
+		d.hungSince = time.Time{}
+		d.hung.Store(false)
+		if d.err.Load() == nil {
+			d.report(nil)
+		}
+	}
 }
 
 // readGroup fills dst with blocks of one group and returns how many it found;
@@ -334,7 +488,7 @@ func (d *Disk) Put(loc layout.Location, epoch uint64, stored []byte) {
 	bs := int(d.head.BlockSize)
 	stride := layout.Stride(bs)
 	groups(loc, len(stored)/stride, func(at, n int) {
-		if d.err.Load() != nil {
+		if !d.usable() {
 			return
 		}
 		select {
@@ -360,11 +514,12 @@ func (d *Disk) writer() {
 	defer close(d.done)
 	t := new(diskTable)
 	write := func(j diskJob) {
-		if d.err.Load() == nil {
+		if d.usable() {
 			if err := d.write(t, j); err != nil {
 				d.failed(err)
 			}
 		}
+		d.written.Add(1)
 		d.free <- j.data[:cap(j.data)]
 	}
 	for {

@@ -9,6 +9,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"bs3/internal/bs3/key"
 	"bs3/internal/bs3/layout"
@@ -336,6 +338,170 @@ func TestDiskBreaks(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+}
+
+// hangingFile is a disk that hangs.
+type hangingFile struct {
+	diskFile
+	mu      sync.Mutex
+	held    chan struct{} // reads and writes wait for it; nil: they do not
+	fails   error         // after that
+	hanging int
+}
+
+func (f *hangingFile) hang() (release func()) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	held := make(chan struct{})
+	f.held = held
+	return func() {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		f.held = nil
+		close(held)
+	}
+}
+
+func (f *hangingFile) await() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if held := f.held; held != nil {
+		f.hanging++
+		f.mu.Unlock()
+		<-held
+		f.mu.Lock()
+		f.hanging--
+	}
+	return f.fails
+}
+
+func (f *hangingFile) ReadAt(p []byte, off int64) (int, error) {
+	if err := f.await(); err != nil {
+		return 0, err
+	}
+	return f.diskFile.ReadAt(p, off)
+}
+
+func (f *hangingFile) WriteAt(p []byte, off int64) (int, error) {
+	if err := f.await(); err != nil {
+		return 0, err
+	}
+	return f.diskFile.WriteAt(p, off)
+}
+
+// onHangingDisk runs f, in virtual time, with a cache that holds ten blocks at loc.
+func onHangingDisk(t *testing.T, f func(t *testing.T, d *Disk, file *hangingFile, loc layout.Location, said *[]error)) {
+	synctest.Test(t, func(t *testing.T) {
+		inner := openDisk(t, filepath.Join(t.TempDir(), "cache"), 2)
+		file := &hangingFile{diskFile: inner.file}
+		var said []error
+		d := newDisk(file, inner.head, func(err error) { said = append(said, err) })
+		loc := layout.Loc(5, 0)
+		d.Put(loc, 1, storedOf(loc, 1, 10))
+		settle(d)
+		if n := get(t, d, loc, 1, 10); n != 10 {
+			t.Fatalf("%d of 10 blocks", n)
+		}
+		f(t, d, file, loc, &said)
+		if err := d.Close(); err != nil {
+			t.Error(err)
+		}
+		close(inner.stop) // of its writer; the file is closed
+	})
+}
+
+// TestDiskHangs checks that nobody waits long for a disk that hangs, or for ever to
+// close it, that it is not asked until it answers again, and that a late answer
+// reaches nobody.
+func TestDiskHangs(t *testing.T) {
+	onHangingDisk(t, func(t *testing.T, d *Disk, file *hangingFile, loc layout.Location, said *[]error) {
+		for range 2 {
+			*said = nil
+			release := file.hang()
+			start := time.Now()
+			var wg sync.WaitGroup
+			for range 3 * mostReads {
+				wg.Go(func() {
+					dst := make([]byte, 10*diskBlock)
+					d.Get(loc, 1, dst, func(_, n int, found bool) {
+						if n != 10 || found {
+							t.Errorf("a run of %d blocks, found: %v, on a disk that hangs", n, found)
+						}
+					})
+					time.Sleep(time.Hour) // the disk answers meanwhile
+					if !bytes.Equal(dst, make([]byte, len(dst))) {
+						t.Error("a late answer came to who does not wait for it")
+					}
+				})
+			}
+			time.Sleep(hangTime + time.Second)
+			synctest.Wait()
+			if file.hanging > mostReads {
+				t.Errorf("%d reads hang", file.hanging)
+			}
+			if err := d.Stats().Err; !errors.Is(err, ErrHangs) || len(*said) != 1 || !errors.Is((*said)[0], ErrHangs) {
+				t.Errorf("said %v, the state is %v", *said, err)
+			}
+			hang := time.Since(start)
+			if n := get(t, d, loc, 1, 10); n != 0 || time.Since(start) != hang {
+				t.Errorf("%d blocks of a disk that hangs, after %v", n, time.Since(start)-hang)
+			}
+			d.Put(loc.Add(20), 1, storedOf(loc.Add(20), 1, 1))
+			release()
+			synctest.Wait()
+			if err := d.Stats().Err; err != nil || len(*said) != 2 || (*said)[1] != nil {
+				t.Errorf("said %v, the state is %v, after the disk has answered", *said, err)
+			}
+			if n := get(t, d, loc, 1, 10); n != 10 {
+				t.Errorf("%d of 10 blocks after the disk has answered", n)
+			}
+			wg.Wait()
+		}
+	})
+	onHangingDisk(t, func(t *testing.T, d *Disk, file *hangingFile, loc layout.Location, said *[]error) {
+		var first, second sync.WaitGroup
+		releaseFirst := file.hang()
+		first.Go(func() { get(t, d, loc, 1, 10) })
+		synctest.Wait()
+		releaseSecond := file.hang()
+		second.Go(func() { get(t, d, loc, 1, 10) })
+		first.Wait()
+		second.Wait()
+		releaseFirst()
+		synctest.Wait()
+		if n := get(t, d, loc, 1, 10); n != 0 || len(*said) != 1 {
+			t.Errorf("%d blocks while one of two reads still hangs, said %v", n, *said)
+		}
+		releaseSecond()
+		synctest.Wait()
+		if n := get(t, d, loc, 1, 10); n != 10 || len(*said) != 2 {
+			t.Errorf("%d blocks after both have returned, said %v", n, *said)
+		}
+	})
+	onHangingDisk(t, func(t *testing.T, d *Disk, file *hangingFile, loc layout.Location, said *[]error) {
+		release := file.hang()
+		get(t, d, loc, 1, 10)
+		file.mu.Lock()
+		file.fails = errors.New("broken")
+		file.mu.Unlock()
+		release()
+		synctest.Wait()
+		if err := d.Stats().Err; !errors.Is(err, file.fails) || len(*said) != 2 || !errors.Is((*said)[1], file.fails) {
+			t.Errorf("said %v, the state is %v, after the disk has failed", *said, err)
+		}
+	})
+	onHangingDisk(t, func(t *testing.T, d *Disk, file *hangingFile, loc layout.Location, said *[]error) {
+		release := file.hang()
+		d.Put(loc.Add(20), 1, storedOf(loc.Add(20), 1, 1))
+		start := time.Now()
+		if err := d.Close(); err != nil {
+			t.Error(err)
+		}
+		if took := time.Since(start); took > 2*hangTime || len(*said) != 1 {
+			t.Errorf("a close took %v, said %v", took, *said)
+		}
+		release()
+	})
 }
 
 // BenchmarkDiskHit is a read of one block from the page cache of the kernel.

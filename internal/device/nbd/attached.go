@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 )
 
 // errStopped is returned for a client that comes after the server has stopped.
@@ -51,4 +52,7 @@ func (s *Server) drop(c *conn) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.conns, c)
+	if i := slices.Index(s.unsure, c); i >= 0 {
+		s.unsure = slices.Delete(s.unsure, i, i+1)
+	}
 }

@@ -37,6 +37,7 @@ func startServer(t testing.TB, vol device.Volume, opts Options) *testServer {
 	opts.Listening = func(a net.Addr) { listening <- a }
 	ctx, cancel := context.WithCancel(context.Background())
 	s := &testServer{Server: New(vol, opts), stop: cancel, done: make(chan error, 1)}
+	shared := s.memory.shared.Load()
 	go func() { s.done <- s.Run(ctx) }()
 	select {
 	case s.addr = <-listening:
@@ -48,6 +49,9 @@ func startServer(t testing.TB, vol device.Volume, opts Options) *testServer {
 		cancel()
 		if err := <-s.done; err != nil {
 			t.Errorf("server: %v", err)
+		}
+		if left := s.memory.shared.Load(); left != shared {
+			t.Errorf("%d bytes of memory are left, there were %d", left, shared)
 		}
 	})
 	return s
@@ -161,6 +165,7 @@ type client struct {
 	size       uint64
 	flags      uint16
 	structured bool
+	parts      bool // replies may have several chunks
 	blockSize  int
 	maxDiscard int64
 
@@ -175,6 +180,8 @@ type client struct {
 type pending struct {
 	answer chan answer
 	length int // bytes that follow a simple reply without error
+	off    uint64
+	data   []byte // of the chunks so far
 }
 
 // answer is the whole reply to a request.
@@ -188,6 +195,7 @@ type answer struct {
 
 type clientOptions struct {
 	simple bool // do not negotiate structured replies
+	parts  bool // take several chunks for one reply
 	name   string
 }
 
@@ -196,7 +204,7 @@ func dial(t testing.TB, s *testServer, o clientOptions) *client {
 	raw := dialRaw(t, s)
 	raw.hello(flagFixedNewstyle | flagNoZeroes)
 	c := &client{
-		t: t, nc: raw.nc, structured: !o.simple, blockSize: s.geometry.BlockSize,
+		t: t, nc: raw.nc, structured: !o.simple, parts: o.parts, blockSize: s.geometry.BlockSize,
 		pending: make(map[uint64]pending), ended: make(chan struct{}),
 	}
 	if c.structured {
@@ -277,13 +285,24 @@ func (c *client) receiveAll(r io.Reader) error {
 				ch <- answer{err: err}
 				return err
 			}
+			kind := binary.BigEndian.Uint16(h[6:])
 			if f := binary.BigEndian.Uint16(h[4:]); f != replyFlagDone {
-				c.t.Errorf("chunk with flags %#x; every reply should be one chunk", f)
+				if f != 0 || kind != chunkOffsetData || !c.parts {
+					c.t.Errorf("chunk of type %d with flags %#x; every reply should be one chunk", kind, f)
+				}
+				wanted.data = append(wanted.data, p[8:]...)
+				c.mu.Lock()
+				c.pending[cookie] = wanted
+				c.mu.Unlock()
+				continue
 			}
-			switch kind := binary.BigEndian.Uint16(h[6:]); kind {
+			switch kind {
 			case chunkNone:
 			case chunkOffsetData:
-				a.data = p[8:]
+				if off := binary.BigEndian.Uint64(p); off != wanted.off+uint64(len(wanted.data)) {
+					c.t.Errorf("chunk for offset %d, after %d bytes from %d", off, len(wanted.data), wanted.off)
+				}
+				a.data = append(wanted.data, p[8:]...)
 			case chunkBlockStatus:
 				for p = p[4:]; len(p) > 0; p = p[4:] {
 					a.extents = append(a.extents, binary.BigEndian.Uint32(p))
@@ -306,7 +325,7 @@ func (c *client) receiveAll(r io.Reader) error {
 // start sends a request and returns the channel for its answer.
 func (c *client) start(flags, cmd uint16, off uint64, length uint32, payload []byte) <-chan answer {
 	ch := make(chan answer, 1)
-	want := pending{answer: ch}
+	want := pending{answer: ch, off: off}
 	if cmd == cmdRead {
 		want.length = int(length)
 	}

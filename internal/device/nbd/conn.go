@@ -63,12 +63,11 @@ type conn struct {
 	sender *sender
 
 	// For the reader only.
-	r           *bufio.Reader // over conn.Read
-	out         []byte        // replies not handed to sender yet
-	hungUp      bool          // the other side has hung up; requests are parked
-	parked      []*task
-	parkedBytes int64
-	poll        *hangUpPoll
+	r      *bufio.Reader // over conn.Read
+	out    []byte        // replies not handed to sender yet; batchSize in the transmission phase
+	hungUp bool          // the other side has hung up; requests are parked
+	parked []*task
+	poll   *hangUpPoll
 
 	// Negotiated; constant in the transmission phase.
 	structured bool   // structured replies
@@ -85,11 +84,13 @@ type conn struct {
 	settled  chan struct{} // closed when no request of a client that vanished can take effect any more
 
 	tasks sync.WaitGroup
+	room  chan struct{} // holds something when a task has left since the reader found too little room
 	mu    sync.Mutex
-	// waiting tasks and their bytes; limited while the reader waits for room.
-	waiting      int
-	waitingBytes int64
-	limited      bool
+	// waiting tasks, and the memory that they and the reader hold (see memory);
+	// limited while the reader waits for room.
+	waiting int
+	held    int64
+	limited bool
 }
 
 func newConn(ctx context.Context, s *Server, nc net.Conn) (*conn, error) {
@@ -110,9 +111,9 @@ func newConn(ctx context.Context, s *Server, nc net.Conn) (*conn, error) {
 		raw:     raw,
 		log:     s.opts.Log.With().Stringer("client", nc.RemoteAddr()).Logger(),
 		sender:  newSender(nc),
-		out:     make([]byte, 0, batchSize),
 		poll:    newHangUpPoll(),
 		settled: make(chan struct{}),
+		room:    make(chan struct{}, 1),
 	}
 	// Requests outlive the server's ctx for as long as stop allows.
 	c.ctx, c.cancel = context.WithCancel(context.WithoutCancel(ctx))
@@ -137,14 +138,21 @@ func (c *conn) serve() {
 // serveRequests is the transmission phase. It returns what ended it (see
 // transmit) when all tasks have ended.
 func (c *conn) serveRequests() error {
+	batch, err := c.srv.buffers.get(batchSize)
+	if err != nil {
+		return err
+	}
+	defer c.srv.buffers.put(batch)
+	c.out = append(batch.p[:0], c.out...)
 	c.srv.settle(c)
 	c.serving.Store(true)
-	err := c.transmit()
+	err = c.transmit()
 	if errors.Is(err, errDisconnect) || errors.Is(err, errStopping) && !c.hungUp {
 		close(c.settled)
 		for _, t := range c.parked {
 			c.enlist(t)
 			c.run(t)
+			c.free(t.payload)
 		}
 		c.flush(nil)
 		c.tasks.Wait()
@@ -152,6 +160,9 @@ func (c *conn) serveRequests() error {
 		c.cut()
 		c.tasks.Wait()
 		close(c.settled)
+		for _, t := range c.parked {
+			c.free(t.payload)
+		}
 	}
 	return err
 }
@@ -237,53 +248,59 @@ func (c *conn) flush(body []byte) {
 func (c *conn) skip(n int) { _, _ = c.r.Discard(n) }
 
 // start runs t on a goroutine of its own. At the limit it waits for room first; if
-// the client hangs up, it parks t.
+// the client hangs up, it parks t. If it fails, it gives back the memory of t.
 func (c *conn) start(t *task) error {
 	for !c.hungUp {
-		if c.enter(t.cost) {
+		if c.enter() {
 			c.enlist(t)
 			c.tasks.Go(func() {
 				c.run(t)
-				c.leave(t.cost)
+				c.leave(t)
 			})
 			return nil
 		}
 		if err := c.awaitRoom(); err != nil {
+			c.free(t.payload)
 			return err
 		}
 	}
-	c.parkedBytes += t.cost
-	if len(c.parked) >= maxParked || c.parkedBytes > maxTotal {
+	if _, ok := c.take(0, parkedBytes); !ok {
+		c.free(t.payload)
 		return errUnread
 	}
+	t.cost += parkedBytes
 	c.parked = append(c.parked, t)
 	return nil
 }
 
-// enter counts a task of cost bytes if there is room, and reports whether it did.
-func (c *conn) enter(cost int64) bool {
+// enter counts a task if there is room, and reports whether it did.
+func (c *conn) enter() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	full := c.waiting >= maxWaiting || c.waitingBytes+cost > maxTotal
-	if full && !c.stopping.Load() { // the last request of all may be one too many
+	if c.waiting >= maxWaiting {
 		c.limited = true
 		return false
 	}
 	c.limited = false
 	c.waiting++
-	c.waitingBytes += cost
 	return true
 }
 
-// leave ends the count of a task and wakes the reader if it waits for room.
-func (c *conn) leave(cost int64) {
+// leave ends the count of a task, gives back its memory, and wakes the reader if it
+// waits for room.
+func (c *conn) leave(t *task) {
+	c.srv.buffers.put(t.buffer)
 	c.mu.Lock()
 	c.waiting--
-	c.waitingBytes -= cost
+	c.srv.memory.shrink(&c.held, t.cost)
 	wake := c.limited
 	c.limited = false
 	c.mu.Unlock()
 	if wake {
+		select {
+		case c.room <- struct{}{}:
+		default:
+		}
 		_ = c.nc.SetReadDeadline(longAgo()) // fails only if the connection has ended
 	}
 }
@@ -292,6 +309,10 @@ func (c *conn) leave(cost int64) {
 // socket does not wake it.
 func (c *conn) awaitRoom() error {
 	c.flush(nil)
+	if c.stopping.Load() {
+		<-c.room // stop bounds how long a task takes, and no hang-up has to be noticed any more
+		return nil
+	}
 	// The runtime calls again at every event of the socket; a hang-up is one.
 	err := c.raw.Read(c.poll.ask)
 	switch {

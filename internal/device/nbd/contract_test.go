@@ -24,6 +24,7 @@ func TestContract(t *testing.T) {
 		"Block512":      {geometry: device.Geometry{Size: 1 << 20, BlockSize: 512}},
 		"MaxDiscard":    {geometry: device.Geometry{Size: 8 << 20, BlockSize: 4096, MaxDiscard: 5 * 4096}},
 		"WithoutFast":   {geometry: g, slow: true},
+		"InParts":       {geometry: g, slow: true, opts: scarce(), client: clientOptions{parts: true}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			devtest.Run(t, func(t *testing.T) device.Volume {

@@ -13,16 +13,20 @@ func (c *conn) execute(t *task) (payload []byte, err error) {
 	switch t.cmd {
 	case cmdRead:
 		off, _, _ := s.cover(t.request)
-		if err := s.vol.ReadAt(c.ctx, t.buf.p, off); err != nil {
+		if err := s.vol.ReadAt(c.ctx, t.p, off); err != nil {
 			return nil, err
 		}
-		return t.buf.p[t.head : t.head+int(t.length)], nil
+		return t.p[t.head : t.head+int(t.length)], nil
 	case cmdBlockStatus:
 		return c.blockStatus(t.request)
 	case cmdFlush:
 		return nil, s.vol.Flush(c.ctx)
 	}
-	if err := c.change(t); err != nil {
+	err = c.change(t)
+	if t.split != nil {
+		err = t.split.wait(err)
+	}
+	if err != nil {
 		return nil, err
 	}
 	if t.flags&cmdFlagFUA != 0 {
@@ -60,30 +64,33 @@ func (c *conn) writeBlocks(t *task) error {
 	s := c.srv
 	off, n, head := s.cover(t.request)
 	if s.aligned(t.request) {
-		return s.vol.WriteAt(c.ctx, t.buf.p, off)
+		return s.vol.WriteAt(c.ctx, t.p, off)
 	}
+	bs := s.geometry.BlockSize
+	edge, err := s.buffers.get(bs)
+	if err != nil {
+		return err
+	}
+	defer s.buffers.put(edge)
 	s.beginRMW()
 	defer s.endRMW()
-	bs := s.geometry.BlockSize
-	edge := s.buffers.get(bs)
-	defer s.buffers.put(edge)
 	tail := head + int(t.length) // where the payload ends
 	if head > 0 || tail < bs {
 		if err := s.vol.ReadAt(c.ctx, edge.p, off); err != nil {
 			return err
 		}
-		copy(t.buf.p[:head], edge.p)
+		copy(t.p[:head], edge.p)
 		if tail < bs {
-			copy(t.buf.p[tail:], edge.p[tail:])
+			copy(t.p[tail:], edge.p[tail:])
 		}
 	}
 	if last := int(n) - bs; last > 0 && tail < int(n) {
 		if err := s.vol.ReadAt(c.ctx, edge.p, off+int64(last)); err != nil {
 			return err
 		}
-		copy(t.buf.p[tail:], edge.p[tail-last:])
+		copy(t.p[tail:], edge.p[tail-last:])
 	}
-	return s.vol.WriteAt(c.ctx, t.buf.p, off)
+	return s.vol.WriteAt(c.ctx, t.p, off)
 }
 
 // writeZeroes zeroes exactly the bytes of req.
@@ -117,7 +124,10 @@ func (c *conn) writeZeroes(req request) error {
 // zeroPart zeroes the bytes from to to of the block at off.
 func (c *conn) zeroPart(off, from, to int64) error {
 	s := c.srv
-	block := s.buffers.get(s.geometry.BlockSize)
+	block, err := s.buffers.get(s.geometry.BlockSize)
+	if err != nil {
+		return err
+	}
 	defer s.buffers.put(block)
 	if err := s.vol.ReadAt(c.ctx, block.p, off); err != nil {
 		return err

@@ -38,6 +38,7 @@ func FuzzConnection(f *testing.F) {
 		s := New(vol, Options{Log: zerolog.New(&failed).Level(zerolog.ErrorLevel), HandshakeTimeout: time.Hour})
 		c, _, client := pipelined(t, s)
 		s.conns[c] = struct{}{}
+		s.unsure = append(s.unsure, c)
 		done := make(chan struct{})
 		go func() {
 			defer close(done)

@@ -76,6 +76,9 @@ func (c *conn) option(option uint32, data []byte, noZeroes bool) (done bool, err
 		if name := string(data); !c.srv.exports(name) {
 			return false, fmt.Errorf("client asked for unknown export %.64q", name)
 		}
+		if err := c.srv.admit(c); err != nil {
+			return false, err
+		}
 		c.out = c.appendExport(c.out)
 		if !noZeroes {
 			c.out = append(c.out, make([]byte, 124)...)
@@ -123,6 +126,12 @@ func (c *conn) info(option uint32, data []byte) bool {
 	if !c.srv.exports(name) {
 		c.refuse(option, repErrUnknown, "no such export")
 		return false
+	}
+	if option == optGo {
+		if err := c.srv.admit(c); err != nil {
+			c.refuse(option, repErrPolicy, err.Error())
+			return false
+		}
 	}
 	c.reply(option, repInfo, c.appendExport(binary.BigEndian.AppendUint16(nil, infoExport))...)
 	told := make(map[uint16]bool)

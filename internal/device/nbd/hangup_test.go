@@ -337,13 +337,15 @@ func TestNothingWaitsBehindASlowRequest(t *testing.T) {
 // At the limit of waiting requests reading stops, and continues when there is room;
 // the client's end is noticed all the same.
 func TestLimitOfWaitingRequests(t *testing.T) {
+	opts := Options{Memory: 64 << 20, MaxConns: 8}
+	alone := int(New(devtest.NewMemory(testGeometry()), opts).memory.shared.Load()/2 + ownBytes)
 	for name, test := range map[string]struct{ n, size, limit int }{
 		"requests": {maxWaiting + 70, 4096, maxWaiting},
-		"bytes":    {20, 4 << 20, maxTotal / (4 << 20)},
+		"bytes":    {20, 4 << 20, alone / (4 << 20)},
 	} {
 		setup := func(t *testing.T) (*devtest.Memory, *testServer, *client, func()) {
 			vol := devtest.NewMemory(device.Geometry{Size: 256 << 20, BlockSize: 4096})
-			s := startServer(t, vol, Options{})
+			s := startServer(t, vol, opts)
 			c := dial(t, s, clientOptions{})
 			release := vol.Block(devtest.Write)
 			p := bytes.Repeat([]byte{1}, test.size)
@@ -391,7 +393,7 @@ func TestLimitOfWaitingRequests(t *testing.T) {
 // that its last word is not heard.
 func TestTooMuchLeftBehind(t *testing.T) {
 	vol := newStalling(testGeometry())
-	s := startServer(t, vol, Options{})
+	s := startServer(t, vol, scarce()) // each connection has ownBytes
 	c := dial(t, s, clientOptions{})
 	c.startWrite(0, block(1))
 	<-vol.entered
@@ -405,7 +407,7 @@ func TestTooMuchLeftBehind(t *testing.T) {
 	}
 	one := append(requestBytes(0, cmdWrite, 9, 4095, 2), 1, 1)
 	n, err := c.nc.Write(bytes.Repeat(one, 200<<10))
-	if n/len(one)*8192 < maxTotal {
+	if n/len(one)*8192 < ownBytes {
 		t.Skipf("the socket took %d bytes (%v), which does not reach the limit", n, err)
 	}
 	c.vanish()

@@ -5,8 +5,9 @@
 // device.Fast can serve at once are served right there, directly from and to the
 // connection's buffers, and their replies go out together when the goroutine is
 // about to read from the socket again. Each request that may wait gets a goroutine
-// of its own, so that it holds up nothing behind it. Their number is bounded; at
-// the limit the connection reads no further.
+// of its own, so that it holds up nothing behind it. Their number is bounded, and the
+// memory of all connections is (see memory); at a limit the connection reads no
+// further.
 //
 // If a client hangs up, its waiting requests are cancelled, and none of them takes
 // effect afterwards: it may come back on another connection, send them again and
@@ -20,6 +21,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -41,8 +43,13 @@ type Options struct {
 
 	Log zerolog.Logger
 
-	// MaxConns bounds the number of connections, 128 by default; further ones are
-	// closed at once.
+	// Memory bounds the memory of all connections together, in bytes, 256 MiB by
+	// default. A connection that finds too little reads no further for a while.
+	Memory int64
+
+	// MaxConns bounds the number of connections that have chosen the export. A
+	// further one may not. By default it is one for each 2 MiB of Memory, at most
+	// 128.
 	MaxConns int
 
 	// HandshakeTimeout bounds the time from accepting a connection to its
@@ -58,10 +65,13 @@ type Options struct {
 }
 
 const (
+	defaultMemory           = 256 << 20
 	defaultMaxConns         = 128
 	defaultHandshakeTimeout = 30 * time.Second
 	defaultStopTimeout      = 10 * time.Second
 
+	// maxHandshakes bounds the connections that have not chosen the export yet.
+	maxHandshakes = 128
 	// hangUpWait bounds how long a new connection waits until one whose client
 	// has hung up has read what is left in its socket; see settle.
 	hangUpWait = time.Second
@@ -82,19 +92,24 @@ type Server struct {
 	opts     Options
 	errLog   zerolog.Logger // for what a broken volume would repeat endlessly
 
+	memory   memory
 	buffers  buffers
 	overlaps overlaps
 
 	wg      sync.WaitGroup // one for each connection
 	mu      sync.Mutex
 	conns   map[*conn]struct{}
-	stopped bool // accepts no more of them
+	unsure  []*conn // those of conns that have not chosen the export, oldest first
+	stopped bool    // accepts no more of them
 }
 
 // New returns a server of vol.
 func New(vol device.Volume, opts Options) *Server {
+	if opts.Memory == 0 {
+		opts.Memory = defaultMemory
+	}
 	if opts.MaxConns == 0 {
-		opts.MaxConns = defaultMaxConns
+		opts.MaxConns = int(max(1, min(opts.Memory/bytesPerConn, defaultMaxConns)))
 	}
 	if opts.HandshakeTimeout == 0 {
 		opts.HandshakeTimeout = defaultHandshakeTimeout
@@ -109,6 +124,8 @@ func New(vol device.Volume, opts Options) *Server {
 		errLog:   opts.Log.Sample(&zerolog.BurstSampler{Burst: 10, Period: time.Minute}),
 		conns:    make(map[*conn]struct{}),
 	}
+	s.memory.divide(opts.Memory, opts.MaxConns)
+	s.buffers.limit = opts.Memory
 	s.fast, _ = vol.(device.Fast)
 	s.alloc, _ = vol.(device.Allocator)
 	return s
@@ -116,8 +133,9 @@ func New(vol device.Volume, opts Options) *Server {
 
 // Run listens and serves until ctx is cancelled, and then returns nil. It stops in
 // this order: it accepts no more, reads no more, waits for at most StopTimeout for
-// the requests that it has received, cancels the rest, closes the connections and
-// waits for all that it started. An error says why it could not listen or accept.
+// the requests that it has received, cancels the rest, closes the connections, waits
+// for all that it started and frees the memory. An error says why it could not listen
+// or accept.
 func (s *Server) Run(ctx context.Context) error {
 	l, release, err := listen.Listen(ctx, s.opts.Network, s.opts.Address)
 	if err != nil {
@@ -131,6 +149,9 @@ func (s *Server) Run(ctx context.Context) error {
 		release()
 		closed <- l.Close()
 	})
+	var aging sync.WaitGroup
+	untilStopped, stopAging := context.WithCancel(context.WithoutCancel(ctx))
+	aging.Go(func() { s.buffers.age(untilStopped) })
 	err = s.accept(ctx, l)
 	if unwatch() {
 		// It has failed, and was not stopped.
@@ -139,6 +160,9 @@ func (s *Server) Run(ctx context.Context) error {
 	}
 	err = errors.Join(err, <-closed)
 	s.stop()
+	stopAging()
+	aging.Wait()
+	err = errors.Join(err, s.buffers.free())
 	if err != nil {
 		return fmt.Errorf("serve NBD on %s:%s: %w", s.opts.Network, s.opts.Address, err)
 	}
@@ -171,27 +195,50 @@ func (s *Server) accept(ctx context.Context, l net.Listener) error {
 	}
 }
 
-// take starts a connection, or closes it if there are too many.
+// take starts a connection. If too many have not chosen the export, it ends the
+// oldest of those: clients choose at once.
 func (s *Server) take(ctx context.Context, nc net.Conn) {
 	c, err := newConn(ctx, s, nc)
-	if err == nil {
-		s.mu.Lock()
-		if len(s.conns) >= s.opts.MaxConns {
-			err = fmt.Errorf("there are already %d connections", len(s.conns))
-		} else {
-			s.conns[c] = struct{}{}
-		}
-		s.mu.Unlock()
-	}
 	if err != nil {
 		s.errLog.Warn().Err(err).Stringer("client", nc.RemoteAddr()).Msg("NBD connection refused")
 		_ = nc.Close() // nothing was sent on it
 		return
 	}
+	s.mu.Lock()
+	var oldest *conn
+	if len(s.unsure) >= maxHandshakes {
+		oldest = s.unsure[0]
+		s.unsure = slices.Delete(s.unsure, 0, 1)
+		delete(s.conns, oldest)
+	}
+	s.conns[c] = struct{}{}
+	s.unsure = append(s.unsure, c)
+	s.mu.Unlock()
+	if oldest != nil {
+		s.errLog.Warn().Stringer("client", oldest.nc.RemoteAddr()).Msg("NBD handshake ended: too many newer clients are in theirs")
+		oldest.cut()
+	}
 	s.wg.Go(func() {
 		c.serve()
 		s.drop(c)
 	})
+}
+
+// admit lets c choose the export, unless there are too many that have.
+func (s *Server) admit(c *conn) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	i := slices.Index(s.unsure, c)
+	if i < 0 {
+		return errStopping // its place was given to a newer one
+	}
+	if n := len(s.conns) - len(s.unsure); n >= s.opts.MaxConns {
+		err := fmt.Errorf("there are already %d connections", n)
+		s.errLog.Warn().Err(err).Stringer("client", c.nc.RemoteAddr()).Msg("NBD connection refused")
+		return err
+	}
+	s.unsure = slices.Delete(s.unsure, i, i+1)
+	return nil
 }
 
 // stop ends all connections and waits for them.

@@ -75,11 +75,51 @@ func TestStopCancelsWhatDoesNotFinish(t *testing.T) {
 func TestTooManyConnections(t *testing.T) {
 	s := startServer(t, devtest.NewMemory(testGeometry()), Options{MaxConns: 2})
 	a, b := dial(t, s, clientOptions{}), dial(t, s, clientOptions{})
-	dialRaw(t, s).wantEnd()
+	old := dialRaw(t, s)
+	old.hello(flagFixedNewstyle | flagNoZeroes)
+	old.send(cat(be64(magicOption), be32(optExportName), be32(0))) // it has no error reply
+	old.wantEnd()
+	c := dialRaw(t, s)
+	c.hello(flagFixedNewstyle | flagNoZeroes)
+	if r := c.option(optInfo, cat(str(""), be16(0))); r.kind != repInfo || c.optReply().kind != repAck {
+		t.Errorf("info at the limit of connections: %+v", r)
+	}
+	if r := c.option(optGo, cat(str(""), be16(0))); r.kind != repErrPolicy || string(r.data) != "there are already 2 connections" {
+		t.Errorf("go at the limit of connections: %#x %q", r.kind, r.data)
+	}
 	a.vanish()
+	waitFor(t, "a place", func() bool { return len(s.connections()) == 2 })
+	if r := c.option(optGo, cat(str(""), be16(0))); r.kind != repInfo || c.optReply().kind != repAck {
+		t.Errorf("go after a connection has ended: %#x %q", r.kind, r.data)
+	}
+	if err := c.nc.Close(); err != nil {
+		t.Error(err)
+	}
 	waitFor(t, "a place", func() bool { return len(s.connections()) == 1 })
 	dial(t, s, clientOptions{}).mustRead(0, 1)
 	b.mustRead(0, 1)
+}
+
+// Clients that do not finish the handshake keep nobody out.
+func TestHalfOpenHandshakes(t *testing.T) {
+	s := startServer(t, devtest.NewMemory(testGeometry()), Options{MaxConns: 1, HandshakeTimeout: time.Hour})
+	var half []*rawClient
+	for range maxHandshakes + 3 {
+		c := dialRaw(t, s)
+		c.recv(18)
+		half = append(half, c)
+	}
+	for _, c := range half[:3] { // the oldest have made room
+		c.wantEnd()
+	}
+	c := dial(t, s, clientOptions{})
+	c.mustRead(0, 1)
+	waitFor(t, "the ones that were ended to be gone", func() bool { return len(s.connections()) == maxHandshakes })
+	last := half[len(half)-1]
+	last.send(be32(flagFixedNewstyle | flagNoZeroes))
+	if r := last.option(optList, nil); r.kind != repServer {
+		t.Errorf("a later one cannot go on: %+v", r)
+	}
 }
 
 func run(opts Options) error {

@@ -57,6 +57,7 @@ const (
 	repInfo        = 3
 	repMetaContext = 4
 	repErrUnsup    = 1<<31 + 1
+	repErrPolicy   = 1<<31 + 2
 	repErrInvalid  = 1<<31 + 3
 	repErrUnknown  = 1<<31 + 6
 )
@@ -130,10 +131,8 @@ const (
 	maxDropped = 64 << 20 // payload of a refused write that is read and dropped; above it the connection is closed
 	maxOption  = 64 << 10 // data of an option
 	maxName    = 4096     // an export name or a query, as the protocol says
-	maxTotal   = 64 << 20 // payloads waiting on one connection
 	maxWaiting = 128      // requests waiting on one connection
 	maxStatus  = 8 << 10  // extents in one reply to a block status request: 64 KiB
-	maxParked  = 64 << 10 // requests left by a client that hung up
 )
 
 var errProtocol = errors.New("client broke the protocol")

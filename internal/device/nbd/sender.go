@@ -17,7 +17,7 @@ type sender struct {
 	batch   net.Buffers // what is being written
 	filling uint64      // number of the batch that queue belongs to
 	written uint64      // number of the first batch that is not yet written
-	busy    bool        // somebody is writing
+	busy    bool        // somebody is writing, or between begin and end
 	err     error       // the first failure; nothing is written after it
 }
 
@@ -62,4 +62,39 @@ func (s *sender) send(bufs ...[]byte) error {
 	s.err = err
 	s.turn.Broadcast()
 	return err
+}
+
+// begin keeps all others from writing until end, and lets write follow. If it
+// fails, the connection has failed, and end must not be called.
+func (s *sender) begin() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for s.busy && s.err == nil {
+		s.turn.Wait()
+	}
+	if s.err != nil {
+		return s.err
+	}
+	s.busy = true
+	return nil
+}
+
+// write writes all bufs in order, between begin and end.
+func (s *sender) write(bufs ...[]byte) error {
+	batch := net.Buffers(bufs)
+	_, err := batch.WriteTo(s.nc)
+	if err != nil {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.err = err
+	}
+	return err
+}
+
+// end lets the others write again.
+func (s *sender) end() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.busy = false
+	s.turn.Broadcast()
 }

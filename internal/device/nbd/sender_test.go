@@ -138,6 +138,7 @@ func pipelined(t testing.TB, s *Server) (c *conn, counter *countingConn, client 
 		t.Fatal(err)
 	}
 	t.Cleanup(c.cut)
+	c.out = make([]byte, 0, batchSize)
 	c.structured = true
 	c.serving.Store(true)
 	return c, counter, ends[1]
@@ -264,19 +265,4 @@ func TestHitsDoNotAllocate(t *testing.T) {
 	}); n != 0 {
 		t.Errorf("%v allocations for 16 requests", n)
 	}
-}
-
-func TestBuffers(t *testing.T) {
-	var b buffers
-	for _, n := range []int{0, 1, 4095, 4096, 4097, 1 << 20, 1<<20 + 1, maxRequest + 8192, 1 << maxBufferBits} {
-		got := b.get(n)
-		if len(got.p) != n || cap(got.p) > max(2*n, 1<<minBufferBits) {
-			t.Errorf("buffer of %d bytes has length %d and capacity %d", n, len(got.p), cap(got.p))
-		}
-		b.put(got)
-		if again := b.get(n); len(again.p) != n {
-			t.Errorf("reused buffer of %d bytes has length %d", n, len(again.p))
-		}
-	}
-	b.put(nil)
 }

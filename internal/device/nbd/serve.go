@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"sync"
 
 	"bs3/internal/device"
 )
@@ -13,13 +14,44 @@ import (
 // task is a request that may wait.
 type task struct {
 	request
-	// buf is for the payload of a write or of a read. It covers whole blocks; the
-	// payload begins at head.
-	buf    *buffer
+	// The memory of a write or a read covers whole blocks; the data begins at head.
+	// That of a read may be for less than all of it, see runParts.
+	payload
 	head   int
-	cost   int64 // bytes of memory, counted against maxTotal
-	span   *span // of a request that changes something
+	span   *span  // of a request that changes something
+	split  *split // of a write that was received in parts
+	more   bool   // another part of split follows this one
 	header [64]byte
+}
+
+// split is a write that is received in parts, for want of memory. Each is a task of
+// its own, and the last answers for all.
+type split struct {
+	before sync.WaitGroup // one for each part before the last
+	mu     sync.Mutex
+	err    error // the first one of those
+}
+
+// done ends a part before the last.
+func (s *split) done(err error) {
+	s.mu.Lock()
+	if s.err == nil {
+		s.err = err
+	}
+	s.mu.Unlock()
+	s.before.Done()
+}
+
+// wait returns what to answer, after the last part has ended with err. The parts
+// before it were started before it.
+func (s *split) wait(err error) error {
+	s.before.Wait()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.err != nil {
+		return s.err
+	}
+	return err
 }
 
 // next reads one request and serves it or starts a task for it. An error ends
@@ -60,10 +92,21 @@ func (c *conn) next() error {
 	case req.cmd == cmdWrite:
 		return c.write(req)
 	case req.cmd == cmdBlockStatus:
-		return c.start(&task{request: req, cost: maxStatus * descriptorLen})
+		return c.claimAndStart(req, statusBytes)
+	case req.cmd == cmdWriteZeroes && !c.srv.aligned(req):
+		return c.claimAndStart(req, c.srv.geometry.BlockSize)
 	default:
 		return c.start(&task{request: req})
 	}
+}
+
+// claimAndStart starts a task that needs n bytes of memory beside its payload.
+func (c *conn) claimAndStart(req request, n int) error {
+	mem, err := c.claim(0, n)
+	if err != nil {
+		return err
+	}
+	return c.start(&task{request: req, payload: mem})
 }
 
 // check returns what is wrong with a request; 0 if nothing is.
@@ -161,13 +204,16 @@ func (c *conn) read(req request) error {
 		try = false
 	}
 	off, n, head := s.cover(req)
-	buf := s.buffers.get(int(n))
-	if !try || !s.fast.TryReadAt(buf.p, off) {
-		return c.start(&task{request: req, buf: buf, head: head, cost: int64(cap(buf.p))})
+	mem, err := c.claim(int(n), 0)
+	if err != nil {
+		return err
 	}
-	defer s.buffers.put(buf)
+	if !try || c.hungUp || len(mem.p) < int(n) || !s.fast.TryReadAt(mem.p, off) {
+		return c.start(&task{request: req, payload: mem, head: head})
+	}
+	defer c.free(mem)
 	c.out = c.appendReadHeader(c.out, req)
-	body := buf.p[head : head+int(req.length)]
+	body := mem.p[head : head+int(req.length)]
 	if fits {
 		c.out = append(c.out, body...)
 		return nil
@@ -194,16 +240,43 @@ func (c *conn) write(req request) error {
 		}
 		tried = true
 	}
-	_, covered, head := s.cover(req)
-	buf := s.buffers.get(int(covered))
-	if _, err := io.ReadFull(c.r, buf.p[head:head+n]); err != nil {
-		return err
+	extra := 0
+	if !aligned {
+		extra = s.geometry.BlockSize // see writeBlocks
 	}
-	if !tried && c.tryWrite(buf.p, int64(req.off)) {
-		s.buffers.put(buf)
-		return c.written(req)
+	var parts *split
+	for {
+		_, covered, head := s.cover(req)
+		mem, err := c.claim(int(covered), extra)
+		if err != nil {
+			return err
+		}
+		part := req
+		more := len(mem.p) < int(covered)
+		if more {
+			part.length = uint32(len(mem.p) - head)
+			part.flags &^= cmdFlagFUA // the last part flushes
+			if parts == nil {
+				parts = new(split)
+			}
+		}
+		if _, err := io.ReadFull(c.r, mem.p[head:head+int(part.length)]); err != nil {
+			c.free(mem)
+			return err
+		}
+		if !tried && parts == nil && c.tryWrite(mem.p, int64(req.off)) {
+			c.free(mem)
+			return c.written(req)
+		}
+		if more {
+			parts.before.Add(1)
+		}
+		if err := c.start(&task{request: part, payload: mem, head: head, split: parts, more: more}); err != nil || !more {
+			return err
+		}
+		req.off += uint64(part.length)
+		req.length -= part.length
 	}
-	return c.start(&task{request: req, buf: buf, head: head, cost: int64(cap(buf.p))})
 }
 
 // written answers a write that the volume has done. With FUA that needs a flush,
@@ -260,15 +333,19 @@ func (c *conn) appendReadHeader(b []byte, req request) []byte {
 
 // run serves t and sends its reply.
 func (c *conn) run(t *task) {
-	defer c.srv.buffers.put(t.buf)
+	if t.more {
+		t.split.done(c.change(t))
+		return
+	}
+	if _, n, _ := c.srv.cover(t.request); t.cmd == cmdRead && len(t.p) < int(n) {
+		c.runParts(t)
+		return
+	}
 	payload, err := c.execute(t)
 	b := t.header[:0]
 	switch {
 	case err != nil:
-		if c.ctx.Err() == nil {
-			c.srv.errLog.Error().Err(err).Uint16("command", t.cmd).Uint64("offset", t.off).Uint32("length", t.length).
-				Msg("NBD request failed")
-		}
+		c.logFailure(t, err)
 		b = c.appendFailure(b, t.cookie, errnoOf(err), err.Error())
 	case t.cmd == cmdRead:
 		b = c.appendReadHeader(b, t.request)
@@ -282,6 +359,60 @@ func (c *conn) run(t *task) {
 		_ = c.sender.send(b, payload)
 	} else {
 		_ = c.sender.send(b)
+	}
+}
+
+// runParts serves a read whose memory is for a part of it: one part after another
+// is read and sent. Without structured replies, or if the client forbids several
+// chunks, the parts are one reply. No other one comes between them then, and after
+// the first part an error can only end the connection.
+func (c *conn) runParts(t *task) {
+	whole := !c.structured || t.flags&cmdFlagDF != 0
+	send := c.sender.send
+	if whole {
+		if c.sender.begin() != nil {
+			return
+		}
+		defer c.sender.end()
+		send = c.sender.write
+	}
+	for rest := t.request; rest.length > 0; {
+		off, n, head := c.srv.cover(rest)
+		p := t.p[:min(len(t.p), int(n))]
+		if err := c.srv.vol.ReadAt(c.ctx, p, off); err != nil {
+			c.logFailure(t, err)
+			if whole && rest.length < t.length {
+				c.cut()
+				return
+			}
+			_ = send(c.appendFailure(t.header[:0], t.cookie, errnoOf(err), err.Error())) // as in run
+			return
+		}
+		part := rest
+		part.length = uint32(min(int(rest.length), len(p)-head))
+		rest.off += uint64(part.length)
+		rest.length -= part.length
+		var b []byte
+		switch {
+		case !whole:
+			b = c.appendReadHeader(t.header[:0], part)
+			if rest.length > 0 {
+				binary.BigEndian.PutUint16(b[4:], 0) // without replyFlagDone
+			}
+		case part.off == t.off:
+			b = c.appendReadHeader(t.header[:0], t.request)
+		}
+		if send(b, p[head:head+int(part.length)]) != nil {
+			return // as in run
+		}
+	}
+}
+
+// logFailure logs the failure of t, unless its client is gone.
+func (c *conn) logFailure(t *task, err error) {
+	if c.ctx.Err() == nil {
+		c.srv.errLog.Error().Err(err).Uint16("command", t.cmd).Uint64("offset", t.off).Uint32("length", t.length).
+			Msg("NBD request failed")
 	}
 }
 

@@ -298,18 +298,20 @@ func TestSizesAndAlignments(t *testing.T) {
 			rnd := rand.New(rand.NewPCG(seed, 0))
 			m := devtest.NewMemory(device.Geometry{Size: size, BlockSize: 4096})
 			var vol device.Volume = m
+			opts := Options{}
 			if hide {
 				vol = slow{m}
+				opts = scarce()
 			}
-			c := dial(t, startServer(t, vol, Options{}), clientOptions{simple: simple})
+			c := dial(t, startServer(t, vol, opts), clientOptions{simple: simple, parts: true})
 			model := make([]byte, size)
 			for _, n := range []int{
 				1, 511, 512, 513, 4095, 4096, 4097, 8192, peekMax - 1, peekMax, peekMax + 1, peekMax + 4096,
-				readerSize, batchSize - 4096, batchSize - 16, batchSize - 28, batchSize, batchSize + 1, 1 << 20, maxRequest - 1, maxRequest,
+				readerSize, batchSize - 4096, batchSize - 16, batchSize - 28, batchSize, batchSize + 1, 1 << 20, 3 << 20, maxRequest - 1, maxRequest,
 			} {
 				offsets := []int{0, 1, 4095, 4096, rnd.IntN(size - maxRequest), rnd.IntN(2*maxRequest/4096) * 4096}
 				if n > 1<<20 {
-					if simple || hide {
+					if n > 3<<20 && (simple || hide) {
 						continue // they take the same ways in larger strides, and long under -race
 					}
 					offsets = offsets[1:4]
