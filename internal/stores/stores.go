@@ -28,8 +28,8 @@ type Store struct {
 	Uploaders, Downloaders int  // requests at a time, each way
 	UnsafeNoFencing        bool // see bs3.Options
 
-	close   func() error
-	waiting func() (since time.Time, lastErr error, waiting bool)
+	close func() error
+	retry *objproxy.Retry // nil for a store that OpenToAsk has opened
 }
 
 // Close closes the store; closing it again changes nothing. No request may be
@@ -39,7 +39,11 @@ func (s *Store) Close() error { return s.close() }
 // Waiting returns since when requests wait for the store, and its last error;
 // see objproxy.Retry.Waiting. It is safe for concurrent use, and panics on a
 // store that OpenToAsk has opened.
-func (s *Store) Waiting() (since time.Time, lastErr error, waiting bool) { return s.waiting() }
+func (s *Store) Waiting() (since time.Time, lastErr error, waiting bool) { return s.retry.Waiting() }
+
+// Oldest returns when the oldest request was made that the store has not
+// answered yet, and reports whether there is one. It is like Waiting otherwise.
+func (s *Store) Oldest() (since time.Time, underWay bool) { return s.retry.Oldest() }
 
 // kind is a kind of store as c configures it.
 type kind struct {
@@ -127,7 +131,7 @@ func OpenToServe(ctx context.Context, c config.Config, log zerolog.Logger) (*Sto
 	}
 	late := objproxy.NewLate(k.toServe)
 	retry := objproxy.NewRetry(late, objproxy.RetryOptions{Log: log})
-	return k.store(objproxy.NewPriority(retry, k.uploaders, k.downloaders), late.Close, retry.Waiting), nil
+	return k.store(objproxy.NewPriority(retry, k.uploaders, k.downloaders), late.Close, retry), nil
 }
 
 // OpenToAsk opens the store that c describes as it is. Its Gets and Lists are
@@ -161,10 +165,10 @@ func find(ctx context.Context, c config.Config) (kind, error) {
 	return k, nil
 }
 
-func (k kind) store(s objproxy.Store, closing func() error, waiting func() (time.Time, error, bool)) *Store {
+func (k kind) store(s objproxy.Store, closing func() error, retry *objproxy.Retry) *Store {
 	return &Store{
 		Store: s, Where: k.where,
 		Uploaders: k.uploaders, Downloaders: k.downloaders, UnsafeNoFencing: k.unsafeNoFencing,
-		close: sync.OnceValue(closing), waiting: waiting,
+		close: sync.OnceValue(closing), retry: retry,
 	}
 }
