@@ -59,7 +59,7 @@ type kind struct {
 }
 
 // kinds is the table of stores, by their names in the configuration. Its
-// functions send no request.
+// functions send no request, but look at what is on this machine.
 func kinds() map[string]func(context.Context, config.Config) (kind, error) {
 	return map[string]func(context.Context, config.Config) (kind, error){
 		config.StoreDir: directory,
@@ -68,12 +68,16 @@ func kinds() map[string]func(context.Context, config.Config) (kind, error) {
 }
 
 func directory(_ context.Context, c config.Config) (kind, error) {
+	// Nobody makes a directory of a file while it is waited for.
+	if info, err := os.Stat(c.Dir.Path); err == nil && !info.IsDir() {
+		return kind{}, c.Refuse("dir.path", "must be a directory, not a file")
+	}
 	return kind{
 		where:       "directory " + c.Dir.Path,
 		uploaders:   c.Dir.Uploaders,
 		downloaders: c.Dir.Downloaders,
 		toServe: func(ctx context.Context) (objproxy.Store, error) {
-			return dir.Open(ctx, c.Dir.Path)
+			return dir.OpenLasting(ctx, c.Dir.Path)
 		},
 		toAsk: func(context.Context) (objproxy.Store, error) {
 			if _, err := os.Stat(c.Dir.Path); err != nil {
@@ -85,18 +89,28 @@ func directory(_ context.Context, c config.Config) (kind, error) {
 }
 
 func bucket(ctx context.Context, c config.Config) (kind, error) {
+	key, err := c.S3.CustomerKey()
+	if err != nil {
+		return kind{}, fmt.Errorf("s3.sse_customer_key: %w", err) // config.Validate refuses it
+	}
 	b, err := s3.New(ctx, s3.Options{
-		Bucket:       c.S3.Bucket,
-		Endpoint:     c.S3.Remote,
-		Region:       c.S3.Region,
-		AccessKey:    string(c.S3.AccessKey),
-		SecretKey:    string(c.S3.SecretKey),
-		Prefix:       c.S3.Prefix,
-		Workers:      c.S3.Uploaders + c.S3.Downloaders,
-		HTTP2:        c.S3.HTTP2,
-		StorageClass: c.S3.StorageClass,
-		Checksums:    s3.Checksums(c.S3.Checksums),
-		SignPayload:  s3.SignPayload(c.S3.SignPayload),
+		Bucket:         c.S3.Bucket,
+		Endpoint:       c.S3.Remote,
+		Region:         c.S3.Region,
+		AccessKey:      string(c.S3.AccessKey),
+		SecretKey:      string(c.S3.SecretKey),
+		SessionToken:   string(c.S3.SessionToken),
+		CACert:         c.S3.CACert,
+		PathStyle:      s3.PathStyle(c.S3.PathStyle),
+		Prefix:         c.S3.Prefix,
+		Workers:        c.S3.Uploaders + c.S3.Downloaders,
+		HTTP2:          c.S3.HTTP2,
+		StorageClass:   c.S3.StorageClass,
+		Checksums:      s3.Checksums(c.S3.Checksums),
+		SignPayload:    s3.SignPayload(c.S3.SignPayload),
+		SSE:            c.S3.SSE,
+		SSEKMSKeyID:    c.S3.SSEKMSKeyID,
+		SSECustomerKey: key,
 	})
 	if err != nil {
 		return kind{}, err
