@@ -102,6 +102,7 @@ type watched struct {
 
 	mu    sync.Mutex
 	timer *time.Timer
+	due   time.Time // when the timer fires; it may have fired for an earlier time
 	phase phase
 	since time.Time     // when the request was written, in phase waiting
 	bound time.Duration // to wait for the answer, in phase waiting
@@ -117,6 +118,7 @@ const (
 	sending   phase = iota // it is not written to its connection yet
 	waiting                // for the answer
 	receiving              // the answer has begun
+	ended
 )
 
 // watch returns a watched request of the given method, and a ctx that ends when
@@ -134,6 +136,7 @@ func (s *Store) watch(ctx context.Context, method string, bytes int64) (reqCtx c
 	if method == http.MethodPut {
 		w.sendStall = atSlowest
 	}
+	w.due = time.Now().Add(w.sendStall)
 	w.timer = time.AfterFunc(w.sendStall, w.look)
 	return httptrace.WithClientTrace(reqCtx, &httptrace.ClientTrace{
 		GotConn:      func(i httptrace.GotConnInfo) { w.got(i.Conn) },
@@ -142,8 +145,17 @@ func (s *Store) watch(ctx context.Context, method string, bytes int64) (reqCtx c
 }
 
 func (w *watched) stop() {
+	w.mu.Lock()
+	w.phase = ended
 	w.timer.Stop()
+	w.mu.Unlock()
 	w.cancel(nil)
+}
+
+// wait lets the timer fire after d. The caller holds w.mu.
+func (w *watched) wait(d time.Duration) {
+	w.due = time.Now().Add(d)
+	w.timer.Reset(d)
 }
 
 // got notes the connection of the request.
@@ -161,7 +173,7 @@ func (w *watched) wrote(err error) {
 		return
 	}
 	w.phase, w.since, w.bound = waiting, time.Now(), w.pace.bound(w.least, w.most)
-	w.timer.Reset(w.bound)
+	w.wait(w.bound)
 }
 
 // answered notes that the answer has begun.
@@ -172,7 +184,7 @@ func (w *watched) answered() {
 		w.pace.answered(time.Since(w.since))
 	}
 	w.phase = receiving
-	w.timer.Reset(w.stall)
+	w.wait(w.stall)
 }
 
 // moved notes that some of the payload was transferred.
@@ -181,9 +193,9 @@ func (w *watched) moved() {
 	defer w.mu.Unlock()
 	switch w.phase {
 	case sending:
-		w.timer.Reset(w.sendStall)
+		w.wait(w.sendStall)
 	case receiving:
-		w.timer.Reset(w.stall)
+		w.wait(w.stall)
 	}
 }
 
@@ -192,17 +204,20 @@ func (w *watched) moved() {
 func (w *watched) look() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.phase != waiting {
+	switch {
+	case w.phase == ended || time.Now().Before(w.due):
+		return // the timer fired for what was before
+	case w.phase != waiting:
 		w.cancel(errStuck)
 		return
 	}
 	switch unsent := unsentBytes(w.conn); {
 	case unsent > 0 && unsent != w.unsent: // it is still on its way
 		w.unsent = unsent
-		w.timer.Reset(max(w.bound, w.stall))
+		w.wait(max(w.bound, w.stall))
 	case unsent == 0 && w.unsent > 0: // it has arrived since the last look
 		w.unsent = 0
-		w.timer.Reset(w.bound)
+		w.wait(w.bound)
 	case unsent > 0:
 		w.cancel(errStuck)
 	default:
