@@ -5,5 +5,5 @@ package dir
 func BreakOpen(l *Lasting) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.use.store.root.Close()
+	_ = l.use.store.root.Close()
 }

@@ -94,7 +94,7 @@ func TestSlowReceiver(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close()
+	defer func() { _ = l.Close() }()
 	const size, leastWait = 4 << 20, 100 * time.Millisecond
 	go func() {
 		conn, err := l.Accept()
@@ -105,7 +105,7 @@ func TestSlowReceiver(t *testing.T) {
 		_ = conn.(*net.TCPConn).SetReadBuffer(64 << 10)
 		buf := make([]byte, 32<<10)
 		for n := 0; n < size; {
-			time.Sleep(leastWait / 25) //nolint:forbidigo // a slow receiver
+			time.Sleep(leastWait / 25)
 			m, err := conn.Read(buf)
 			if err != nil {
 				return
