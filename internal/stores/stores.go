@@ -50,6 +50,7 @@ type kind struct {
 	where                  string // for people
 	uploaders, downloaders int
 	unsafeNoFencing        bool
+	refused                error // why it cannot be served, a *config.Error, and waiting does not help; nil = it can
 	// toServe opens the store, and makes its directory or bucket if that is
 	// missing.
 	toServe func(context.Context) (objproxy.Store, error)
@@ -68,14 +69,15 @@ func kinds() map[string]func(context.Context, config.Config) (kind, error) {
 }
 
 func directory(_ context.Context, c config.Config) (kind, error) {
-	// Nobody makes a directory of a file while it is waited for.
+	var refused error
 	if info, err := os.Stat(c.Dir.Path); err == nil && !info.IsDir() {
-		return kind{}, c.Refuse("dir.path", "must be a directory, not a file")
+		refused = c.Refuse("dir.path", "must be a directory, not a file")
 	}
 	return kind{
 		where:       "directory " + c.Dir.Path,
 		uploaders:   c.Dir.Uploaders,
 		downloaders: c.Dir.Downloaders,
+		refused:     refused,
 		toServe: func(ctx context.Context) (objproxy.Store, error) {
 			return dir.OpenLasting(ctx, c.Dir.Path)
 		},
@@ -137,11 +139,14 @@ func bucket(ctx context.Context, c config.Config) (kind, error) {
 // OpenToServe returns the store that c describes, with two priorities for
 // requests, which are tried again for as long as their ctx allows. It sends no
 // request: the first one opens the store, and makes a directory or bucket that
-// is missing. Errors: volume.ErrStore.
+// is missing. Errors: volume.ErrStore, *config.Error.
 func OpenToServe(ctx context.Context, c config.Config, log zerolog.Logger) (*Store, error) {
 	k, err := find(ctx, c)
 	if err != nil {
 		return nil, err
+	}
+	if k.refused != nil {
+		return nil, k.refused
 	}
 	late := objproxy.NewLate(k.toServe)
 	retry := objproxy.NewRetry(late, objproxy.RetryOptions{Log: log})
