@@ -26,10 +26,10 @@ const (
 	racers = 8
 	// races is how often that is done. A store that looks first and puts then may
 	// get it right by chance.
-	races = 4
+	races = 3
 	// raceSize is how many bytes each of them puts: some stores look before the
 	// bytes arrive.
-	raceSize = 64 << 10
+	raceSize = 8 << 10
 	// cleanUpTime is how long the probe waits for its objects to be deleted.
 	cleanUpTime = 10 * time.Second
 )
