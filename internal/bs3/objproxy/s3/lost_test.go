@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -19,6 +20,7 @@ type losing struct {
 	loses  atomic.Int32 // how many requests it will lose
 	opened atomic.Int32 // connections
 	closed chan struct{}
+	gate   sync.WaitGroup // requests are answered once as many as it counts are there
 }
 
 func (l *losing) start(t *testing.T) *s3.Store {
@@ -26,6 +28,7 @@ func (l *losing) start(t *testing.T) *s3.Store {
 	l.closed = make(chan struct{})
 	srv := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		io.Copy(io.Discard, r.Body)
+		l.gate.Wait()
 		if l.loses.Add(-1) >= 0 {
 			select {
 			case <-r.Context().Done():
@@ -67,10 +70,21 @@ func TestLostAnswer(t *testing.T) {
 		t.Run(what, func(t *testing.T) {
 			l := &losing{}
 			s := l.start(t)
-			s.SetTimes(time.Hour, 50*time.Millisecond)
-			if err := request(s); err != nil {
-				t.Fatal(err)
+			s.SetTimes(time.Hour, 500*time.Millisecond)
+			l.gate.Add(1)
+			var both sync.WaitGroup
+			for range 2 { // each on a connection of its own
+				both.Go(func() {
+					if err := request(s); err != nil {
+						t.Error(err)
+					}
+				})
 			}
+			for l.opened.Load() < 2 {
+				time.Sleep(time.Millisecond)
+			}
+			l.gate.Done()
+			both.Wait()
 			l.loses.Store(1)
 			err := request(s)
 			if meaning(err) != "transient" || !strings.Contains(err.Error(), "has not answered for") {

@@ -3,6 +3,7 @@ package s3
 import (
 	"context"
 	"encoding/xml"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -197,8 +198,10 @@ var pathStyleCodes = []string{"SecondLevelDomainForbidden", "VirtualHostDomainRe
 // next try makes a new connection.
 func (r *requester) noAnswer(reqCtx context.Context, err error) error {
 	why := stuck(reqCtx, err)
-	if t, ok := r.transport.(*http.Transport); ok && why != err { //nolint:errorlint // whether it is the same
-		t.CloseIdleConnections()
+	if _, ok := errors.AsType[*givenUp](why); ok {
+		if t, ok := r.transport.(*http.Transport); ok {
+			t.CloseIdleConnections()
+		}
 	}
 	return &noAnswer{why}
 }
