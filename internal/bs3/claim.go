@@ -200,6 +200,8 @@ func (o *opening) probe(ctx context.Context) error {
 		return nil
 	case errors.Is(err, objproxy.ErrNoConditionalPut):
 		return fmt.Errorf("%w: %w; a second writer could destroy the volume", volume.ErrRefused, err)
+	case errors.Is(err, objproxy.ErrWrongRange):
+		return fmt.Errorf("%w: %w; a volume could not be opened again", volume.ErrRefused, err)
 	}
 	return err
 }

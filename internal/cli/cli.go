@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -68,6 +69,7 @@ func newRoot(a *app) *cobra.Command {
 		&cobra.Command{Use: "version", Short: "Print the version", Args: cobra.NoArgs, RunE: a.printVersion},
 	)
 	addHelp(root)
+	root.SetHelpCommand(newHelp(root))
 	return root
 }
 
@@ -82,6 +84,21 @@ func (a *app) config(cmd *cobra.Command) (config.Config, error) {
 		return config.Parse(contrib.LocalName, contrib.Local())
 	}
 	return config.Load(a.path, cmd.Flags().Changed("config"))
+}
+
+// newHelp is cobra's command of that name, but refuses what it knows nothing of.
+func newHelp(root *cobra.Command) *cobra.Command {
+	return &cobra.Command{
+		Use:   "help [COMMAND]",
+		Short: "Help about any command",
+		RunE: func(_ *cobra.Command, args []string) error {
+			cmd, rest, err := root.Find(args)
+			if err != nil || len(rest) > 0 {
+				return fmt.Errorf("there is no command %q; bs3 help lists them", strings.Join(args, " "))
+			}
+			return cmd.Help()
+		},
+	}
 }
 
 // addHelp appends the environment variables and the exit codes to the help of

@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -259,8 +260,22 @@ func TestSecondSignalExits(t *testing.T) {
 	d.signal(os.Interrupt)
 	d.expect("closing the volume")
 	d.expect("WRN") // that it waits
-	d.signal(os.Interrupt)
+	// The same signal at once would not count, so it is sent until one does.
+	enough := make(chan struct{})
+	var sender sync.WaitGroup
+	sender.Go(func() {
+		for {
+			_ = d.cmd.Process.Signal(os.Interrupt)
+			select {
+			case <-enough:
+				return
+			case <-time.After(50 * time.Millisecond):
+			}
+		}
+	})
 	d.expect("second signal")
+	close(enough)
+	sender.Wait()
 	if code := d.wait(); code != exitOther {
 		t.Errorf("exit %d", code)
 	}

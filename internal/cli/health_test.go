@@ -186,7 +186,7 @@ func TestServiceManagerOfInterruptedOpen(t *testing.T) {
 		t.Fatal(err)
 	}
 	m := startServiceManager(t)
-	d := startDaemon(t, dir, []string{"NOTIFY_SOCKET=" + m.path, "BS3_DIR_PATH=" + file}, "--local")
+	d := startDaemon(t, dir, []string{"NOTIFY_SOCKET=" + m.path, "BS3_DIR_PATH=" + filepath.Join(file, "store")}, "--local")
 	m.expect("the store does not answer")
 	d.signal(syscall.SIGTERM)
 	if code := d.wait(); code != exitOK {

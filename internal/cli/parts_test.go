@@ -7,6 +7,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/rs/zerolog"
 
@@ -39,6 +40,55 @@ func TestWatchSignals(t *testing.T) {
 	raise(second)
 	<-exits
 	stop()
+}
+
+// timeout(1) signals the process, and its group a moment later.
+func TestSignalTwiceAtOnce(t *testing.T) {
+	exits, collect := make(chan struct{}, 8), make(chan struct{}, 1)
+	ctx, stop := watchSignals(t.Context(), zerolog.Nop(), collect, func() { exits <- struct{}{} })
+	defer stop()
+	raise := func(s syscall.Signal) {
+		t.Helper()
+		if err := syscall.Kill(os.Getpid(), s); err != nil {
+			t.Fatal(err)
+		}
+	}
+	raise(syscall.SIGTERM)
+	<-ctx.Done()
+	began := time.Now()
+	raise(syscall.SIGTERM)
+	raise(syscall.SIGUSR1)
+	<-collect // both have been looked at
+	select {
+	case <-exits:
+		if time.Since(began) < sameWithin {
+			t.Error("the same signal at once exits at once")
+		}
+		return
+	default:
+	}
+	for { // later it does
+		raise(syscall.SIGTERM)
+		select {
+		case <-exits:
+			return
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+}
+
+// Help about something that does not exist says so.
+func TestHelpAboutNothing(t *testing.T) {
+	for args, ok := range map[string]bool{"help": true, "help run": true, "help foo": false, "help run foo": false} {
+		root := newRoot(&app{version: "v"})
+		var out bytes.Buffer
+		root.SetOut(&out)
+		root.SetArgs(strings.Fields(args))
+		err := root.Execute()
+		if (err == nil) != ok || ok && !strings.Contains(out.String(), "Usage:") || !ok && !strings.Contains(err.Error(), "foo") {
+			t.Errorf("%s: %v", args, err)
+		}
+	}
 }
 
 func TestLogger(t *testing.T) {

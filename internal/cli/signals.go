@@ -6,13 +6,18 @@ import (
 	"os/signal"
 	"sync"
 	"syscall"
+	"time"
 
 	"github.com/rs/zerolog"
 )
 
+// sameWithin is how soon a signal that comes again is still the first one.
+const sameWithin = 100 * time.Millisecond
+
 // watchSignals returns a ctx that the first SIGINT, SIGTERM or SIGHUP (the
 // terminal is gone) cancels. The second one calls exit, because a clean stop
-// waits for the store. SIGUSR1 sends to collect, unless nothing is free there.
+// waits for the store. The same signal within sameWithin of the first is no second
+// one: timeout(1) and others signal a process and then its group. SIGUSR1 sends to collect, unless nothing is free there.
 // stop ends the watch; it must be called, and may be called again.
 func watchSignals(parent context.Context, log zerolog.Logger, collect chan<- struct{}, exit func()) (ctx context.Context, stop func()) {
 	ctx, cancel := context.WithCancel(parent)
@@ -24,7 +29,8 @@ func watchSignals(parent context.Context, log zerolog.Logger, collect chan<- str
 	done := make(chan struct{})
 	var wg sync.WaitGroup
 	wg.Go(func() {
-		stopping := false
+		var first os.Signal
+		var since time.Time // when it came
 		for {
 			select {
 			case <-done:
@@ -38,12 +44,12 @@ func watchSignals(parent context.Context, log zerolog.Logger, collect chan<- str
 					default:
 						log.Info().Msg("SIGUSR1: a garbage collection is waiting already")
 					}
-				case stopping:
-					exit()
-				default:
-					stopping = true
+				case first == nil:
+					first, since = s, time.Now()
 					log.Info().Stringer("signal", s).Msg("stopping; a second signal exits at once")
 					cancel()
+				case s != first || time.Since(since) >= sameWithin:
+					exit()
 				}
 			}
 		}

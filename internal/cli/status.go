@@ -70,8 +70,11 @@ func printStatus(out io.Writer, s daemon.Status, now time.Time) error {
 	row("store", "%s", s.Store.Where)
 	if since := s.Store.WaitingSince; since != nil {
 		row("", "does not answer as it should since %s (%v): %s", since.Format(time.RFC3339), now.Sub(*since).Round(time.Second), s.Store.LastError)
-	} else {
+	} else if s.Store.OldestRequest == nil {
 		row("", "nothing waits for it to answer")
+	}
+	if since := s.Store.OldestRequest; since != nil {
+		row("", "the oldest request that it has not answered was made %v ago", now.Sub(*since).Round(time.Millisecond))
 	}
 	if s.WrongAnswers > 0 {
 		row("", "%d of its answers to reads held other bytes than were written; the log names them", s.WrongAnswers)

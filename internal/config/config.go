@@ -9,6 +9,7 @@
 package config
 
 import (
+	"encoding/base64"
 	"fmt"
 	"net"
 	"path/filepath"
@@ -45,6 +46,14 @@ const (
 	SignPayloadAuto   = "auto"
 	SignPayloadAlways = "always"
 	SignPayloadNever  = "never"
+
+	PathStyleAuto   = "auto"
+	PathStyleAlways = "always"
+	PathStyleNever  = "never"
+
+	SSENone = ""
+	SSEAES  = "AES256"
+	SSEKMS  = "aws:kms"
 )
 
 // Stores lists the values of the key store.
@@ -102,15 +111,21 @@ type S3 struct {
 	Bucket          string `toml:"bucket" env:"BS3_S3_BUCKET" env-description:"Bucket; made if it is missing and the credentials allow it"`
 	Prefix          string `toml:"prefix" env:"BS3_S3_PREFIX" env-description:"Put all names below PREFIX/, so that volumes can share a bucket"`
 	Remote          string `toml:"remote" env:"BS3_S3_REMOTE" env-description:"Address of the server, http(s)://HOST[:PORT]; empty = AWS"`
-	Region          string `toml:"region" env:"BS3_S3_REGION" env-description:"Region"`
+	Region          string `toml:"region" env:"BS3_S3_REGION" env-description:"Region; empty = AWS_REGION, the AWS SDK's files, or else us-east-1"`
 	AccessKey       Secret `toml:"access_key" env:"BS3_S3_ACCESSKEY" env-description:"Access key; empty = the AWS SDK's own credential chain"`
 	SecretKey       Secret `toml:"secret_key" env:"BS3_S3_SECRETKEY" env-description:"Secret key; empty = the AWS SDK's own credential chain"`
+	SessionToken    Secret `toml:"session_token" env:"BS3_S3_SESSIONTOKEN" env-description:"Session token of temporary keys; empty = AWS_SESSION_TOKEN, if that belongs to the access key"`
+	CACert          string `toml:"ca_cert" env:"BS3_S3_CACERT" env-description:"File of certificates that may sign the server's, beside the system's; empty = AWS_CA_BUNDLE"`
+	PathStyle       string `toml:"path_style" env:"BS3_S3_PATHSTYLE" env-description:"Name the bucket in the path of addresses: auto (unless the server refuses that), always or never"`
 	Uploaders       int    `toml:"uploaders" env:"BS3_S3_UPLOADERS" env-description:"Most uploads at a time"`
 	Downloaders     int    `toml:"downloaders" env:"BS3_S3_DOWNLOADERS" env-description:"Most downloads at a time"`
 	Checksums       string `toml:"checksums" env:"BS3_S3_CHECKSUMS" env-description:"Checksums of requests: when_required or when_supported"`
 	SignPayload     string `toml:"sign_payload" env:"BS3_S3_SIGNPAYLOAD" env-description:"Hash uploaded data for the signature: auto (unless sent over TLS), always or never"`
 	HTTP2           bool   `toml:"http2" env:"BS3_S3_HTTP2" env-description:"Use HTTP/2 if the server does"`
 	StorageClass    string `toml:"storage_class" env:"BS3_S3_STORAGECLASS" env-description:"Storage class of new objects; empty = the bucket's own"`
+	SSE             string `toml:"sse" env:"BS3_S3_SSE" env-description:"Encryption by the server: AES256 or aws:kms; empty = the bucket's own"`
+	SSEKMSKeyID     string `toml:"sse_kms_key_id" env:"BS3_S3_SSEKMSKEYID" env-description:"Key of aws:kms; empty = the bucket's own"`
+	SSECustomerKey  Secret `toml:"sse_customer_key" env:"BS3_S3_SSECUSTOMERKEY" env-description:"Encryption by the server with this key, 32 bytes in base64"`
 	UnsafeNoFencing bool   `toml:"unsafe_no_fencing" env:"BS3_S3_UNSAFENOFENCING" env-description:"Use even a store without conditional puts, where nothing keeps two writers apart"`
 }
 
@@ -202,11 +217,11 @@ func Default() Config {
 		QueueDepth: 128,
 		S3: S3{
 			Bucket:      "bs3",
-			Region:      "us-east-1",
 			Uploaders:   32,
 			Downloaders: 128,
 			Checksums:   ChecksumsWhenRequired,
 			SignPayload: SignPayloadAuto,
+			PathStyle:   PathStyleAuto,
 		},
 		Dir:  Dir{Uploaders: 32, Downloaders: 128},
 		NBD:  NBD{Memory: 256},
@@ -256,6 +271,11 @@ func (c Config) Directories() []Directory {
 		list = append(list, Directory{"dir.path", c.Dir.Path})
 	}
 	return list
+}
+
+// CustomerKey decodes SSECustomerKey.
+func (s S3) CustomerKey() ([]byte, error) {
+	return base64.StdEncoding.DecodeString(string(s.SSECustomerKey))
 }
 
 // Secret is a string that is hidden unless it is converted to one.

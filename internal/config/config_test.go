@@ -18,7 +18,9 @@ import (
 // noEnvironment hides the variables that are set where the tests run.
 func noEnvironment(t *testing.T) {
 	t.Helper()
-	t.Setenv("CREDENTIALS_DIRECTORY", "")
+	for _, name := range []string{"CREDENTIALS_DIRECTORY", "AWS_CA_BUNDLE", "AWS_ACCESS_KEY_ID", "AWS_SESSION_TOKEN"} {
+		t.Setenv(name, "")
+	}
 	for _, v := range Variables() {
 		old, set := os.LookupEnv(v.Env)
 		if set {
@@ -462,7 +464,19 @@ func TestRules(t *testing.T) {
 		{"s3.prefix", func(c *Config) { c.S3.Prefix = "vm/" }},
 		{"s3.prefix", func(c *Config) { c.S3.Prefix = "vm/../x" }},
 		{"s3.prefix", func(c *Config) { c.S3.Prefix = "a\nb" }},
-		{"s3.region", func(c *Config) { c.S3.Region = "" }},
+		{"", func(c *Config) { c.S3.Region = "" }},
+		{"s3.path_style", func(c *Config) { c.S3.PathStyle = "sometimes" }},
+		{"s3.session_token", func(c *Config) { c.S3.SessionToken = "t" }},
+		{"", func(c *Config) { c.S3.AccessKey, c.S3.SecretKey, c.S3.SessionToken = "a", "s", "t" }},
+		{"", func(c *Config) { c.S3.SSE = "AES256" }},
+		{"", func(c *Config) { c.S3.SSE, c.S3.SSEKMSKeyID = "aws:kms", "k" }},
+		{"s3.sse", func(c *Config) { c.S3.SSE = "aes" }},
+		{"s3.sse_kms_key_id", func(c *Config) { c.S3.SSE, c.S3.SSEKMSKeyID = "AES256", "k" }},
+		{"", func(c *Config) { c.S3.SSECustomerKey = customerKey }},
+		{"s3.sse", func(c *Config) { c.S3.SSE, c.S3.SSECustomerKey = "AES256", customerKey }},
+		{"s3.sse_customer_key", func(c *Config) { c.S3.SSECustomerKey = Secret(customerKey[4:]) }},
+		{"s3.sse_customer_key", func(c *Config) { c.S3.SSECustomerKey = "no base64!" }},
+		{"s3.sse_customer_key", func(c *Config) { c.S3.Remote, c.S3.SSECustomerKey = "http://h", customerKey }},
 		{"", func(c *Config) { c.S3.Remote = "http://127.0.0.1:7070" }},
 		{"s3.remote", func(c *Config) { c.S3.Remote = "127.0.0.1:7070" }},
 		{"s3.remote", func(c *Config) { c.S3.Remote = "ftp://h" }},
@@ -529,10 +543,38 @@ func TestRules(t *testing.T) {
 	}
 }
 
+// customerKey is 32 bytes in base64.
+const customerKey = "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY="
+
+// What the AWS SDK's variables say counts where nothing else is configured, and a
+// token only with its key.
+func TestVariablesOfTheSDK(t *testing.T) {
+	const keys = "[s3]\naccess_key=\"a\"\nsecret_key=\"s\"\n"
+	for _, c := range []struct {
+		file, id    string
+		token, cert string // the result
+	}{
+		{"", "a", "", "bundle"},
+		{keys, "", "env", "bundle"},
+		{keys, "a", "env", "bundle"},
+		{keys, "b", "", "bundle"},
+		{keys + "session_token=\"t\"\nca_cert=\"c\"", "a", "t", "c"},
+	} {
+		noEnvironment(t)
+		t.Setenv("AWS_CA_BUNDLE", "bundle")
+		t.Setenv("AWS_SESSION_TOKEN", "env")
+		t.Setenv("AWS_ACCESS_KEY_ID", c.id)
+		got, err := Parse("x.toml", []byte(c.file))
+		if err != nil || string(got.S3.SessionToken) != c.token || got.S3.CACert != c.cert {
+			t.Errorf("%q, AWS_ACCESS_KEY_ID=%s: token %q, certificates %q, %v", c.file, c.id, string(got.S3.SessionToken), got.S3.CACert, err)
+		}
+	}
+}
+
 func TestSecretsAreNeverShown(t *testing.T) {
 	noEnvironment(t)
 	const secret = "hunter2"
-	s := S3{AccessKey: secret, SecretKey: secret}
+	s := S3{AccessKey: secret, SecretKey: secret, SessionToken: secret, SSECustomerKey: secret}
 	shown := fmt.Sprintf("%v %+v %#v %s %q", s, s, s, s.SecretKey, s.SecretKey)
 	text, err := s.SecretKey.MarshalText()
 	if err != nil {
@@ -542,6 +584,9 @@ func TestSecretsAreNeverShown(t *testing.T) {
 
 	for _, file := range []string{
 		"[s3]\nsecret_key = \"hunter2\"",                  // without an access key
+		"[s3]\nsession_token = \"hunter2\"",               // without keys
+		"[s3]\nsse_customer_key = \"hunter2\"",            // not 32 bytes
+		"[s3]\nsession_token = hunter2",                   // no TOML
 		"[s3]\nsecret_kye = \"hunter2\"",                  // misspelt
 		"[s3]\nsecret_key = [\"hunter2\"]",                // of the wrong type
 		"[s3]\nsecret_key = hunter2",                      // no TOML

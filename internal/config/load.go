@@ -38,6 +38,7 @@ func Parse(path string, text []byte) (Config, error) {
 	}
 	l.credentials(os.Getenv("CREDENTIALS_DIRECTORY"))
 	l.environment()
+	c.S3.takeSDK(os.Getenv)
 	c.fill(name(path))
 
 	// A key that could not be read keeps its default, and nobody chose that: it is
@@ -275,6 +276,18 @@ func (l *loader) environment() {
 	}
 }
 
+// takeSDK takes from variables of the AWS SDK what goes with the keys and the
+// server of s and is not set there.
+func (s *S3) takeSDK(getenv func(string) string) {
+	if s.CACert == "" {
+		s.CACert = getenv("AWS_CA_BUNDLE")
+	}
+	// A token belongs to one key.
+	if of := getenv("AWS_ACCESS_KEY_ID"); s.AccessKey != "" && s.SessionToken == "" && (of == "" || of == string(s.AccessKey)) {
+		s.SessionToken = Secret(getenv("AWS_SESSION_TOKEN"))
+	}
+}
+
 // forget drops the problems of a key whose value now comes from elsewhere.
 func (l *loader) forget(key string) {
 	l.problems = slices.DeleteFunc(l.problems, func(p Problem) bool { return p.Key == key })
@@ -289,10 +302,15 @@ func syntaxRule(err error, text []byte) string {
 	}
 	where := fmt.Sprintf("is not TOML: line %d", parse.Position.Line)
 	lines := bytes.Split(text, []byte("\n"))
-	if i := parse.Position.Line - 1; i >= 0 && i < len(lines) && bytes.Contains(lines[i], []byte("_key")) {
+	if i := parse.Position.Line - 1; i >= 0 && i < len(lines) && secretLine(lines[i]) {
 		return where + " (not shown: it may hold a secret)"
 	}
 	return where + ": " + parse.Message
+}
+
+// secretLine reports whether a line of a file may hold a secret.
+func secretLine(line []byte) bool {
+	return bytes.Contains(line, []byte("_key")) || bytes.Contains(line, []byte("_token"))
 }
 
 // Variable describes one key for the help.

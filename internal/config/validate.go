@@ -168,8 +168,10 @@ func (s S3) check(k *checker) {
 		"first and last a letter or digit, no two dots in a row, no IP address")
 	k.require(prefixName(s.Prefix), "s3.prefix", "must be up to %d printable ASCII characters; "+
 		"parts between slashes are not empty, . or ..", maxNameLength)
-	k.require(s.Region != "", "s3.region", "must not be empty")
 	k.require((s.AccessKey == "") == (s.SecretKey == ""), "s3.secret_key", "access_key and secret_key are set both or neither")
+	k.require(s.SessionToken == "" || s.AccessKey != "", "s3.session_token", "needs access_key and secret_key")
+	k.oneOf(s.PathStyle, "s3.path_style", PathStyleAuto, PathStyleAlways, PathStyleNever)
+	s.checkEncryption(k)
 	k.oneOf(s.Checksums, "s3.checksums", ChecksumsWhenRequired, ChecksumsWhenSupported)
 	k.oneOf(s.SignPayload, "s3.sign_payload", SignPayloadAuto, SignPayloadAlways, SignPayloadNever)
 	k.require(regexp.MustCompile(`^[A-Z0-9_]*$`).MatchString(s.StorageClass), "s3.storage_class",
@@ -179,6 +181,22 @@ func (s S3) check(k *checker) {
 		k.problems = append(k.problems, Problem{Key: "s3.remote", Value: u,
 			Rule: "must be empty or http(s)://HOST[:PORT], without user, query and fragment"})
 	}
+}
+
+// sseKeySize is the size of a key of AES256 in bytes.
+const sseKeySize = 32
+
+func (s S3) checkEncryption(k *checker) {
+	k.require(slices.Contains([]string{SSENone, SSEAES, SSEKMS}, s.SSE), "s3.sse", "must be empty, %s or %s", SSEAES, SSEKMS)
+	k.require(s.SSEKMSKeyID == "" || s.SSE == SSEKMS, "s3.sse_kms_key_id", "needs sse = %q", SSEKMS)
+	if s.SSECustomerKey == "" {
+		return
+	}
+	key, err := s.CustomerKey()
+	k.require(err == nil && len(key) == sseKeySize, "s3.sse_customer_key", "must be %d bytes in base64", sseKeySize)
+	k.require(s.SSE == SSENone, "s3.sse", "must be empty if sse_customer_key is set")
+	k.require(!strings.HasPrefix(s.Remote, "http://"), "s3.sse_customer_key",
+		"is sent with every request, so s3.remote must begin with https://")
 }
 
 // remote reports whether s is a valid s3.remote, and returns how to show it.

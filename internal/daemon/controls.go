@@ -33,6 +33,9 @@ type StoreStatus struct {
 	Where        string     `json:"where"`
 	WaitingSince *time.Time `json:"waiting_since"` // null while it answers
 	LastError    string     `json:"last_error,omitempty"`
+	// OldestRequest is when the oldest request was made that the store has not
+	// answered yet; null if there is none.
+	OldestRequest *time.Time `json:"oldest_request"`
 }
 
 // controls answer the calls.
@@ -80,6 +83,9 @@ func (d *controls) status() Status {
 	if since, err, waiting := d.store.Waiting(); waiting {
 		s.Store.WaitingSince = &since
 		s.Store.LastError = err.Error()
+	}
+	if since, underWay := d.store.Oldest(); underWay {
+		s.Store.OldestRequest = &since
 	}
 	return s
 }

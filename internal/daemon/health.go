@@ -122,9 +122,14 @@ func (h *health) Status() string {
 	}
 	if since, err, waiting := store.Waiting(); waiting {
 		text += fmt.Sprintf("; the store does not answer as it should since %s: %v", since.Format(time.DateTime), err)
+	} else if since, underWay := store.Oldest(); underWay && time.Since(since) >= longWait {
+		text += fmt.Sprintf("; the store has not answered a request for %v", time.Since(since).Round(time.Second))
 	}
 	return text
 }
+
+// longWait is how long a request may take before the status says so.
+const longWait = 5 * time.Second
 
 // Probe implements systemd.Service. It fails, or does not return, if the
 // volume is stuck. Waiting for the store is not being stuck.

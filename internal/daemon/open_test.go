@@ -22,7 +22,8 @@ func TestWaitingForAStoreAtTheStart(t *testing.T) {
 		t.Run(map[bool]string{false: "nothing to lose", true: "writes in chunk memory"}[holds], func(t *testing.T) {
 			dir := t.TempDir()
 			c := config.Default()
-			c.Store, c.Dir.Path, c.State.Path = config.StoreDir, filepath.Join(dir, "store"), filepath.Join(dir, "state")
+			c.Store, c.Dir.Path, c.State.Path = config.StoreDir, filepath.Join(dir, "parent", "store"), filepath.Join(dir, "state")
+			parent := filepath.Dir(c.Dir.Path)
 			c.Size, c.Write.Memory, c.Write.Linger = 1, 16, 600_000
 			if holds {
 				v, err := openVolume(t.Context(), c, &health{}, transports(), nbdTransport(), zerolog.Nop())
@@ -37,11 +38,11 @@ func TestWaitingForAStoreAtTheStart(t *testing.T) {
 				if err := v.close(killed); err == nil {
 					t.Fatal("it was closed cleanly")
 				}
-				if err := os.RemoveAll(c.Dir.Path); err != nil {
+				if err := os.RemoveAll(parent); err != nil {
 					t.Fatal(err)
 				}
 			}
-			if err := os.WriteFile(c.Dir.Path, nil, 0o600); err != nil { // in the way of the directory
+			if err := os.WriteFile(parent, nil, 0o600); err != nil { // in the way of the directory
 				t.Fatal(err)
 			}
 			synctest.Test(t, func(t *testing.T) {

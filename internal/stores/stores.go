@@ -28,8 +28,8 @@ type Store struct {
 	Uploaders, Downloaders int  // requests at a time, each way
 	UnsafeNoFencing        bool // see bs3.Options
 
-	close   func() error
-	waiting func() (since time.Time, lastErr error, waiting bool)
+	close func() error
+	retry *objproxy.Retry // nil for a store that OpenToAsk has opened
 }
 
 // Close closes the store; closing it again changes nothing. No request may be
@@ -39,13 +39,18 @@ func (s *Store) Close() error { return s.close() }
 // Waiting returns since when requests wait for the store, and its last error;
 // see objproxy.Retry.Waiting. It is safe for concurrent use, and panics on a
 // store that OpenToAsk has opened.
-func (s *Store) Waiting() (since time.Time, lastErr error, waiting bool) { return s.waiting() }
+func (s *Store) Waiting() (since time.Time, lastErr error, waiting bool) { return s.retry.Waiting() }
+
+// Oldest returns when the oldest request was made that the store has not
+// answered yet, and reports whether there is one. It is like Waiting otherwise.
+func (s *Store) Oldest() (since time.Time, underWay bool) { return s.retry.Oldest() }
 
 // kind is a kind of store as c configures it.
 type kind struct {
 	where                  string // for people
 	uploaders, downloaders int
 	unsafeNoFencing        bool
+	refused                error // why it cannot be served, a *config.Error, and waiting does not help; nil = it can
 	// toServe opens the store, and makes its directory or bucket if that is
 	// missing.
 	toServe func(context.Context) (objproxy.Store, error)
@@ -55,7 +60,7 @@ type kind struct {
 }
 
 // kinds is the table of stores, by their names in the configuration. Its
-// functions send no request.
+// functions send no request, but look at what is on this machine.
 func kinds() map[string]func(context.Context, config.Config) (kind, error) {
 	return map[string]func(context.Context, config.Config) (kind, error){
 		config.StoreDir: directory,
@@ -64,12 +69,17 @@ func kinds() map[string]func(context.Context, config.Config) (kind, error) {
 }
 
 func directory(_ context.Context, c config.Config) (kind, error) {
+	var refused error
+	if info, err := os.Stat(c.Dir.Path); err == nil && !info.IsDir() {
+		refused = c.Refuse("dir.path", "must be a directory, not a file")
+	}
 	return kind{
 		where:       "directory " + c.Dir.Path,
 		uploaders:   c.Dir.Uploaders,
 		downloaders: c.Dir.Downloaders,
+		refused:     refused,
 		toServe: func(ctx context.Context) (objproxy.Store, error) {
-			return dir.Open(ctx, c.Dir.Path)
+			return dir.OpenLasting(ctx, c.Dir.Path)
 		},
 		toAsk: func(context.Context) (objproxy.Store, error) {
 			if _, err := os.Stat(c.Dir.Path); err != nil {
@@ -81,18 +91,28 @@ func directory(_ context.Context, c config.Config) (kind, error) {
 }
 
 func bucket(ctx context.Context, c config.Config) (kind, error) {
+	key, err := c.S3.CustomerKey()
+	if err != nil {
+		return kind{}, fmt.Errorf("s3.sse_customer_key: %w", err) // config.Validate refuses it
+	}
 	b, err := s3.New(ctx, s3.Options{
-		Bucket:       c.S3.Bucket,
-		Endpoint:     c.S3.Remote,
-		Region:       c.S3.Region,
-		AccessKey:    string(c.S3.AccessKey),
-		SecretKey:    string(c.S3.SecretKey),
-		Prefix:       c.S3.Prefix,
-		Workers:      c.S3.Uploaders + c.S3.Downloaders,
-		HTTP2:        c.S3.HTTP2,
-		StorageClass: c.S3.StorageClass,
-		Checksums:    s3.Checksums(c.S3.Checksums),
-		SignPayload:  s3.SignPayload(c.S3.SignPayload),
+		Bucket:         c.S3.Bucket,
+		Endpoint:       c.S3.Remote,
+		Region:         c.S3.Region,
+		AccessKey:      string(c.S3.AccessKey),
+		SecretKey:      string(c.S3.SecretKey),
+		SessionToken:   string(c.S3.SessionToken),
+		CACert:         c.S3.CACert,
+		PathStyle:      s3.PathStyle(c.S3.PathStyle),
+		Prefix:         c.S3.Prefix,
+		Workers:        c.S3.Uploaders + c.S3.Downloaders,
+		HTTP2:          c.S3.HTTP2,
+		StorageClass:   c.S3.StorageClass,
+		Checksums:      s3.Checksums(c.S3.Checksums),
+		SignPayload:    s3.SignPayload(c.S3.SignPayload),
+		SSE:            c.S3.SSE,
+		SSEKMSKeyID:    c.S3.SSEKMSKeyID,
+		SSECustomerKey: key,
 	})
 	if err != nil {
 		return kind{}, err
@@ -119,15 +139,18 @@ func bucket(ctx context.Context, c config.Config) (kind, error) {
 // OpenToServe returns the store that c describes, with two priorities for
 // requests, which are tried again for as long as their ctx allows. It sends no
 // request: the first one opens the store, and makes a directory or bucket that
-// is missing. Errors: volume.ErrStore.
+// is missing. Errors: volume.ErrStore, *config.Error.
 func OpenToServe(ctx context.Context, c config.Config, log zerolog.Logger) (*Store, error) {
 	k, err := find(ctx, c)
 	if err != nil {
 		return nil, err
 	}
+	if k.refused != nil {
+		return nil, k.refused
+	}
 	late := objproxy.NewLate(k.toServe)
 	retry := objproxy.NewRetry(late, objproxy.RetryOptions{Log: log})
-	return k.store(objproxy.NewPriority(retry, k.uploaders, k.downloaders), late.Close, retry.Waiting), nil
+	return k.store(objproxy.NewPriority(retry, k.uploaders, k.downloaders), late.Close, retry), nil
 }
 
 // OpenToAsk opens the store that c describes as it is. Its Gets and Lists are
@@ -161,10 +184,10 @@ func find(ctx context.Context, c config.Config) (kind, error) {
 	return k, nil
 }
 
-func (k kind) store(s objproxy.Store, closing func() error, waiting func() (time.Time, error, bool)) *Store {
+func (k kind) store(s objproxy.Store, closing func() error, retry *objproxy.Retry) *Store {
 	return &Store{
 		Store: s, Where: k.where,
 		Uploaders: k.uploaders, Downloaders: k.downloaders, UnsafeNoFencing: k.unsafeNoFencing,
-		close: sync.OnceValue(closing), waiting: waiting,
+		close: sync.OnceValue(closing), retry: retry,
 	}
 }

@@ -82,3 +82,16 @@ func TestOpenDirectory(t *testing.T) {
 		t.Errorf("a file: %v", err)
 	}
 }
+
+// A file in the place of the directory is refused, not waited for.
+func TestDirectoryIsAFile(t *testing.T) {
+	c := config.Default()
+	c.Store, c.Dir.Path = config.StoreDir, filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(c.Dir.Path, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var refused *config.Error
+	if _, err := OpenToServe(t.Context(), c, zerolog.Nop()); !errors.As(err, &refused) {
+		t.Error(err)
+	}
+}

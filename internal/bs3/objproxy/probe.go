@@ -1,30 +1,64 @@
 package objproxy
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"sync"
+	"time"
 )
 
 // ErrNoConditionalPut means that the store does not honour conditions on a Put,
 // so that nothing keeps two writers of one volume apart.
 var ErrNoConditionalPut = errors.New("the store has no conditional puts")
 
+// ErrWrongRange means that the store answers a request for a part of an object
+// with other bytes.
+var ErrWrongRange = errors.New("the store returns other bytes than were requested")
+
 // ProbePrefix begins the names of the objects that Probe creates. A crash may
-// leave one behind.
+// leave some behind.
 const ProbePrefix = "probe/"
 
-// Probe finds out whether s honours conditions. It puts, replaces and deletes
-// one small object whose name ends in nonce, which must never have been used
-// before. An error that wraps ErrNoConditionalPut names the step that went wrong;
-// any other error means that the store could not be asked.
+const (
+	// racers put at the same time, in each of the probe's races.
+	racers = 8
+	// races is how often that is done. A store that looks first and puts then may
+	// get it right by chance.
+	races = 3
+	// raceSize is how many bytes each of them puts: some stores look before the
+	// bytes arrive.
+	raceSize = 8 << 10
+	// cleanUpTime is how long the probe waits for its objects to be deleted.
+	cleanUpTime = 10 * time.Second
+)
+
+// Probe finds out whether s honours conditions, and returns the parts of objects
+// that are requested. It puts, replaces and deletes small objects whose names end
+// in nonce, which must never have been used before. If they cannot be deleted
+// soon they are left behind. An error that wraps ErrNoConditionalPut or
+// ErrWrongRange names the step that went wrong; any other error means that the
+// store could not be asked.
 func Probe(ctx context.Context, s Store, nonce string) (err error) {
 	name := ProbePrefix + nonce
+	raced := name + "-race"
 	defer func() {
-		if e := s.Delete(ctx, []string{name}); e != nil {
+		cleanUp, cancel := context.WithTimeout(ctx, cleanUpTime)
+		defer cancel()
+		e := s.Delete(cleanUp, []string{name, raced})
+		if e != nil && (cleanUp.Err() == nil || ctx.Err() != nil) {
 			err = errors.Join(err, fmt.Errorf("probe the store: %w", e))
 		}
 	}()
+	if err := probeParts(ctx, s, name); err != nil {
+		return err
+	}
+	return probeRaces(ctx, s, raced)
+}
+
+// probeParts makes one conditional put after the other, and reads parts.
+func probeParts(ctx context.Context, s Store, name string) error {
 	p := prober{ctx: ctx, store: s, name: name}
 
 	// Whether a put that must succeed did so is judged by the content alone: its
@@ -33,7 +67,13 @@ func Probe(ctx context.Context, s Store, nonce string) (err error) {
 		return err
 	}
 	first, err := p.expect("first", "a new object, put on condition that none is there, is not there")
-	if err != nil {
+	switch {
+	case err != nil:
+		return err
+	case first == "":
+		return p.wrong("it gives an object no version (ETag)")
+	}
+	if err := p.parts("first"); err != nil {
 		return err
 	}
 	if held, err := p.put("again", IfAbsent()); err != nil {
@@ -59,7 +99,53 @@ func Probe(ctx context.Context, s Store, nonce string) (err error) {
 	return err
 }
 
-// prober is one run of Probe.
+// probeRaces lets several puts compete whose conditions hold for one of them.
+func probeRaces(ctx context.Context, s Store, name string) error {
+	p := prober{ctx: ctx, store: s, name: name}
+	cond, what := IfAbsent(), "no object is there"
+	for race := range races {
+		bodies := make([][]byte, racers)
+		held := make([]bool, racers)
+		errs := make([]error, racers)
+		var wg sync.WaitGroup
+		for i := range racers {
+			bodies[i] = bytes.Repeat([]byte{byte(race), byte(i)}, raceSize/2)
+			wg.Go(func() { held[i], errs[i] = p.put(string(bodies[i]), cond) })
+		}
+		wg.Wait()
+		if err := errors.Join(errs...); err != nil {
+			return err
+		}
+		winner, winners := -1, 0
+		for i := range racers {
+			if held[i] {
+				winner = i
+				winners++
+			}
+		}
+		if winners > 1 {
+			return p.wrong(fmt.Sprintf("of %d puts at a time on condition that %s, %d were accepted", racers, what, winners))
+		}
+		got := make([]byte, raceSize)
+		n, info, err := s.Get(ctx, name, got, -1)
+		if err != nil && !errors.Is(err, ErrNotFound) {
+			return fmt.Errorf("probe the store: %w", err)
+		}
+		// If the answer to the winner was lost, nobody seems to have won.
+		for i := range racers {
+			if winner < 0 && bytes.Equal(got[:n], bodies[i]) {
+				winner = i
+			}
+		}
+		if winner < 0 || !bytes.Equal(got[:n], bodies[winner]) {
+			return p.wrong(fmt.Sprintf("of %d puts at a time on condition that %s, another was stored than was accepted", racers, what))
+		}
+		cond, what = IfVersion(info.Version), "an object has its version"
+	}
+	return nil
+}
+
+// prober is one run of Probe, with one object.
 type prober struct {
 	ctx   context.Context
 	store Store
@@ -98,4 +184,24 @@ func (p *prober) expect(content, wrong string) (Version, error) {
 		return "", p.wrong(wrong)
 	}
 	return info.Version, nil
+}
+
+// parts reads parts of the object, from its beginning and from its end, and
+// checks that they are those of content.
+func (p *prober) parts(content string) error {
+	for _, part := range []struct{ off, n int }{{0, 2}, {1, 3}, {-1, 2}, {-1, len(content)}} {
+		buf := make([]byte, part.n)
+		n, info, err := p.store.Get(p.ctx, p.name, buf, int64(part.off))
+		if err != nil {
+			return fmt.Errorf("probe the store: %w", err)
+		}
+		want := content[len(content)-part.n:]
+		if part.off >= 0 {
+			want = content[part.off : part.off+part.n]
+		}
+		if string(buf[:n]) != want || info.Size != int64(len(content)) {
+			return fmt.Errorf("probe the store: %w: %d bytes at %d (-1 = the end) of %q are %q, of %d", ErrWrongRange, part.n, part.off, content, buf[:n], info.Size)
+		}
+	}
+	return nil
 }

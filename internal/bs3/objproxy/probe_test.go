@@ -6,6 +6,7 @@ import (
 	"strings"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"bs3/internal/bs3/objproxy"
 	"bs3/internal/bs3/objproxy/objtest"
@@ -60,6 +61,25 @@ func TestProbe(t *testing.T) {
 		{"accepts and drops", func(m m, ctx c, name string, body b, co cond) (v, error) {
 			return "x", nil
 		}, "is not there"},
+		{"looks first, and puts then", func(m m, ctx c, name string, body b, co cond) (v, error) {
+			_, info, err := m.Get(ctx, name, nil, 0)
+			there := err == nil
+			want, isVersion := co.Version()
+			if co.Absent() && there || isVersion && (!there || info.Version != want) {
+				return "", objproxy.ErrExists
+			}
+			if err := objproxy.Sleep(ctx, time.Millisecond); err != nil {
+				return "", err
+			}
+			return m.Put(ctx, name, body, cond{})
+		}, "were accepted"},
+		{"accepts one of two, and stores the other", func(m m, ctx c, name string, body b, co cond) (v, error) {
+			ver, err := m.Put(ctx, name, body, co)
+			if len(body.Data) > 1000 && errors.Is(err, objproxy.ErrExists) {
+				_, _ = m.Put(ctx, name, body, cond{})
+			}
+			return ver, err
+		}, "another was stored"},
 		{"does not know conditions", func(m m, ctx c, name string, body b, co cond) (v, error) {
 			return "", errors.ErrUnsupported
 		}, "unsupported"},
@@ -78,6 +98,72 @@ func TestProbe(t *testing.T) {
 			}
 		})
 	}
+}
+
+// misreading changes how a store reads.
+type misreading struct {
+	*objtest.Memory
+	get func(m *objtest.Memory, ctx context.Context, name string, p []byte, off int64) (int, objproxy.Info, error)
+}
+
+func (r misreading) Get(ctx context.Context, name string, p []byte, off int64) (int, objproxy.Info, error) {
+	return r.get(r.Memory, ctx, name, p, off)
+}
+
+// TestProbeReads checks that the probe detects a store that returns other parts
+// than were requested, or has no versions.
+func TestProbeReads(t *testing.T) {
+	type m = *objtest.Memory
+	for _, tc := range []struct {
+		name string
+		get  func(m m, ctx context.Context, name string, p []byte, off int64) (int, objproxy.Info, error)
+		want error
+		says string
+	}{
+		{"right", m.Get, nil, ""},
+		{"takes a suffix for a beginning", func(m m, ctx context.Context, name string, p []byte, off int64) (int, objproxy.Info, error) {
+			if _, info, err := m.Get(ctx, name, nil, 0); err == nil && off < 0 && int64(len(p)) < info.Size {
+				off = 0
+			}
+			return m.Get(ctx, name, p, off)
+		}, objproxy.ErrWrongRange, "other bytes than were requested"},
+		{"begins at 0", func(m m, ctx context.Context, name string, p []byte, off int64) (int, objproxy.Info, error) {
+			return m.Get(ctx, name, p, min(off, 0))
+		}, objproxy.ErrWrongRange, "other bytes than were requested"},
+		{"no versions", func(m m, ctx context.Context, name string, p []byte, off int64) (int, objproxy.Info, error) {
+			n, info, err := m.Get(ctx, name, p, off)
+			info.Version = ""
+			return n, info, err
+		}, objproxy.ErrNoConditionalPut, "no version"},
+	} {
+		store := misreading{objtest.NewMemory(), tc.get}
+		if err := objproxy.Probe(t.Context(), store, "nonce"); !errors.Is(err, tc.want) || err != nil && !strings.Contains(err.Error(), tc.says) {
+			t.Errorf("%s: %v", tc.name, err)
+		}
+		if infos, err := store.List(t.Context(), "", "", 9); err != nil || len(infos) != 0 {
+			t.Errorf("%s: left behind: %v, %v", tc.name, infos, err)
+		}
+	}
+}
+
+// TestProbeCannotDelete checks that the probe ends where objects must not be
+// deleted.
+func TestProbeCannotDelete(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		denied := &objtest.Hooks{Inner: objtest.NewMemory(), Before: func(_ context.Context, op objtest.Op) error {
+			if op.Kind == objtest.Delete {
+				return errors.New("403")
+			}
+			return nil
+		}}
+		start := time.Now()
+		if err := objproxy.Probe(t.Context(), objproxy.NewRetry(denied, objproxy.RetryOptions{}), "nonce"); err != nil {
+			t.Error(err)
+		}
+		if took := time.Since(start); took > 30*time.Second {
+			t.Errorf("it took %v", took)
+		}
+	})
 }
 
 // TestProbeFaults checks that the probe does not call a good store bad, whichever

@@ -1,6 +1,7 @@
 package objproxy
 
 import (
+	"container/list"
 	"context"
 	"errors"
 	"fmt"
@@ -42,8 +43,9 @@ type Retry struct {
 	inner Store
 	opt   RetryOptions
 
-	mu      sync.Mutex
-	trouble map[string]*trouble // by kind of request
+	mu       sync.Mutex
+	trouble  map[string]*trouble // by kind of request
+	underWay list.List           // of time.Time: when each request was made that has not ended, the oldest first
 }
 
 // trouble is the state of one kind of request that keeps failing.
@@ -80,6 +82,29 @@ func (r *Retry) Waiting() (since time.Time, lastErr error, waiting bool) {
 		}
 	}
 	return since, lastErr, waiting
+}
+
+// Oldest returns when the oldest of the requests was made that have not ended,
+// tried again or not, and reports whether there is one.
+func (r *Retry) Oldest() (since time.Time, underWay bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if e := r.underWay.Front(); e != nil {
+		return e.Value.(time.Time), true
+	}
+	return time.Time{}, false
+}
+
+func (r *Retry) begin() *list.Element {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.underWay.PushBack(time.Now())
+}
+
+func (r *Retry) end(e *list.Element) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.underWay.Remove(e)
 }
 
 // Put implements Store.
@@ -147,6 +172,7 @@ func (r *Retry) Do(ctx context.Context, kind, name string, try func() error) err
 	if err := ctx.Err(); err != nil {
 		return fmt.Errorf("%s %s: %w", kind, name, err)
 	}
+	defer r.end(r.begin())
 	err := try()
 	if definite(err) || ctx.Err() != nil {
 		return err

@@ -343,3 +343,35 @@ func TestRetryFlapping(t *testing.T) {
 		}
 	})
 }
+
+// TestOldest checks that the oldest request is known until it has ended, through
+// all its tries.
+func TestOldest(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		release := map[string]chan error{"a": make(chan error), "b": make(chan error)}
+		r := objproxy.NewRetry(objtest.NewMemory(), objproxy.RetryOptions{})
+		oldest := func(want time.Duration, wantAny bool) {
+			t.Helper()
+			synctest.Wait()
+			since, underWay := r.Oldest()
+			if underWay != wantAny || wantAny && time.Since(since) != want {
+				t.Errorf("the oldest is %v old, %v; want %v, %v", time.Since(since), underWay, want, wantAny)
+			}
+		}
+		oldest(0, false)
+		var wg sync.WaitGroup
+		for _, name := range []string{"a", "b"} {
+			wg.Go(func() { _ = r.Do(t.Context(), "get", name, func() error { return <-release[name] }) })
+			time.Sleep(time.Minute)
+		}
+		oldest(2*time.Minute, true)
+		release["a"] <- objproxy.ErrTransient // it is tried again
+		time.Sleep(time.Minute)
+		oldest(3*time.Minute, true)
+		release["a"] <- nil
+		oldest(2*time.Minute, true)
+		release["b"] <- nil
+		oldest(0, false)
+		wg.Wait()
+	})
+}

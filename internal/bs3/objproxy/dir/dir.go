@@ -14,11 +14,12 @@
 // a version and replacing it. Readers take no lock: an open file is all of one
 // object.
 //
-// All other files lie in .bs3: the lock, a file that every process holds locked
-// while it has the store open, and temporary files. A temporary file is removed
-// only after the directory was synced. So if Open finds one, a process may have
-// died before its object was durable, and Open syncs the file system. It removes
-// such files when no other process has the store open.
+// All other files lie in .bs3: the lock, with the store's identity in it (see
+// Lasting), a file that every process holds locked while it has the store open,
+// and temporary files. A temporary file is removed only after the directory was
+// synced. So if Open finds one, a process may have died before its object was
+// durable, and Open syncs the file system. It removes such files when no other
+// process has the store open.
 package dir
 
 import (

@@ -148,6 +148,12 @@ func TestGetAnswers(t *testing.T) {
 		w.WriteHeader(http.StatusPartialContent)
 		io.WriteString(w, body)
 	}
+	chunked := func(w http.ResponseWriter, contentRange, body string) {
+		w.Header().Set("Content-Range", contentRange)
+		w.WriteHeader(http.StatusPartialContent)
+		w.(http.Flusher).Flush()
+		io.WriteString(w, body)
+	}
 	for _, c := range []struct {
 		name   string
 		n, off int
@@ -208,6 +214,32 @@ func TestGetAnswers(t *testing.T) {
 			w.(http.Flusher).Flush()
 			whole(w)
 		}, "(transient)"},
+		{"in chunks", 3, 2, func(w http.ResponseWriter, _ string) {
+			chunked(w, "bytes 2-4/10", "234")
+		}, "234"},
+		{"the end, in chunks", 3, -1, func(w http.ResponseWriter, _ string) {
+			chunked(w, "bytes 7-9/10", "789")
+		}, "789"},
+		{"more bytes, in chunks", 3, 2, func(w http.ResponseWriter, _ string) {
+			chunked(w, "bytes 1-6/10", "123456")
+		}, "234"},
+		{"in chunks, cut", 3, 2, func(w http.ResponseWriter, _ string) {
+			chunked(w, "bytes 2-4/10", "23")
+		}, "(transient)"},
+		{"in chunks, cut after what is needed", 3, 2, func(w http.ResponseWriter, _ string) {
+			chunked(w, "bytes 1-6/10", "12345")
+		}, "(transient)"},
+		{"in chunks, and goes on", 3, 2, func(w http.ResponseWriter, _ string) {
+			chunked(w, "bytes 2-4/10", "2345")
+		}, "(transient)"},
+		// As s3rver answers.
+		{"a suffix taken for a beginning", 3, -1, func(w http.ResponseWriter, r string) {
+			if r != "" {
+				part(w, "bytes 0-3/10", "0123")
+				return
+			}
+			whole(w)
+		}, "789"},
 		{"no ETag", 3, 2, func(w http.ResponseWriter, _ string) {
 			w.Header().Del("ETag")
 			part(w, "bytes 2-4/10", "234")
@@ -397,7 +429,7 @@ func TestNoServer(t *testing.T) {
 		t.Fatal(err)
 	}
 	deaf := storeAt(t, "http://"+l.Addr().String(), s3.Options{})
-	deaf.SetRequestTime(50 * time.Millisecond)
+	deaf.SetTimes(50*time.Millisecond, 50*time.Millisecond)
 	_, _, err = deaf.Get(t.Context(), "volume", make([]byte, 1), 0)
 	if meaning(err) != "transient" {
 		t.Errorf("get from a deaf server: %v", err)

@@ -3,6 +3,7 @@ package s3_test
 import (
 	"io"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"sync"
 	"testing"
@@ -72,11 +73,11 @@ func TestWrongSecret(t *testing.T) {
 }
 
 // TestBucketRefused checks that the error for each refusal tells what to do about
-// it.
+// it, in the store's own words.
 func TestBucketRefused(t *testing.T) {
 	for _, c := range []struct {
-		head, create int
-		code         string
+		list, create int
+		code         string // of the refusal: of the list, or of the creation if the list says NoSuchBucket
 		meaning      string
 		says         string
 	}{
@@ -88,23 +89,75 @@ func TestBucketRefused(t *testing.T) {
 		{404, 409, "OperationAborted", "transient", "OperationAborted"},
 		{404, 403, "AccessDenied", "permanent", "s3:CreateBucket"},
 		{404, 503, "SlowDown", "transient", "SlowDown"},
-		{403, 0, "", "permanent", "s3:ListBucket"},
-		{301, 0, "", "permanent", "region"},
+		{403, 0, "AccessDenied", "permanent", "403 Forbidden: AccessDenied: said so"},
+		{403, 0, "InvalidAccessKeyId", "permanent", "403 Forbidden: InvalidAccessKeyId: said so"},
+		{403, 0, "QuotaExceeded", "permanent", "403 Forbidden: QuotaExceeded: said so"},
+		{301, 0, "PermanentRedirect", "permanent", "region eu-north-1 (s3.region)"},
+		{400, 0, "AuthorizationHeaderMalformed", "permanent", "region"},
 		{503, 0, "", "transient", "bucket"},
 	} {
 		s := at(t, func(w http.ResponseWriter, r *http.Request) {
-			if r.Method == http.MethodHead {
-				w.WriteHeader(c.head)
-				return
-			}
-			w.WriteHeader(c.create)
-			if c.code != "" {
-				io.WriteString(w, errorBody(c.code))
+			io.Copy(io.Discard, r.Body)
+			switch {
+			case r.Method == http.MethodGet && c.list == 200:
+				io.WriteString(w, `<ListBucketResult></ListBucketResult>`)
+			case r.Method == http.MethodGet && c.create != 0:
+				w.WriteHeader(c.list)
+				io.WriteString(w, errorBody("NoSuchBucket"))
+			case r.Method == http.MethodGet:
+				if c.list == http.StatusMovedPermanently {
+					w.Header().Set("X-Amz-Bucket-Region", "eu-north-1")
+				}
+				w.WriteHeader(c.list)
+				if c.code != "" {
+					io.WriteString(w, errorBody(c.code))
+				}
+			case r.Method == http.MethodPut:
+				w.WriteHeader(c.create)
+				if c.code != "" {
+					io.WriteString(w, errorBody(c.code))
+				}
+			default:
+				t.Errorf("a %s, which a key may not be allowed that is limited to the prefix", r.Method)
 			}
 		})
 		err := s.EnsureBucket(t.Context())
 		if meaning(err) != c.meaning || (err != nil && !strings.Contains(err.Error(), c.says)) {
-			t.Errorf("HEAD %d, create %d %s: want %s error about %q, got %v", c.head, c.create, c.code, c.meaning, c.says, err)
+			t.Errorf("list %d, create %d %s: want %s error about %q, got %v", c.list, c.create, c.code, c.meaning, c.says, err)
 		}
+		if err != nil && strings.Contains(err.Error(), "credentials") {
+			t.Errorf("list %d, create %d %s: a guess: %v", c.list, c.create, c.code, err)
+		}
+	}
+}
+
+// TestPrefixOnly checks that a key is enough that may use nothing but the prefix.
+func TestPrefixOnly(t *testing.T) {
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		io.Copy(io.Discard, r.Body)
+		list := r.Method == http.MethodGet && r.URL.Path == "/bucket"
+		switch {
+		case list && strings.HasPrefix(r.URL.Query().Get("prefix"), "vol1/"):
+			io.WriteString(w, `<ListBucketResult></ListBucketResult>`)
+		case strings.HasPrefix(r.URL.Path, "/bucket/vol1/"):
+			w.Header().Set("ETag", `"e"`)
+		default:
+			w.WriteHeader(http.StatusForbidden)
+			io.WriteString(w, errorBody("AccessDenied"))
+		}
+	}))
+	defer srv.Close()
+	s := storeAt(t, srv.URL, s3.Options{Prefix: "vol1"})
+	if err := s.EnsureBucket(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if _, err := s.List(t.Context(), "", "", 10); err != nil {
+		t.Error(err)
+	}
+	if _, err := s.List(t.Context(), "checkpoint/", "", 10); err != nil {
+		t.Error(err)
+	}
+	if _, err := s.Put(t.Context(), "volume", objproxy.Body{}, objproxy.IfAbsent()); err != nil {
+		t.Error(err)
 	}
 }

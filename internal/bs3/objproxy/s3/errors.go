@@ -7,9 +7,6 @@ import (
 	"net/http"
 	"slices"
 
-	"github.com/aws/smithy-go"
-	smithyhttp "github.com/aws/smithy-go/transport/http"
-
 	"bs3/internal/bs3/objproxy"
 )
 
@@ -26,20 +23,13 @@ var transientCodes = []string{
 // with the store's time.
 const skewedCode = "RequestTimeTooSkewed"
 
-// answer returns the status and S3's code in an error of a requester or of the
-// SDK. The status is 0 if there was no answer. If the answer had no body, the
-// code is empty or invented by the SDK ("NotFound").
+// answer returns the status and S3's code in an error of a requester. The status
+// is 0 if there was no answer; the code is empty if it gave no reason.
 func answer(err error) (status int, code string) {
 	if e, ok := errors.AsType[*refusal](err); ok {
 		return e.status, e.code
 	}
-	if e, ok := errors.AsType[*smithyhttp.ResponseError](err); ok {
-		status = e.HTTPStatusCode()
-	}
-	if e, ok := errors.AsType[smithy.APIError](err); ok {
-		code = e.ErrorCode()
-	}
-	return status, code
+	return 0, ""
 }
 
 // requestError returns the error for a failed request, if nothing more specific
@@ -58,22 +48,22 @@ func requestError(ctx context.Context, what string, err error) error {
 
 func transient(err error) bool {
 	status, code := answer(err)
+	refused, _ := errors.AsType[*refusal](err)
 	switch {
+	case refused != nil && refused.again:
+		return true
 	case status == 0:
 		// Without an answer; otherwise the request was not even made (for example
 		// because there are no credentials).
 		_, lost := errors.AsType[*noAnswer](err)
-		_, sent := errors.AsType[*smithyhttp.RequestSendError](err)
-		return lost || sent || errors.Is(err, context.DeadlineExceeded)
-	case status >= 200 && status < 300:
-		return true // an answer that cannot be read
+		return lost || errors.Is(err, context.DeadlineExceeded)
 	case status == http.StatusRequestTimeout, status == http.StatusConflict, status == http.StatusTooManyRequests:
 		return true
 	case status >= 500:
 		return status != http.StatusNotImplemented
 	case status == http.StatusNotFound:
 		// A gateway that does not reach what is behind it. S3 itself gives reasons.
-		return code == "" || code == "NotFound" || code == "UnknownError"
+		return code == ""
 	default:
 		return slices.Contains(transientCodes, code)
 	}

@@ -10,6 +10,7 @@ import (
 	"hash/crc32"
 	"io"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -45,9 +46,9 @@ func (s *Store) get(ctx context.Context, name string, p []byte, off int64) (int,
 		httpRange = "bytes=" + strconv.FormatInt(off, 10) + "-" + strconv.FormatInt(off+int64(len(p))-1, 10)
 	}
 	n, info, err := s.getOnce(ctx, name, p, off, httpRange)
-	if off < 0 && errors.Is(err, objproxy.ErrRange) {
+	if off < 0 && (errors.Is(err, objproxy.ErrRange) || errors.Is(err, errOtherPart)) {
 		// Some stores refuse a suffix range that is longer than the object, or any
-		// of an empty object.
+		// of an empty object; some take it for another range.
 		httpRange = ""
 		n, info, err = s.getOnce(ctx, name, p, off, httpRange)
 	}
@@ -65,7 +66,7 @@ func (s *Store) getOnce(ctx context.Context, name string, p []byte, off int64, h
 	broken := func(err error) (int, objproxy.Info, error) {
 		return fail(fmt.Errorf("%s: %w: %w", s.describe("get", name), objproxy.ErrTransient, err))
 	}
-	reqCtx, watched := s.watch(ctx, int64(len(p)))
+	reqCtx, watched := s.watch(ctx, http.MethodGet, int64(len(p)))
 	defer watched.stop()
 	header := make(http.Header, 8)
 	if httpRange != "" {
@@ -74,7 +75,10 @@ func (s *Store) getOnce(ctx context.Context, name string, p []byte, off int64, h
 	if s.checksums {
 		header["X-Amz-Checksum-Mode"] = []string{"ENABLED"}
 	}
-	answer, err := s.objects.do(reqCtx, http.MethodGet, s.prefix+name, header, emptyPayload, nil, 0)
+	s.encryption.customerKey(header)
+	answer, err := s.requests.do(reqCtx, watched, request{
+		method: http.MethodGet, object: s.prefix + name, header: header, payload: emptyPayload,
+	})
 	if err != nil {
 		return fail(s.getError(ctx, name, err))
 	}
@@ -83,9 +87,9 @@ func (s *Store) getOnce(ctx context.Context, name string, p []byte, off int64, h
 	if err != nil {
 		return broken(err)
 	}
-	version := answer.Header.Get("Etag")
-	if version == "" {
-		return broken(errNoETag)
+	version, err := versionOf(answer.Header)
+	if err != nil {
+		return broken(err)
 	}
 	if off < 0 {
 		off = max(0, part.size-int64(len(p)))
@@ -93,11 +97,11 @@ func (s *Store) getOnce(ctx context.Context, name string, p []byte, off int64, h
 	}
 	end := off + int64(len(p))
 	if end > part.size {
-		_ = drain(answer.Body) // so that the connection can be used again
+		_, _ = drain(answer.Body) // so that the connection can be used again
 		return fail(s.pastTheEnd(name, len(p), off, part.size))
 	}
 	if part.start > off || part.end < end {
-		return broken(fmt.Errorf("bytes %d to %d were requested, the store sends %d to %d", off, end, part.start, part.end))
+		return broken(fmt.Errorf("%w: %d to %d were requested, the store sends %d to %d", errOtherPart, off, end, part.start, part.end))
 	}
 	body, sum := io.Reader(watchedReader{answer.Body, watched}), (*checksum)(nil)
 	if s.checksums && part.start == 0 && part.end == part.size {
@@ -113,7 +117,12 @@ func (s *Store) getOnce(ctx context.Context, name string, p []byte, off int64, h
 	}
 	if err == nil {
 		// Reading to the end of the answer frees the connection.
-		err = drain(body)
+		var more int64
+		more, err = drain(body)
+		// Only an answer with a length is known not to break off, or go on.
+		if err == nil && answer.ContentLength < 0 && more != min(part.end-end, maxDrained) {
+			err = fmt.Errorf("%d bytes instead of %d follow those requested", more, part.end-end)
+		}
 	}
 	if err != nil {
 		return fail(s.bodyError(ctx, name, stuck(reqCtx, err)))
@@ -124,38 +133,49 @@ func (s *Store) getOnce(ctx context.Context, name string, p []byte, off int64, h
 		}
 	}
 	modified, _ := http.ParseTime(answer.Header.Get("Last-Modified")) // only for people
-	return len(p), objproxy.Info{Name: name, Size: part.size, Version: objproxy.Version(version), Modified: modified}, nil
+	return len(p), objproxy.Info{Name: name, Size: part.size, Version: version, Modified: modified}, nil
 }
 
-// drain reads the rest of an answer if it is short. A longer one is dropped with
-// its connection.
-func drain(r io.Reader) error {
-	const little = 64 << 10
-	_, err := io.CopyN(io.Discard, r, little)
+// maxDrained is how much of an answer is read beyond what is needed, in bytes. A
+// longer one is dropped with its connection.
+const maxDrained = 64 << 10
+
+// drain reads the rest of an answer if it is short, and returns its length.
+func drain(r io.Reader) (int64, error) {
+	n, err := io.CopyN(io.Discard, r, maxDrained)
 	if errors.Is(err, io.EOF) {
-		return nil
+		return n, nil
 	}
-	return err
+	return n, err
 }
+
+// errOtherPart means that the answer has not all the bytes that were requested,
+// though the object has.
+var errOtherPart = errors.New("other bytes than requested")
 
 // part is the bytes [start, end) of an object of size bytes.
 type part struct{ start, end, size int64 }
+
+// emptyRanges are what stores say of a range of an empty object; HTTP knows none.
+// MinIO says the first.
+var emptyRanges = []string{"bytes 0--1/0", "bytes */0"}
 
 // partOf returns which part of an object an answer brings.
 func partOf(answer *http.Response) (part, error) {
 	if answer.StatusCode != http.StatusOK && answer.StatusCode != http.StatusPartialContent {
 		return part{}, fmt.Errorf("the answer to a GET is %d %s", answer.StatusCode, http.StatusText(answer.StatusCode))
 	}
-	length := answer.ContentLength
-	if length < 0 {
-		return part{}, errors.New("an answer without a length")
-	}
+	length := answer.ContentLength // -1 = the answer has none, but comes in chunks
 	header := answer.Header.Get("Content-Range")
-	if header == "" {
-		if answer.StatusCode == http.StatusPartialContent {
-			return part{}, errors.New("a part of an object, without Content-Range")
-		}
+	switch {
+	case header == "" && answer.StatusCode == http.StatusPartialContent:
+		return part{}, errors.New("a part of an object, without Content-Range")
+	case header == "" && length < 0:
+		return part{}, errors.New("an answer without a length")
+	case header == "":
 		return part{0, length, length}, nil
+	case slices.Contains(emptyRanges, header) && length <= 0:
+		return part{}, nil
 	}
 	// Content-Range: bytes FIRST-LAST/SIZE (RFC 9110, 14.4).
 	spec, ok := strings.CutPrefix(header, "bytes ")
@@ -173,7 +193,7 @@ func partOf(answer *http.Response) (part, error) {
 		}
 	}
 	p.end++
-	if !ok || p.start < 0 || p.end <= p.start || p.size < p.end || p.end-p.start != length {
+	if !ok || p.start < 0 || p.end <= p.start || p.size < p.end || length >= 0 && p.end-p.start != length {
 		return part{}, fmt.Errorf("an answer of %d bytes with Content-Range %q", length, header)
 	}
 	return p, nil

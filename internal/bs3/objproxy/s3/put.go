@@ -2,32 +2,125 @@ package s3
 
 import (
 	"context"
+	"crypto/md5"
 	"crypto/sha256"
+	"encoding/base64"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"hash/crc32"
 	"net/http"
+	"slices"
+	"strings"
 
 	"bs3/internal/bs3/objproxy"
 )
 
+// wants is what a store turns out to want of a Put, by what it refuses.
+type wants struct {
+	// checksum is the header of a checksum of the payload; empty = none. A bucket
+	// that locks its objects requires one.
+	checksum string
+	// encrypt asks for server-side encryption, as some buckets' policies require.
+	encrypt bool
+	// bareETag leaves out the quotes in If-Match: Ceph's RGW (16) compares them too.
+	bareETag bool
+}
+
+const (
+	checksumCRC32 = "X-Amz-Checksum-Crc32"
+	checksumMD5   = "Content-Md5"
+)
+
 // Put implements objproxy.Store.
 func (s *Store) Put(ctx context.Context, name string, body objproxy.Body, cond objproxy.Condition) (objproxy.Version, error) {
-	header := make(http.Header, 12)
-	version, isVersion := cond.Version()
-	switch {
-	case cond.Absent():
-		header["If-None-Match"] = []string{"*"}
-	case isVersion && version == "":
+	if version, isVersion := cond.Version(); isVersion && version == "" {
 		return "", fmt.Errorf("%s: %w: no object has an empty version", s.describe("put", name), objproxy.ErrExists)
-	case isVersion:
-		header["If-Match"] = []string{string(version)}
+	}
+	known := s.wants.Load()
+	w := *known
+	for {
+		version, err := s.putOnce(ctx, name, body, cond, w)
+		if err == nil {
+			if w != *known {
+				s.wants.Store(&w)
+			}
+			return version, nil
+		}
+		more, ok := s.learn(ctx, name, cond, w, err)
+		if !ok {
+			return "", s.putError(ctx, name, err, cond)
+		}
+		if more.encrypt != w.encrypt {
+			// A guess: the store does not say why it denies the put. If it still does,
+			// its first answer counts.
+			version, e := s.putOnce(ctx, name, body, cond, more)
+			if status, _ := answer(e); e != nil && !slices.Contains([]int{http.StatusPreconditionFailed, http.StatusConflict}, status) {
+				return "", s.putError(ctx, name, err, cond)
+			}
+			s.wants.Store(&more)
+			if e != nil {
+				return "", s.putError(ctx, name, e, cond)
+			}
+			return version, nil
+		}
+		w = more
+	}
+}
+
+// learn returns what a Put that failed with err, although it respected w, may
+// have lacked, and reports whether there is such a thing.
+func (s *Store) learn(ctx context.Context, name string, cond objproxy.Condition, w wants, err error) (wants, bool) {
+	refused, ok := errors.AsType[*refusal](err)
+	if !ok {
+		return w, false
+	}
+	version, isVersion := cond.Version()
+	says := func(what string) bool { return strings.Contains(strings.ToLower(refused.message), what) }
+	switch {
+	case refused.status == http.StatusBadRequest && w.checksum == "" && says("x-amz-checksum"):
+		w.checksum = checksumCRC32
+	case refused.status == http.StatusBadRequest && w.checksum == "" && says("content-md5"):
+		w.checksum = checksumMD5
+	case refused.status == http.StatusForbidden && refused.code == "AccessDenied" && !w.encrypt && s.encryption == (encryption{}):
+		w.encrypt = true
+	case refused.status == http.StatusPreconditionFailed && isVersion && !w.bareETag && strings.HasPrefix(string(version), `"`):
+		_, there, err := s.Get(ctx, name, nil, 0)
+		if err != nil || there.Version != version {
+			return w, false
+		}
+		w.bareETag = true // the condition holds, but the store does not see it
+	default:
+		return w, false
+	}
+	return w, true
+}
+
+// putOnce makes one request. It returns an error of requester.do.
+func (s *Store) putOnce(ctx context.Context, name string, body objproxy.Body, cond objproxy.Condition, w wants) (objproxy.Version, error) {
+	header := make(http.Header, 12)
+	if version, isVersion := cond.Version(); isVersion {
+		etag := string(version)
+		if w.bareETag {
+			etag = strings.Trim(etag, `"`)
+		}
+		header["If-Match"] = []string{etag}
+	}
+	if cond.Absent() {
+		header["If-None-Match"] = []string{"*"}
 	}
 	if s.storageClass != "" {
 		header["X-Amz-Storage-Class"] = []string{s.storageClass}
 	}
-	if s.checksums {
-		header["X-Amz-Checksum-Crc32"] = []string{encodeChecksum(crc32.Update(crc32.ChecksumIEEE(body.Data), crc32.IEEETable, body.Tail))}
+	s.encryption.put(header, w.encrypt)
+	switch w.checksum {
+	case checksumCRC32:
+		header[checksumCRC32] = []string{encodeChecksum(crc32.Update(crc32.ChecksumIEEE(body.Data), crc32.IEEETable, body.Tail))}
+	case checksumMD5:
+		h := md5.New()
+		h.Write(body.Data)
+		h.Write(body.Tail)
+		header[checksumMD5] = []string{base64.StdEncoding.EncodeToString(h.Sum(nil))}
 	}
 	payload := unsignedPayload
 	if s.signPayload {
@@ -40,17 +133,33 @@ func (s *Store) Put(ctx context.Context, name string, body objproxy.Body, cond o
 	// outlives this call.
 	r := body.Open()
 	defer r.Close()
-	reqCtx, watched := s.watch(ctx, body.Size())
+	reqCtx, watched := s.watch(ctx, http.MethodPut, body.Size())
 	defer watched.stop()
-	answer, err := s.objects.do(reqCtx, http.MethodPut, s.prefix+name, header, payload, watchedReader{r, watched}, body.Size())
+	answer, err := s.requests.do(reqCtx, watched, request{
+		method: http.MethodPut, object: s.prefix + name, header: header,
+		payload: payload, body: watchedReader{r, watched}, size: body.Size(),
+	})
 	if err != nil {
-		return "", s.putError(ctx, name, err, cond)
+		return "", err
 	}
 	defer answer.Body.Close()
-	_ = drain(answer.Body) // so that the connection can be used again
-	etag := answer.Header.Get("Etag")
-	if etag == "" {
-		return "", fmt.Errorf("%s: %w: %w", s.describe("put", name), objproxy.ErrTransient, errNoETag)
+	_, _ = drain(answer.Body) // so that the connection can be used again
+	version, err := versionOf(answer.Header)
+	if err != nil {
+		return "", &noAnswer{err}
 	}
-	return objproxy.Version(etag), nil
+	return version, nil
+}
+
+// versionOf returns the version that an answer names. It is empty if the store
+// says that the object has none: such a store has no conditions either.
+func versionOf(header http.Header) (objproxy.Version, error) {
+	switch etag := header.Get("Etag"); etag {
+	case "":
+		return "", errNoETag
+	case `""`, `W/""`:
+		return "", nil
+	default:
+		return objproxy.Version(etag), nil
+	}
 }
