@@ -5,6 +5,7 @@ package gc
 
 import (
 	"context"
+	"fmt"
 	"maps"
 	"slices"
 	"sync"
@@ -95,16 +96,18 @@ type Config struct {
 	Outcome func(what string, err error)
 }
 
-// Collector collects the garbage of an open volume. Collect, Plan and Collected
-// are safe for concurrent use; the rest is Run's.
+// Collector collects the garbage of an open volume. Collect, Plan, GiveBack,
+// Collected and Undeleted are safe for concurrent use; the rest is Run's.
 type Collector struct {
 	c         Config
 	requests  chan chan answer
+	deleting  chan struct{}    // holds a token while what is dead is deleted
 	unmovable map[key.Key]bool // objects that could not be compacted
 
 	mu struct {
 		sync.Mutex
-		collected Report // of all collections
+		collected Report               // of all collections
+		undeleted checkpoint.Undeleted // when it was tried last
 	}
 }
 
@@ -118,7 +121,7 @@ func New(c Config) *Collector {
 	if c.Step <= 0 {
 		c.Step = 1024
 	}
-	return &Collector{c: c, requests: make(chan chan answer), unmovable: make(map[key.Key]bool)}
+	return &Collector{c: c, requests: make(chan chan answer), deleting: make(chan struct{}, 1), unmovable: make(map[key.Key]bool)}
 }
 
 // Collect compacts thinly used objects, writes the checkpoints needed, and
@@ -185,9 +188,23 @@ func (g *Collector) Collected() Report {
 	return g.mu.collected
 }
 
-// all is a whole collection: everything that can be given back now is.
+// Undeleted returns which objects without live data the store did not delete.
+func (g *Collector) Undeleted() checkpoint.Undeleted {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.mu.undeleted
+}
+
+// all is a whole collection: everything that can be given back now is. What is
+// dead already goes first: if the store does not delete that, moving blocks would
+// only add to it.
 func (g *Collector) all(ctx context.Context) (Report, error) {
-	report, err := g.Compact(ctx, g.Thin())
+	report, err := g.GiveBack(ctx)
+	if err != nil {
+		return report, err
+	}
+	compacted, err := g.Compact(ctx, g.Thin())
+	report.Add(compacted)
 	if err != nil {
 		return report, err
 	}
@@ -205,30 +222,31 @@ func (g *Collector) all(ctx context.Context) (Report, error) {
 // it. It compacts only when there is too much garbage. While the volume is
 // written it leaves the checkpoints to their own rhythm; on an idle one it goes
 // on until nothing more can be deleted, and then sends no request.
-func (g *Collector) ByTime(ctx context.Context) (report Report, err error) {
+func (g *Collector) ByTime(ctx context.Context) (Report, error) {
+	report, err := g.GiveBack(ctx)
+	if err != nil {
+		return report, err
+	}
 	if most := g.c.MaxGarbage; most > 0 && most < 1 {
-		if report, err = g.Compact(ctx, g.Excess(most)); err != nil {
+		compacted, err := g.Compact(ctx, g.Excess(most))
+		report.Add(compacted)
+		if err != nil {
 			return report, err
 		}
 	}
-	var deleted Report
 	if _, idle := g.c.Log.Activity(); idle {
-		deleted, err = g.settleDead(ctx)
-	} else {
-		deleted, err = g.DeleteDead(ctx)
+		deleted, err := g.settleDead(ctx)
+		report.Add(deleted)
+		return report, err
 	}
-	report.Add(deleted)
-	return report, err
+	return report, nil
 }
 
 // settleDead deletes all that is dead in the newest checkpoint. Only the older
 // of the two says what may go, so if the newest knows more, another one is
 // written first, at the same key.
 func (g *Collector) settleDead(ctx context.Context) (Report, error) {
-	kept, err := g.c.Checkpoints.Kept(ctx)
-	if err != nil {
-		return Report{}, err
-	}
+	kept := g.c.Checkpoints.Kept()
 	if n := len(kept); n > 0 {
 		newest := g.deletable(kept[n-1])
 		if n > 1 {
@@ -253,34 +271,92 @@ func (g *Collector) deletable(k checkpoint.Kept) []key.Key {
 	return keys
 }
 
+// GiveBack deletes what can be deleted without anything being written, whatever
+// else waits: see DeleteDead. It also has old checkpoints asked for again. Errors:
+// those of DeleteDead.
+func (g *Collector) GiveBack(ctx context.Context) (Report, error) {
+	g.c.Checkpoints.SweepAgain()
+	return g.DeleteDead(ctx)
+}
+
 // DeleteDead deletes the objects that were dead already in the older of the
 // two committed checkpoints: whichever of them an open starts from, it needs
-// none of them. Fences are never among them. Only Run, or a test in its place,
-// may call it. Errors: that of ctx, those of the store.
+// none of them. Fences are never among them. What the store does not delete stays
+// in the table, and is asked for again another time. Errors: that of ctx, those of
+// the store.
 func (g *Collector) DeleteDead(ctx context.Context) (Report, error) {
 	var report Report
-	kept, err := g.c.Checkpoints.Kept(ctx)
-	if err != nil || len(kept) < layout.MaxCheckpoints {
-		return report, err
+	select {
+	case g.deleting <- struct{}{}:
+		defer func() { <-g.deleting }()
+	case <-ctx.Done():
+		return report, context.Cause(ctx)
+	}
+	kept := g.c.Checkpoints.Kept()
+	if len(kept) < layout.MaxCheckpoints {
+		return report, nil
 	}
 	keys := g.deletable(kept[0])
 	if len(keys) == 0 {
-		return report, nil
+		return report, g.left(0, nil)
 	}
 	// Who may have looked up an object that is dead by now is to be done with it.
 	if err := g.c.Fetches.Gone(ctx); err != nil {
 		return report, err
 	}
+	var refusal error
 	for some := range slices.Chunk(keys, 1000) {
-		names := make([]string, len(some))
-		for i, k := range some {
-			names[i] = k.Name()
+		gone, err := g.remove(ctx, some)
+		report.Deleted += len(gone)
+		report.FreedBytes += int64(g.c.Log.Forget(gone)) * int64(g.c.BlockSize)
+		if ctx.Err() != nil {
+			return report, context.Cause(ctx)
 		}
-		if err := g.c.Store.Delete(ctx, names); err != nil {
-			return report, err // asked again another time: the table still has them
+		if err != nil {
+			refusal = err
 		}
-		report.Deleted += len(some)
-		report.FreedBytes += int64(g.c.Log.Forget(some)) * int64(g.c.BlockSize)
+		if len(gone) == 0 {
+			break // the others are younger: what protects these protects them
+		}
 	}
-	return report, nil
+	return report, g.left(len(keys)-report.Deleted, refusal)
+}
+
+// remove deletes objects, and returns those that are gone.
+func (g *Collector) remove(ctx context.Context, keys []key.Key) (gone []key.Key, err error) {
+	names := make([]string, len(keys))
+	for i, k := range keys {
+		names[i] = k.Name()
+	}
+	err = g.c.Store.Delete(ctx, names)
+	if err == nil {
+		return keys, nil
+	}
+	failed := objproxy.FailedDeletes(err)
+	if failed == nil {
+		return nil, err
+	}
+	still := make(map[string]bool)
+	for _, f := range failed {
+		still[f.Name] = true
+	}
+	for i, k := range keys {
+		if !still[names[i]] {
+			gone = append(gone, k)
+		}
+	}
+	return gone, err
+}
+
+// left notes that so many objects were not deleted because of refusal, and makes
+// an error of that.
+func (g *Collector) left(objects int, refusal error) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if objects == 0 {
+		g.mu.undeleted = checkpoint.Undeleted{}
+		return nil
+	}
+	g.mu.undeleted = g.mu.undeleted.Again(objects, refusal)
+	return fmt.Errorf("%d objects without live data stay in the store: %w", objects, refusal)
 }
