@@ -45,6 +45,8 @@ type Log interface {
 	// log, and moves what still lies at its source, in one step. It returns how many
 	// blocks that was.
 	Rewrite(slot *wlog.Slot, moves []volume.Move) (moved int)
+	// FlushToStore returns when all that was written before is in the store.
+	FlushToStore(ctx context.Context) error
 	// Activity returns a number that grows with each write, and whether nothing
 	// was written since the last checkpoint.
 	Activity() (seq uint64, idle bool)
@@ -124,38 +126,58 @@ func New(c Config) *Collector {
 	return &Collector{c: c, requests: make(chan chan answer), deleting: make(chan struct{}, 1), unmovable: make(map[key.Key]bool)}
 }
 
-// Collect compacts thinly used objects, writes the checkpoints needed, and
-// deletes what is dead. One collection runs at a time; the others wait for
-// their turn. When ctx ends Collect returns, but a collection that has begun
-// goes on. It waits until Run takes it up. Errors: volume.ErrFenced,
-// device.ErrStopped, that of ctx, those of the store.
+// Collect deletes what is dead already, compacts thinly used objects, writes the
+// checkpoints needed, and deletes what is dead by then. One collection runs at a
+// time; the others wait for their turn, but what can be deleted at once is. When
+// ctx ends Collect returns, but a collection that has begun goes on. It waits
+// until Run takes it up. Errors: volume.ErrFenced, device.ErrStopped, that of
+// ctx, those of the store.
 func (g *Collector) Collect(ctx context.Context) (Report, error) {
 	reply := make(chan answer, 1)
+	var early Report
 	select {
 	case g.requests <- reply:
-	case <-g.c.Life.Done():
-		return Report{}, g.c.Life.Err()
-	case <-ctx.Done():
-		return Report{}, context.Cause(ctx)
+	default: // another one is under way, and may wait for room in the store
+		var err error
+		if early, err = g.early(ctx); err != nil {
+			return early, err
+		}
+		select {
+		case g.requests <- reply:
+		case <-g.c.Life.Done():
+			return early, g.c.Life.Err()
+		case <-ctx.Done():
+			return early, context.Cause(ctx)
+		}
 	}
 	select {
 	case a := <-reply:
-		return a.report, a.err
+		early.Add(a.report)
+		return early, a.err
 	case <-g.c.Life.Done():
-		return Report{}, g.c.Life.Err()
+		return early, g.c.Life.Err()
 	case <-ctx.Done():
-		return Report{}, context.Cause(ctx)
+		return early, context.Cause(ctx)
 	}
+}
+
+// early is what of a collection can be done beside another one.
+func (g *Collector) early(ctx context.Context) (Report, error) {
+	ctx, release := g.c.Life.Limit(objproxy.Background(ctx))
+	defer release()
+	report, err := g.GiveBack(ctx)
+	g.account(report)
+	return report, err
 }
 
 // Run collects on request and by time, until ctx ends. It is the one worker of
 // all background work on the map.
 func (g *Collector) Run(ctx context.Context) {
-	var tick <-chan time.Time
+	due := make(chan struct{})
+	var clock sync.WaitGroup
+	defer clock.Wait()
 	if g.c.Wait > 0 {
-		t := time.NewTicker(g.c.Wait)
-		defer t.Stop()
-		tick = t.C
+		clock.Go(func() { g.remind(ctx, due) })
 	}
 	behind := objproxy.Background(ctx)
 	for {
@@ -165,12 +187,32 @@ func (g *Collector) Run(ctx context.Context) {
 			g.account(report)
 			reply <- answer{report, err}
 			g.c.Outcome("garbage collection", err)
-		case <-tick:
+		case <-due:
 			report, err := g.ByTime(behind)
 			g.account(report)
 			g.c.Outcome("garbage collection", err)
 		case <-ctx.Done():
 			return
+		}
+	}
+}
+
+// remind says when a collection by time is due, until ctx ends. While another
+// one is under way, and may wait for room in the store, it deletes what is dead.
+func (g *Collector) remind(ctx context.Context, due chan<- struct{}) {
+	t := time.NewTicker(g.c.Wait)
+	defer t.Stop()
+	for {
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			return
+		}
+		select {
+		case due <- struct{}{}:
+		default:
+			_, err := g.early(ctx)
+			g.c.Outcome("garbage collection", err)
 		}
 	}
 }
@@ -196,42 +238,82 @@ func (g *Collector) Undeleted() checkpoint.Undeleted {
 }
 
 // all is a whole collection: everything that can be given back now is. What is
-// dead already goes first: if the store does not delete that, moving blocks would
-// only add to it.
+// dead already goes first: all else needs room in the store.
 func (g *Collector) all(ctx context.Context) (Report, error) {
 	report, err := g.GiveBack(ctx)
 	if err != nil {
 		return report, err
+	}
+	stuck, err := g.stuck(ctx)
+	if err != nil {
+		return report, err
+	}
+	if stuck { // then what was discarded gives back more than what is moved
+		if err := g.settle(ctx, &report); err != nil {
+			return report, err
+		}
 	}
 	compacted, err := g.Compact(ctx, g.Thin())
 	report.Add(compacted)
 	if err != nil {
 		return report, err
 	}
-	if err := g.c.Checkpoints.WriteIfLonger(ctx); err != nil {
-		return report, err
-	}
-	deleted, err := g.settleDead(ctx)
-	report.Add(deleted)
+	err = g.settle(ctx, &report)
 	g.c.Logger.Info().Int("compacted", report.Compacted).Int64("moved_bytes", report.MovedBytes).Int("deleted", report.Deleted).
 		Int64("freed_bytes", report.FreedBytes).Int("failed_reads", report.FailedReads).Msg("garbage collection")
 	return report, err
 }
 
+// settle writes the checkpoints by which all that is dead now can be deleted,
+// deletes it, and adds that to report.
+func (g *Collector) settle(ctx context.Context, report *Report) error {
+	if err := g.c.Checkpoints.WriteIfLonger(ctx); err != nil {
+		return err
+	}
+	deleted, err := g.settleDead(ctx)
+	report.Add(deleted)
+	return err
+}
+
+// stuckAfter is for how long nothing gets into a store before it is taken for
+// full.
+const stuckAfter = 5 * time.Second
+
+// stuck reports whether what was written does not get into the store. It seals
+// what is open. Errors: those of Log.FlushToStore, but for running out of time.
+func (g *Collector) stuck(ctx context.Context) (bool, error) {
+	_, _, before, _ := g.c.Log.Objects(0, 0)
+	waiting, cancel := context.WithTimeout(ctx, stuckAfter)
+	defer cancel()
+	if err := g.c.Log.FlushToStore(waiting); err == nil || waiting.Err() == nil || ctx.Err() != nil {
+		return false, err
+	}
+	_, _, after, _ := g.c.Log.Objects(0, 0)
+	return after == before, nil
+}
+
 // ByTime runs a periodic collection. Only Run, or a test in its place, may call
-// it. It compacts only when there is too much garbage. While the volume is
-// written it leaves the checkpoints to their own rhythm; on an idle one it goes
-// on until nothing more can be deleted, and then sends no request.
+// it. It compacts only when there is too much garbage, and not where nothing gets
+// into the store: what it moves would have to be stored before anything that was
+// written since. While the volume is written it leaves the checkpoints to their
+// own rhythm; on an idle one it goes on until nothing more can be deleted, and
+// then sends no request.
 func (g *Collector) ByTime(ctx context.Context) (Report, error) {
 	report, err := g.GiveBack(ctx)
 	if err != nil {
 		return report, err
 	}
 	if most := g.c.MaxGarbage; most > 0 && most < 1 {
-		compacted, err := g.Compact(ctx, g.Excess(most))
-		report.Add(compacted)
-		if err != nil {
-			return report, err
+		if excess := g.Excess(most); len(excess) > 0 {
+			stuck, err := g.stuck(ctx)
+			if err != nil || stuck {
+				return report, err
+			}
+			compacted, err := g.Compact(ctx, excess)
+			report.Add(compacted)
+			if err != nil {
+				return report, err
+			}
 		}
 	}
 	if _, idle := g.c.Log.Activity(); idle {
