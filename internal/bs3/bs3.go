@@ -242,7 +242,7 @@ func (e *Engine) release(ctx context.Context) error {
 	if err := e.log.FlushToStore(ctx); err != nil {
 		return fmt.Errorf("flush at close: %w", err)
 	}
-	if err := e.keeper.WriteIfLonger(ctx); err != nil {
+	if err := e.keeper.WriteLast(ctx); err != nil {
 		return fmt.Errorf("checkpoint at close: %w", err)
 	}
 	if err := e.owner.Change(ctx, func(v *layout.Volume) { v.Writer.Released, v.LocalLog = true, nil }); err != nil {

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"bs3/internal/bs3/gc"
+	"bs3/internal/bs3/key"
 	"bs3/internal/bs3/objproxy/objtest"
 )
 
@@ -181,4 +182,64 @@ func TestFullStoreIsNotCompacted(t *testing.T) {
 			t.Errorf("with room: %+v, %v", report, err)
 		}
 	})
+}
+
+// What a collection has deleted is not deleted again by later writers, if the
+// volume was closed, and fsck says where the table and the store differ.
+func TestDeletedStaysDeleted(t *testing.T) {
+	for _, clean := range []bool{true, false} {
+		t.Run(map[bool]string{true: "closed", false: "killed"}[clean], func(t *testing.T) {
+			inRuleWorld(t, func(t *testing.T, w *ruleWorld) {
+				deletes := 0
+				counted := through(func(_ context.Context, op objtest.Op) error {
+					if _, err := key.Parse(op.Name); err == nil && op.Kind == objtest.Delete {
+						deletes++
+					}
+					return nil
+				})
+				a := w.open("a", counted)
+				for i := range uint64(5) {
+					a.write(1+i, 0, 1)
+				}
+				a.flush()
+				a.collect()
+				if deletes == 0 {
+					t.Fatal("nothing was collected")
+				}
+				end := func(x *ruleWriter) {
+					if !clean {
+						x.kill()
+					} else if err := x.close(); err != nil {
+						t.Fatal(err)
+					}
+				}
+				end(a)
+				if gone := w.check().GoneObjects; clean != (gone == 0) {
+					t.Errorf("fsck says that %d objects of the table are gone", gone)
+				}
+				deletes = 0
+				b := w.open("a", counted)
+				if s := b.e.Status(); clean && s.StoredBytes != s.LiveBytes {
+					t.Errorf("the status says: %+v", s)
+				}
+				b.collect()
+				if clean && deletes > 0 {
+					t.Errorf("%d requests delete what is gone", deletes)
+				}
+				if err := b.close(); err != nil { // whatever the writer before did
+					t.Fatal(err)
+				}
+				if report := w.check(); report.GoneObjects != 0 || report.Infos != 0 {
+					t.Errorf("fsck says: %+v", report)
+				}
+				deletes = 0
+				c := w.open("a", counted)
+				c.collect()
+				if deletes > 0 {
+					t.Errorf("%d requests delete again what is gone", deletes)
+				}
+				c.holds(5, 0)
+			})
+		})
+	}
 }

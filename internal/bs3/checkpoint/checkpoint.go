@@ -209,6 +209,16 @@ func (k *Keeper) WriteIfLonger(ctx context.Context) error {
 	return k.Write(ctx)
 }
 
+// WriteLast is WriteIfLonger for a writer that closes: it also writes a
+// checkpoint if objects were deleted since the last one. The next writer would
+// take that one's word that they are there, and delete them once more.
+func (k *Keeper) WriteLast(ctx context.Context) error {
+	if k.c.Log.Grown().Deleted > 0 && !k.c.Skip {
+		return k.Write(ctx)
+	}
+	return k.WriteIfLonger(ctx)
+}
+
 // Write stores the map as it is now, and commits it in the volume record. It
 // stops no I/O. Errors: volume.ErrFenced, device.ErrStopped, that of ctx, those
 // of the store; the checkpoints before are in charge then.
