@@ -180,3 +180,43 @@ func (s *someDenied) Delete(ctx context.Context, names []string) error {
 	}
 	return objproxy.JoinDelete(failed)
 }
+
+// A daemon that is killed while deletes are denied goes on where it was, and
+// nobody else does without being told to.
+func TestKilledWhileDeletesAreDenied(t *testing.T) {
+	inRuleWorld(t, func(t *testing.T, w *ruleWorld) {
+		var denied atomic.Bool
+		denied.Store(true)
+		way := through(func(_ context.Context, op objtest.Op) error {
+			if op.Kind == objtest.Delete && denied.Load() && !strings.HasPrefix(op.Name, objproxy.ProbePrefix) {
+				return errors.New("AccessDenied")
+			}
+			return nil
+		})
+		noTakeover := func(o *Options) { o.Takeover = false }
+		a := w.open("a", way, noTakeover)
+		for i := range uint64(3) {
+			a.write(1+i, 0, 1)
+			a.checkpoint()
+		}
+		a.write(7, 2)
+		a.flush()
+		a.kill()
+		if err := w.start("b", way, noTakeover).launch().opened(); !errors.Is(err, volume.ErrRefused) {
+			t.Errorf("another host: %v", err)
+		}
+		c := w.open("a", way, noTakeover)
+		c.holds(3, 0)
+		c.holds(7, 2)
+		denied.Store(false)
+		c.write(9, 0)
+		c.checkpoint()
+		if err := c.close(); err != nil {
+			t.Fatal(err)
+		}
+		if n := w.names(layout.CheckpointPrefix); len(n) != layout.MaxCheckpoints {
+			t.Errorf("checkpoints: %v", n)
+		}
+		w.intact()
+	})
+}

@@ -8,8 +8,10 @@ import (
 	"testing/synctest"
 	"time"
 
+	"bs3/internal/bs3/fsck"
 	"bs3/internal/bs3/gc"
 	"bs3/internal/bs3/key"
+	"bs3/internal/bs3/layout"
 	"bs3/internal/bs3/objproxy/objtest"
 )
 
@@ -181,6 +183,62 @@ func TestFullStoreIsNotCompacted(t *testing.T) {
 		if report, err = a.e.collector.ByTime(t.Context()); err != nil || report.Compacted == 0 {
 			t.Errorf("with room: %+v, %v", report, err)
 		}
+	})
+}
+
+// A discard at the quota, without a byte more of it, gives its space back, if what
+// was written before it fits into the reserve.
+func TestFullStoreIsEmptied(t *testing.T) {
+	inRuleWorld(t, func(t *testing.T, w *ruleWorld) {
+		q := &quota{w: w}
+		a := w.open("a", through(q.before), func(o *Options) { o.GC.Reserve = 20_000 })
+		for i := range uint64(20) {
+			a.write(1+i, 2*i, 2*i+1)
+		}
+		a.write(30, 0, 2, 4) // thin objects, which want to be moved
+		a.flush()
+		a.checkpoint()
+		synctest.Wait()
+		if len(w.names(layout.ReserveName)) != 1 {
+			t.Fatal("there is no reserve")
+		}
+		before := w.stored()
+		q.reached(100)
+		a.write(40, 50)
+		flush := a.flushing()
+		time.Sleep(time.Minute)
+		if err := a.e.Discard(t.Context(), 5*2*simBlockSize, 15*2*simBlockSize); err != nil {
+			t.Fatal(err)
+		}
+		done := a.collecting()
+		select {
+		case err := <-done:
+			if err != nil {
+				t.Fatal(err)
+			}
+		case <-time.After(5 * time.Minute):
+			t.Fatal("the collection does not end")
+		}
+		if err := <-flush; err != nil {
+			t.Error(err)
+		}
+		if after := w.stored(); after > before-12*2*simBlockSize {
+			t.Errorf("%d bytes are stored, before %d", after, before)
+		}
+		if len(w.names(layout.ReserveName)) != 1 {
+			t.Error("the reserve was not made again")
+		}
+		w.intact()
+		for _, f := range w.check().Findings {
+			if f.Kind == fsck.KindLeftover {
+				t.Errorf("fsck says: %v", f)
+			}
+		}
+		a.holds(40, 50)
+		a.holds(30, 4)
+		a.kill()
+		w.wipe("a")
+		w.open("a").holds(40, 50)
 	})
 }
 

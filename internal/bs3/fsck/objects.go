@@ -325,7 +325,7 @@ func (f *check) sumUp() {
 		}
 	}
 	for _, name := range f.listed.others {
-		if needed[name] || slices.Contains(f.v.Checkpoints, name) {
+		if needed[name] || name == layout.ReserveName || slices.Contains(f.v.Checkpoints, name) {
 			continue
 		}
 		what := "not of the volume"

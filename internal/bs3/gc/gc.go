@@ -45,6 +45,8 @@ type Log interface {
 	// log, and moves what still lies at its source, in one step. It returns how many
 	// blocks that was.
 	Rewrite(slot *wlog.Slot, moves []volume.Move) (moved int)
+	// Grown returns, among others, how many objects the table has.
+	Grown() volume.Growth
 	// FlushToStore returns when all that was written before is in the store.
 	FlushToStore(ctx context.Context) error
 	// Activity returns a number that grows with each write, and whether nothing
@@ -59,6 +61,7 @@ type Options struct {
 	IdleTimeout time.Duration // how long a step gives way while the foreground is busy
 	LiveData    float64       // objects with a smaller share of live blocks are compacted
 	MaxGarbage  float64       // share of garbage in the log above which compaction starts by itself; 0 = never
+	Reserve     int64         // least bytes kept in the store for a collection to give up when it is full; 0 = none
 }
 
 // Report says what a collection did.
@@ -105,6 +108,7 @@ type Collector struct {
 	requests  chan chan answer
 	deleting  chan struct{}    // holds a token while what is dead is deleted
 	unmovable map[key.Key]bool // objects that could not be compacted
+	reserve   reserve
 
 	mu struct {
 		sync.Mutex
@@ -139,7 +143,7 @@ func (g *Collector) Collect(ctx context.Context) (Report, error) {
 	case g.requests <- reply:
 	default: // another one is under way, and may wait for room in the store
 		var err error
-		if early, err = g.early(ctx); err != nil {
+		if early, err = g.early(ctx, true); err != nil {
 			return early, err
 		}
 		select {
@@ -161,12 +165,16 @@ func (g *Collector) Collect(ctx context.Context) (Report, error) {
 	}
 }
 
-// early is what of a collection can be done beside another one.
-func (g *Collector) early(ctx context.Context) (Report, error) {
+// early is what of a collection, perhaps one that was asked for, can be done
+// beside another one.
+func (g *Collector) early(ctx context.Context, asked bool) (Report, error) {
 	ctx, release := g.c.Life.Limit(objproxy.Background(ctx))
 	defer release()
 	report, err := g.GiveBack(ctx)
 	g.account(report)
+	if err == nil && asked {
+		_, err = g.makeRoom(ctx)
+	}
 	return report, err
 }
 
@@ -176,10 +184,11 @@ func (g *Collector) Run(ctx context.Context) {
 	due := make(chan struct{})
 	var clock sync.WaitGroup
 	defer clock.Wait()
+	behind := objproxy.Background(ctx)
 	if g.c.Wait > 0 {
 		clock.Go(func() { g.remind(ctx, due) })
 	}
-	behind := objproxy.Background(ctx)
+	clock.Go(func() { g.keepReserve(behind) })
 	for {
 		select {
 		case reply := <-g.requests:
@@ -211,7 +220,7 @@ func (g *Collector) remind(ctx context.Context, due chan<- struct{}) {
 		select {
 		case due <- struct{}{}:
 		default:
-			_, err := g.early(ctx)
+			_, err := g.early(ctx, false)
 			g.c.Outcome("garbage collection", err)
 		}
 	}
@@ -244,7 +253,7 @@ func (g *Collector) all(ctx context.Context) (Report, error) {
 	if err != nil {
 		return report, err
 	}
-	stuck, err := g.stuck(ctx)
+	stuck, err := g.makeRoom(ctx)
 	if err != nil {
 		return report, err
 	}
@@ -259,6 +268,9 @@ func (g *Collector) all(ctx context.Context) (Report, error) {
 		return report, err
 	}
 	err = g.settle(ctx, &report)
+	if err == nil {
+		g.keepReserve(ctx)
+	}
 	g.c.Logger.Info().Int("compacted", report.Compacted).Int64("moved_bytes", report.MovedBytes).Int("deleted", report.Deleted).
 		Int64("freed_bytes", report.FreedBytes).Int("failed_reads", report.FailedReads).Msg("garbage collection")
 	return report, err
