@@ -102,7 +102,7 @@ func (c *simWire) draw(op objtest.Op) simFate {
 	if calm {
 		return f
 	}
-	c.odd(&f, op, what, nth, net)
+	c.odd(&f, op, net)
 	dice := r.Float64()
 	hit := func(share float64) bool {
 		dice -= share
@@ -123,16 +123,18 @@ func (c *simWire) draw(op objtest.Op) simFate {
 }
 
 // odd refuses what a store that keeps what it has, or is full, refuses.
-func (c *simWire) odd(f *simFate, op objtest.Op, what string, nth uint64, net simNetwork) {
-	const spell = 100 * time.Millisecond // for which a store is full, or not
+func (c *simWire) odd(f *simFate, op objtest.Op, net simNetwork) {
+	spell := func(what string, d time.Duration) float64 { // the same number for so long
+		return c.w.random(what, uint64(time.Since(c.w.start)/d)).Float64()
+	}
 	switch {
 	case op.Kind == objtest.Delete && net.deny > 0 && !strings.HasPrefix(op.Name, objproxy.ProbePrefix):
-		f.refuse = c.w.random("deny "+c.name+" "+what, nth).Float64() < net.deny
+		f.refuse = spell("deny "+op.Name, time.Minute) < net.deny
 	case op.Kind == objtest.Put && net.full > 0:
-		f.refuse = c.w.random("full", uint64(time.Since(c.w.start)/spell)).Float64() < net.full
+		f.refuse = spell("full", 100*time.Millisecond) < net.full
 	}
 	if f.refuse {
-		c.w.add("odd refusals", 1)
+		c.w.add(string(op.Kind)+"s refused", 1)
 	}
 }
 
