@@ -43,7 +43,7 @@ func (q *quota) before(_ context.Context, op objtest.Op) error {
 // reached leaves room for so many bytes.
 func (q *quota) reached(room int64) { q.bytes.Store(q.w.stored() + room) }
 
-// full is a volume in a store that has no room any more. Objects 1 to 3 are dead
+// full is a volume in a store that has no room any more. Objects 1 to 8 are dead
 // in both checkpoints, a checkpoint waits for an upload, and so do more uploads
 // than there are uploaders.
 func (w *ruleWorld) full(change ...func(*Options)) (*ruleWriter, *quota) {
@@ -51,7 +51,7 @@ func (w *ruleWorld) full(change ...func(*Options)) (*ruleWriter, *quota) {
 	q := &quota{w: w}
 	a := w.open("a", append([]func(*Options){through(q.before)}, change...)...)
 	for range 2 {
-		for i := range uint64(3) {
+		for i := range uint64(8) {
 			a.write(1+i, 2*i, 2*i+1)
 		}
 		a.flush()
@@ -61,7 +61,9 @@ func (w *ruleWorld) full(change ...func(*Options)) (*ruleWriter, *quota) {
 	a.checkpoint()
 	synctest.Wait()
 	q.reached(100)
+	a.write(19, 40)
 	go func() { _ = a.e.Checkpoint(w.t.Context()) }()
+	synctest.Wait() // until it waits
 	for i := range uint64(3) {
 		a.write(20+i, 30+2*i, 31+2*i)
 	}
@@ -192,10 +194,13 @@ func TestFullStoreIsEmptied(t *testing.T) {
 	inRuleWorld(t, func(t *testing.T, w *ruleWorld) {
 		q := &quota{w: w}
 		a := w.open("a", through(q.before), func(o *Options) { o.GC.Reserve = 20_000 })
-		for i := range uint64(20) {
+		const thin, discarded = 120, 150
+		for i := range uint64(thin + discarded) {
 			a.write(1+i, 2*i, 2*i+1)
 		}
-		a.write(30, 0, 2, 4) // thin objects, which want to be moved
+		for i := range uint64(thin) { // they want to be moved, which takes more room than the reserve has
+			a.write(1000+i, 2*i)
+		}
 		a.flush()
 		a.checkpoint()
 		synctest.Wait()
@@ -204,10 +209,10 @@ func TestFullStoreIsEmptied(t *testing.T) {
 		}
 		before := w.stored()
 		q.reached(100)
-		a.write(40, 50)
+		a.write(2000, 1000)
 		flush := a.flushing()
 		time.Sleep(time.Minute)
-		if err := a.e.Discard(t.Context(), 5*2*simBlockSize, 15*2*simBlockSize); err != nil {
+		if err := a.e.Discard(t.Context(), 2*thin*simBlockSize, 2*discarded*simBlockSize); err != nil {
 			t.Fatal(err)
 		}
 		done := a.collecting()
@@ -222,7 +227,7 @@ func TestFullStoreIsEmptied(t *testing.T) {
 		if err := <-flush; err != nil {
 			t.Error(err)
 		}
-		if after := w.stored(); after > before-12*2*simBlockSize {
+		if after := w.stored(); after > before-2*discarded*simBlockSize {
 			t.Errorf("%d bytes are stored, before %d", after, before)
 		}
 		if len(w.names(layout.ReserveName)) != 1 {
@@ -234,11 +239,12 @@ func TestFullStoreIsEmptied(t *testing.T) {
 				t.Errorf("fsck says: %v", f)
 			}
 		}
-		a.holds(40, 50)
-		a.holds(30, 4)
+		a.holds(2000, 1000)
+		a.holds(1002, 4)
+		a.holds(3, 5)
 		a.kill()
 		w.wipe("a")
-		w.open("a").holds(40, 50)
+		w.open("a").holds(2000, 1000)
 	})
 }
 
