@@ -93,12 +93,11 @@ func (k *Keeper) Sweep(ctx context.Context) error {
 		return nil
 	}
 	names, err := k.remove(ctx, left)
-	if ctx.Err() != nil {
-		return context.Cause(ctx)
-	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	switch {
+	case ctx.Err() != nil && err == nil:
+		return context.Cause(ctx)
 	case names > 0:
 		k.mu.undeleted = k.mu.undeleted.Again(names, err)
 		return fmt.Errorf("%d of them stay in the store: %w", names, err)
@@ -150,7 +149,7 @@ func (k *Keeper) remove(ctx context.Context, left *leftover) (undeleted int, ref
 			}
 			return ctx.Err()
 		})
-		if err != nil {
+		if err != nil && refusal == nil {
 			return undeleted, err
 		}
 	}
