@@ -202,15 +202,15 @@ func (e *Engine) watch(ctx context.Context) {
 
 // start begins the background work.
 func (e *Engine) start() {
-	for _, work := range []func(context.Context){e.keeper.Run, e.collector.Run, e.watch, e.reader.Run} {
+	for _, work := range []func(context.Context){e.keeper.Run, e.keeper.RunSweeps, e.collector.Run, e.watch, e.reader.Run} {
 		e.background.Go(func() { work(e.idle) })
 	}
 }
 
 // Close stores everything that was acknowledged, in every mode, writes a
 // checkpoint, and releases the volume. The transport must have stopped. It
-// waits for the store for as long as ctx allows; what it could not store stays
-// in chunk memory for the next open. On a failed volume it only cleans up.
+// waits for the store for as long as ctx allows, but not for deletes; what it
+// could not store stays in chunk memory for the next open. On a failed volume it only cleans up.
 // Every later call returns what the first did. Errors: why the volume failed
 // (device.ErrStopped), volume.ErrFenced, that of ctx, those of the store. It is
 // safe for concurrent use.
@@ -242,13 +242,27 @@ func (e *Engine) release(ctx context.Context) error {
 	if err := e.log.FlushToStore(ctx); err != nil {
 		return fmt.Errorf("flush at close: %w", err)
 	}
-	if err := e.keeper.WriteIfLonger(ctx); err != nil {
+	if err := e.keeper.WriteLast(ctx); err != nil {
 		return fmt.Errorf("checkpoint at close: %w", err)
 	}
 	if err := e.owner.Change(ctx, func(v *layout.Volume) { v.Writer.Released, v.LocalLog = true, nil }); err != nil {
 		return fmt.Errorf("release the volume: %w", err)
 	}
+	e.sweep(ctx)
 	return nil
+}
+
+// sweepAtClose bounds the time for which a close tries to remove old checkpoints.
+const sweepAtClose = 2 * time.Second
+
+// sweep removes the checkpoints that the last one has replaced, if the store does
+// that at once. What it leaves, the next writer's first checkpoint takes along.
+func (e *Engine) sweep(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, sweepAtClose)
+	defer cancel()
+	if err := e.keeper.Sweep(ctx); err != nil {
+		e.opts.Log.Warn().Err(err).Msg("old checkpoints were not removed: the next writer will try again")
+	}
 }
 
 // stop ends the life of the volume, and closes what is open. If it was not clean

@@ -52,6 +52,15 @@ func shut(t *testing.T, e *bs3.Engine) {
 	}
 }
 
+// checkpointed writes a checkpoint, and returns when what it replaces is gone.
+func checkpointed(t *testing.T, e *bs3.Engine) error {
+	t.Helper()
+	if err := e.Checkpoint(t.Context()); err != nil {
+		return err
+	}
+	return e.Sweep(t.Context())
+}
+
 // kill ends an engine as SIGKILL would, as far as one process can: it stops
 // at once, stores nothing more, and its lock is given back.
 func kill(t testing.TB, e *bs3.Engine) {

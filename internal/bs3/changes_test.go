@@ -184,7 +184,7 @@ func build(t *testing.T, o bs3.Options, seed uint64) (*bs3.Engine, *shadow) {
 		for range 12 {
 			s.write(t, e, rnd, rnd.IntN(56), 1+rnd.IntN(8))
 		}
-		if err := e.Checkpoint(t.Context()); err != nil {
+		if err := checkpointed(t, e); err != nil {
 			t.Fatal(err)
 		}
 	}

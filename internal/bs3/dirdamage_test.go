@@ -122,7 +122,7 @@ func TestCutCheckpointInDirectory(t *testing.T) {
 			s := newShadow(e)
 			for range 2 {
 				s.some(t, e, rnd, 30)
-				if err := e.Checkpoint(t.Context()); err != nil {
+				if err := checkpointed(t, e); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -174,7 +174,7 @@ func TestFsckFindsCutFiles(t *testing.T) {
 			rnd := rand.New(rand.NewPCG(1, 1))
 			for range 2 {
 				s.some(t, e, rnd, 30)
-				if err := e.Checkpoint(t.Context()); err != nil {
+				if err := checkpointed(t, e); err != nil {
 					t.Fatal(err)
 				}
 			}

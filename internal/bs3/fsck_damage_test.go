@@ -103,7 +103,7 @@ func sample(t *testing.T, gc bool) *damaged {
 		if _, err := e.GC(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-	} else if err := e.Checkpoint(t.Context()); err != nil {
+	} else if err := checkpointed(t, e); err != nil {
 		t.Fatal(err)
 	}
 	kill(t, e)
@@ -115,11 +115,11 @@ func sample(t *testing.T, gc bool) *damaged {
 		}
 		s.some(t, e, rnd, 5)
 	}
-	if err := e.Checkpoint(t.Context()); err != nil {
+	if err := checkpointed(t, e); err != nil {
 		t.Fatal(err)
 	}
 	s.some(t, e, rnd, 12)
-	if err := e.Checkpoint(t.Context()); err != nil {
+	if err := checkpointed(t, e); err != nil {
 		t.Fatal(err)
 	}
 	s.some(t, e, rnd, 15)

@@ -20,7 +20,7 @@ func TestPlanGC(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(9, 9))
 	for range 4 {
 		s.some(t, e, rnd, 300)
-		if err := e.Checkpoint(t.Context()); err != nil { // so that nothing is on its way
+		if err := checkpointed(t, e); err != nil { // so that nothing is on its way
 			t.Fatal(err)
 		}
 		calls.Reset()

@@ -46,7 +46,7 @@ func TestLostRecordUnderAWriter(t *testing.T) {
 		e := open(t, o)
 		s := newShadow(e)
 		s.some(t, e, rnd, 40)
-		if err := e.Checkpoint(t.Context()); err != nil {
+		if err := checkpointed(t, e); err != nil {
 			t.Fatal(err)
 		}
 		time.Sleep(time.Minute + time.Second) // between two looks

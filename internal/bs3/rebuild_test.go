@@ -67,7 +67,7 @@ func lostVolume(t *testing.T, gc bool) (memory *objtest.Memory, o bs3.Options, s
 				t.Fatal(err)
 			}
 		}
-		if err := e.Checkpoint(t.Context()); err != nil {
+		if err := checkpointed(t, e); err != nil {
 			t.Fatal(err)
 		}
 		kill(t, e)

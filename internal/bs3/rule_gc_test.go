@@ -1,6 +1,7 @@
 package bs3
 
 import (
+	"context"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -110,6 +111,65 @@ func TestRuleSWEEP(t *testing.T) {
 		w.intact()
 		b.kill()
 		w.open("c").holds(3, 0)
+	})
+}
+
+// TestRuleUNDERWAY: a sweep that takes its time leaves alone what the next
+// checkpoint has stored and not committed yet.
+func TestRuleUNDERWAY(t *testing.T) {
+	inRuleWorld(t, func(t *testing.T, w *ruleWorld) {
+		a := w.open("a")
+		a.write(1, 0)
+		sweep := a.hold(below(layout.CheckpointPrefix, objtest.List))
+		a.checkpoint()
+		sweep.wait(t)
+		a.write(2, 0)
+		commit := a.hold(isVolumePut)
+		done := make(chan error, 1)
+		go func() { done <- a.e.Checkpoint(t.Context()) }()
+		commit.wait(t)
+		sweep.letGo()
+		synctest.Wait()
+		commit.letGo()
+		if err := <-done; err != nil {
+			t.Fatal(err)
+		}
+		w.intact()
+		a.kill()
+		w.wipe("a")
+		w.open("a").holds(2, 0)
+	})
+}
+
+// TestRuleUNKNOWN: a commit that was given up may have been done: what it named
+// is not swept, however often that is tried, until the next commit.
+func TestRuleUNKNOWN(t *testing.T) {
+	inRuleWorld(t, func(t *testing.T, w *ruleWorld) {
+		a := w.open("a")
+		for i := range uint64(3) {
+			a.write(1+i, 0)
+			a.checkpoint()
+		}
+		synctest.Wait()
+		a.write(4, 0)
+		commit := a.holdAnswer(isVolumePut)
+		ctx, giveUp := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- a.e.Checkpoint(ctx) }()
+		commit.wait(t)
+		giveUp()
+		t.Log("given up: ", <-done)
+		if err := a.e.keeper.Sweep(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		w.intact()
+		a.write(5, 0)
+		a.checkpoint()
+		synctest.Wait()
+		w.intact()
+		if n := w.names(layout.CheckpointPrefix); len(n) != layout.MaxCheckpoints {
+			t.Errorf("checkpoints: %v", n)
+		}
 	})
 }
 

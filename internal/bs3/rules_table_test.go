@@ -391,7 +391,12 @@ import (
 	_ = objproxy.Sleep(context.Background(), 3*time.Millisecond)
 	l.mu.Lock()
 	cut :=`}}},
-	{"SWEEP", "a writer also sweeps names of a newer one", []ruleEdit{{"checkpoint/checkpoint.go", `ok && epoch <= k.c.Owner.Epoch && !needed[o.Name]`, `ok && epoch > 0 && !needed[o.Name]`}}},
+	{"SWEEP", "a writer also sweeps names of a newer one", []ruleEdit{{"checkpoint/sweep.go", `l.needed[name] || epoch > l.epoch:`, `l.needed[name]:`}}},
+	{"UNDERWAY", "a sweep takes what a checkpoint has stored and not committed yet", []ruleEdit{{"checkpoint/sweep.go", `
+	case epoch == l.epoch && counter > l.counter:
+`, `
+	case epoch == l.epoch && counter > l.counter && l.needed == nil:
+`}}},
 	{"CKNAME", "the name of a checkpoint is used again", []ruleEdit{{"checkpoint/checkpoint.go", `
 		_, err := k.c.Store.Put(ctx, n, objproxy.Body{Data: b}, objproxy.IfAbsent())
 `, `

@@ -450,6 +450,8 @@ func (d *simDaemon) background(what string, f func(*Engine, context.Context) err
 		case d.gone():
 		case err == nil:
 			w.count[what]++
+		case objproxy.FailedDeletes(err) != nil:
+			w.count["deletes failed"]++
 		case !d.stopping(err) && (!errors.Is(err, volume.ErrFenced) || w.owner(s)):
 			w.failLocked("ERROR: e%d %s: %v", s.epoch, what, err)
 		}

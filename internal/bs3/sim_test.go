@@ -81,6 +81,30 @@ func TestSim(t *testing.T) {
 	}
 }
 
+// TestSimOddStore runs worlds in which the store refuses half of all deletes,
+// and for a third of the time all puts.
+func TestSimOddStore(t *testing.T) {
+	root := simRoot(t)
+	total := make(map[string]int)
+	for seed := range uint64(simDefault / 5) {
+		run := newSimRun(seed)
+		run.net.deny, run.net.full = 0.5, 0.3
+		res := run.doIn(t, root)
+		for what, n := range res.count {
+			total[what] += n
+		}
+		if res.broken != nil {
+			t.Errorf("seed %d: %v", seed, res.broken)
+		}
+	}
+	t.Log(simCounts(total))
+	for _, what := range []string{"puts refused", "deletes refused", "objects deleted", "checkpoints", "closed"} {
+		if total[what] == 0 {
+			t.Errorf("no run had any %q: it is not tested", what)
+		}
+	}
+}
+
 // doIn runs it below root, and leaves nothing there.
 func (run *simRun) doIn(t *testing.T, root string) simResult {
 	t.Helper()

@@ -105,12 +105,13 @@ func (c *simWire) draw(op objtest.Op) simFate {
 	if calm {
 		return f
 	}
+	c.odd(&f, op, net)
 	dice := r.Float64()
 	hit := func(share float64) bool {
 		dice -= share
 		return dice < 0 && dice >= -share
 	}
-	f.fail, f.refuse, f.lost = hit(net.fail), hit(net.refuse), hit(net.lost)
+	f.fail, f.refuse, f.lost = hit(net.fail), hit(net.refuse) || f.refuse, hit(net.lost)
 	f.late = hit(net.late) && op.Changes()
 	f.half = hit(net.half) && len(op.Names) > 1
 	if hit(net.slow) {
@@ -122,6 +123,22 @@ func (c *simWire) draw(op objtest.Op) simFate {
 	f.stall = r.Float64()
 	f.stallFor = upTo([]time.Duration{10 * time.Millisecond, 100 * time.Millisecond, time.Second}[r.IntN(3)])
 	return f
+}
+
+// odd refuses what a store that keeps what it has, or is full, refuses.
+func (c *simWire) odd(f *simFate, op objtest.Op, net simNetwork) {
+	spell := func(what string, d time.Duration) float64 { // the same number for so long
+		return c.w.random(what, uint64(time.Since(c.w.start)/d)).Float64()
+	}
+	switch {
+	case op.Kind == objtest.Delete && net.deny > 0 && !strings.HasPrefix(op.Name, objproxy.ProbePrefix):
+		f.refuse = spell("deny "+op.Name, time.Minute) < net.deny
+	case op.Kind == objtest.Put && net.full > 0:
+		f.refuse = spell("full", 100*time.Millisecond) < net.full
+	}
+	if f.refuse {
+		c.w.add(string(op.Kind)+"s refused", 1)
+	}
 }
 
 // fights reports whether the process has found somebody else at a name.

@@ -64,6 +64,7 @@ type simNetwork struct {
 	lost, late, slow, half float64 // done, not answered; answered, then done; answered late; a batch of deletes half done
 	outlive                float64 // share of the requests under way that survive their process
 	stall                  float64 // share of answers at which the process stops for a while
+	deny, full             float64 // shares: of the deletes that are refused; of the time in which puts are
 	wrong                  float64 // share of the answers to gets that hold other bytes than were stored
 }
 

@@ -1,6 +1,9 @@
 package bs3
 
 import (
+	"time"
+
+	"bs3/internal/bs3/checkpoint"
 	"bs3/internal/bs3/gc"
 	"bs3/internal/bs3/reader"
 	"bs3/internal/bs3/writer"
@@ -32,10 +35,41 @@ type Status struct {
 	LogObjects  int   `json:"log_objects"`  // since the last checkpoint
 	LogBytes    int64 `json:"log_bytes"`
 
+	// Undeleted is what the store did not delete although nothing needs it; nil =
+	// nothing. It is asked again with the next collection.
+	Undeleted *Undeleted `json:"undeleted,omitempty"`
+
 	// Since the volume was opened:
 	WrittenBytes int64     `json:"written_bytes"` // data that was written, also by the replay of chunk memory
 	WrongAnswers uint64    `json:"wrong_answers"` // of the store to reads: other bytes than were written
 	Collected    gc.Report `json:"collected"`     // by all garbage collections
+}
+
+// Undeleted is what the store was asked to delete, and did not.
+type Undeleted struct {
+	Objects     int       `json:"objects"`     // of the log
+	Checkpoints int       `json:"checkpoints"` // and packs of leaves
+	Since       time.Time `json:"since"`
+	Error       string    `json:"error"` // the store's last answer
+}
+
+// undeleted sums up what of the log, and of checkpoints, the store did not delete;
+// nil if that is nothing.
+func undeleted(objects, checkpoints checkpoint.Undeleted) *Undeleted {
+	u := &Undeleted{Objects: objects.Names, Checkpoints: checkpoints.Names}
+	for _, some := range []checkpoint.Undeleted{checkpoints, objects} {
+		if some.Names == 0 {
+			continue
+		}
+		if u.Since.IsZero() || some.Since.Before(u.Since) {
+			u.Since = some.Since
+		}
+		u.Error = some.Err.Error()
+	}
+	if u.Error == "" {
+		return nil
+	}
+	return u
 }
 
 // Mode returns what a flush of the volume means: durable, local log or barrier.
@@ -53,6 +87,7 @@ func (e *Engine) Status() Status {
 		Objects: now.Objects, StoredBytes: int64(now.Total) * bs, LiveBytes: int64(now.Growth.Live) * bs,
 		LogObjects: now.Growth.Objects, LogBytes: now.Growth.Bytes,
 		WrittenBytes: now.Written, WrongAnswers: e.reader.WrongAnswers(), Collected: e.collector.Collected(),
+		Undeleted: undeleted(e.collector.Undeleted(), e.keeper.Undeleted()),
 	}
 	if err := e.life.Err(); err != nil {
 		s.Failed = err.Error()

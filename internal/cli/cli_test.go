@@ -254,8 +254,10 @@ func TestSecondSignalExits(t *testing.T) {
 	dir := t.TempDir()
 	d := startDaemon(t, dir, nil, "run", "--local")
 	d.expect("serving")
-	if err := os.RemoveAll(filepath.Join(dir, ".bs3/store")); err != nil {
-		t.Fatal(err)
+	for os.RemoveAll(filepath.Join(dir, ".bs3/store")) != nil { // something was just stored there
+		if t.Context().Err() != nil {
+			t.FailNow()
+		}
 	}
 	d.signal(os.Interrupt)
 	d.expect("closing the volume")

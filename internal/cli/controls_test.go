@@ -188,6 +188,7 @@ func TestPrintStatus(t *testing.T) {
 			NextKey: 12, DurableKey: 9, ChunksInMemory: 2, FreeSlots: 38, Slots: 40, WritersWaiting: 3,
 			Objects: 10, StoredBytes: 40 << 20, LiveBytes: 30 << 20, LogObjects: 5, LogBytes: 20 << 20,
 			WrittenBytes: 64 << 20, Collected: gc.Report{MovedBytes: 16 << 20, Deleted: 9, FreedBytes: 36 << 20},
+			Undeleted: &bs3.Undeleted{Objects: 4, Checkpoints: 2, Since: since, Error: "403 AccessDenied"},
 		},
 		Store: daemon.StoreStatus{Where: "bucket b", WaitingSince: &since, LastError: "503 SlowDown", OldestRequest: &oldest},
 	}, now)
@@ -197,6 +198,7 @@ func TestPrintStatus(t *testing.T) {
 	for _, want := range []string{
 		"u-u-i-d, 8 GB in blocks of 4096 B", "barrier: a flush keeps the order", "fenced by b", "bucket b\n",
 		"does not answer as it should since 2026-05-04T11:58:30Z (1m30s): 503 SlowDown", "the oldest request that it has not answered was made 1m35s ago", "10 objects, 40 MB of data, 30 MB of it live (25 % is garbage)",
+		"4 objects and 2 old checkpoints that nothing needs stay there: the store does not delete them since 2026-05-04T11:58:30Z (1m30s): 403 AccessDenied",
 		"5 objects, 20 MB", "64 MB written by clients and 16 MB more by garbage collection (amplification 1.25), which deleted 9 objects with 36 MB", "next key 12, all below 10 are in the store",
 		"38 of 40 slots are free, 2 objects are not in the store, 3 writers wait",
 	} {

@@ -120,6 +120,9 @@ func printFsck(out io.Writer, r *fsck.Report, quiet bool) error {
 	row("map", "%s", mapSource(r))
 	row("live data", "%s, in objects of %s", size(r.LiveBytes), size(r.StoredBytes))
 	row("dead objects", "%d of %s, which garbage collection will free", r.DeadObjects, size(r.DeadBytes))
+	if r.GoneObjects > 0 {
+		row("", "%d more are in the object table, and deleted", r.GoneObjects)
+	}
 	if r.Blocks > 0 {
 		row("data blocks read", "%d", r.Blocks)
 	}

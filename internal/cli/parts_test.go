@@ -116,3 +116,13 @@ func TestSize(t *testing.T) {
 		}
 	}
 }
+
+func TestShare(t *testing.T) {
+	for of, want := range map[[2]int64]string{
+		{-1, 1 << 30}: "0 %", {0, 0}: "0 %", {5, -1}: "0 %", {10, 40}: "25 %", {41, 40}: "100 %",
+	} {
+		if got := share(of[0], of[1]); got != want {
+			t.Errorf("share(%d, %d) = %q, want %q", of[0], of[1], got, want)
+		}
+	}
+}

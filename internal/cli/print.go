@@ -28,12 +28,13 @@ func rows(w io.Writer) func(name, format string, args ...any) {
 	}
 }
 
-// share formats part as a percentage of whole.
+// share formats part as a percentage of whole. What is counted while it changes
+// may be a little less than nothing, or more than all.
 func share(part, whole int64) string {
-	if whole == 0 {
+	if whole <= 0 {
 		return "0 %"
 	}
-	return fmt.Sprintf("%.0f %%", 100*float64(part)/float64(whole))
+	return fmt.Sprintf("%.0f %%", 100*float64(min(max(part, 0), whole))/float64(whole))
 }
 
 // size formats n bytes for people.

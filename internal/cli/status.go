@@ -80,6 +80,10 @@ func printStatus(out io.Writer, s daemon.Status, now time.Time) error {
 		row("", "%d of its answers to reads held other bytes than were written; the log names them", s.WrongAnswers)
 	}
 	row("stored", "%d objects, %s of data, %s of it live (%s is garbage)", s.Objects, size(s.StoredBytes), size(s.LiveBytes), share(s.StoredBytes-s.LiveBytes, s.StoredBytes))
+	if u := s.Undeleted; u != nil {
+		row("", "%d objects and %d old checkpoints that nothing needs stay there: the store does not delete them since %s (%v): %s",
+			u.Objects, u.Checkpoints, u.Since.Format(time.RFC3339), now.Sub(u.Since).Round(time.Second), u.Error)
+	}
 	row("since checkpoint", "%d objects, %s", s.LogObjects, size(s.LogBytes))
 	row("since the start", "%s written by clients and %s more by garbage collection (amplification %.2f), which deleted %d objects with %s",
 		size(s.WrittenBytes), size(s.Collected.MovedBytes), float64(s.WrittenBytes+s.Collected.MovedBytes)/float64(max(1, s.WrittenBytes)),

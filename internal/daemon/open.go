@@ -136,10 +136,11 @@ func gcOptions(c config.Config) gc.Options {
 	o := gc.Options{
 		Wait: c.GC.WaitTime(), Step: c.GC.Step, IdleTimeout: c.GC.IdleTime(),
 		LiveData: c.GC.LiveData, MaxGarbage: c.GC.MaxGarbage,
+		Reserve: config.MB,
 	}
 	if c.SkipCheckpoint {
 		// Only checkpoints make objects deletable: moving blocks would add garbage.
-		o.MaxGarbage = 0
+		o.MaxGarbage, o.Reserve = 0, 0
 	}
 	return o
 }

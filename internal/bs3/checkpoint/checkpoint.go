@@ -1,5 +1,5 @@
 // Package checkpoint decides when checkpoints are due, writes them, and removes
-// those that are not needed any more.
+// those that are not needed any more (sweep.go).
 package checkpoint
 
 import (
@@ -7,6 +7,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -66,10 +68,19 @@ type Keeper struct {
 
 	writing chan struct{} // holds a token while a checkpoint is written
 	held    struct {      // whoever has the token
-		kept     []Kept   // that the record names and that verify, oldest first
-		leaves   []leafAt // where the last of them has its leaves
+		leaves   []leafAt // where the newest kept checkpoint has its leaves
 		leavesAt uint32   // the freeze it was made from; 0 = it was loaded
 		counter  uint32   // of checkpoint and pack names in this epoch
+	}
+
+	replaced chan struct{} // wakes RunSweeps
+	sweeping chan struct{} // holds a token while old checkpoints are removed
+
+	mu struct {
+		sync.Mutex
+		kept      []Kept    // that the record names and that verify, oldest first; never changed
+		leftover  *leftover // of the last commit; nil: nothing, or it is removed
+		undeleted Undeleted // by the last sweep
 	}
 }
 
@@ -77,9 +88,12 @@ type Keeper struct {
 // oldest first. The map was loaded from the last of them, or from one before it
 // and the log behind that.
 func New(c Config, kept []volume.Checkpoint) *Keeper {
-	k := &Keeper{c: c, wish: make(chan struct{}, 1), writing: make(chan struct{}, 1)}
+	k := &Keeper{
+		c: c, wish: make(chan struct{}, 1), writing: make(chan struct{}, 1),
+		replaced: make(chan struct{}, 1), sweeping: make(chan struct{}, 1),
+	}
 	for _, old := range kept {
-		k.held.kept = append(k.held.kept, newKept(old))
+		k.mu.kept = append(k.mu.kept, newKept(old))
 	}
 	if n := len(kept); n > 0 {
 		k.held.leaves = leavesOf(kept[n-1], int((c.Blocks+layout.LeafBlocks-1)/layout.LeafBlocks))
@@ -109,26 +123,23 @@ func newKept(c volume.Checkpoint) Kept {
 	return k
 }
 
-// Kept returns the checkpoints that the record names, oldest first. It waits
-// while one is written.
-func (k *Keeper) Kept(ctx context.Context) ([]Kept, error) {
-	if err := k.take(ctx); err != nil {
-		return nil, err
-	}
-	defer k.give()
-	return k.held.kept, nil
+// Kept returns the checkpoints that the record names, oldest first. It does not
+// wait for the one that is being written.
+func (k *Keeper) Kept() []Kept {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.mu.kept
 }
 
-func (k *Keeper) take(ctx context.Context) error {
+// take takes a token; whoever has it gives it back by receiving from token.
+func take(ctx context.Context, token chan struct{}) error {
 	select {
-	case k.writing <- struct{}{}:
+	case token <- struct{}{}:
 		return nil
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
 }
-
-func (k *Keeper) give() { <-k.writing }
 
 // cost estimates the bytes of a checkpoint made now: about four for each mapped
 // block, and the directory.
@@ -199,14 +210,24 @@ func (k *Keeper) WriteIfLonger(ctx context.Context) error {
 	return k.Write(ctx)
 }
 
+// WriteLast is WriteIfLonger for a writer that closes: it also writes a
+// checkpoint if objects were deleted since the last one. The next writer would
+// take that one's word that they are there, and delete them once more.
+func (k *Keeper) WriteLast(ctx context.Context) error {
+	if k.c.Log.Grown().Deleted > 0 && !k.c.Skip {
+		return k.Write(ctx)
+	}
+	return k.WriteIfLonger(ctx)
+}
+
 // Write stores the map as it is now, and commits it in the volume record. It
 // stops no I/O. Errors: volume.ErrFenced, device.ErrStopped, that of ctx, those
 // of the store; the checkpoints before are in charge then.
 func (k *Keeper) Write(ctx context.Context) error {
-	if err := k.take(ctx); err != nil {
+	if err := take(ctx, k.writing); err != nil {
 		return err
 	}
-	defer k.give()
+	defer func() { <-k.writing }()
 	cut := k.c.Log.Freeze()
 	defer cut.Map.Release()
 	if err := k.store(ctx, cut); err != nil {
@@ -236,8 +257,7 @@ func (k *Keeper) store(ctx context.Context, cut volume.Cut) error {
 	if err != nil {
 		return err
 	}
-	h := &k.held
-	keep := append(h.kept[:len(h.kept):len(h.kept)], newKept(volume.Checkpoint{Name: name, Checkpoint: c}))
+	keep := append(slices.Clone(k.Kept()), newKept(volume.Checkpoint{Name: name, Checkpoint: c}))
 	keep = keep[max(0, len(keep)-layout.MaxCheckpoints):]
 	names := make([]string, len(keep))
 	for i, k := range keep {
@@ -246,41 +266,22 @@ func (k *Keeper) store(ctx context.Context, cut volume.Cut) error {
 	if err := o.Change(ctx, func(v *layout.Volume) { v.Checkpoints = names }); err != nil {
 		return fmt.Errorf("commit: %w", err)
 	}
-	h.kept, h.leaves, h.leavesAt = keep, leaves, cut.Map.Map().Generation()
+	k.held.leaves, k.held.leavesAt = leaves, cut.Map.Map().Generation()
+	k.committed(keep)
 	k.c.Logger.Debug().Str("name", name).Int("leaves", len(c.Leaves)).Int("objects", len(c.Objects)).Msg("checkpoint")
-	k.c.Outcome("removing old checkpoints", k.sweep(ctx))
 	return nil
 }
 
-// sweep deletes the checkpoints and packs that no kept checkpoint needs: what
-// we or a writer before us wrote and replaced, or never committed. Names of a
-// higher epoch are a successor's, who has not told us yet.
-func (k *Keeper) sweep(ctx context.Context) error {
-	needed := make(map[string]bool)
-	for _, c := range k.held.kept {
-		needed[c.name] = true
-		for _, p := range c.packs {
-			needed[p] = true
-		}
+// committed notes that the record names kept, and nothing else.
+func (k *Keeper) committed(kept []Kept) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.mu.kept = kept
+	k.mu.leftover = newLeftover(kept, k.c.Owner.Epoch, k.held.counter)
+	select {
+	case k.replaced <- struct{}{}:
+	default:
 	}
-	for _, prefix := range []string{layout.CheckpointPrefix, layout.MapPrefix} {
-		err := volume.List(ctx, k.c.Store, prefix, func(page []objproxy.Info) error {
-			var old []string
-			for _, o := range page {
-				if epoch, ok := volume.EpochOf(o.Name); ok && epoch <= k.c.Owner.Epoch && !needed[o.Name] {
-					old = append(old, o.Name)
-				}
-			}
-			if len(old) == 0 {
-				return nil
-			}
-			return k.c.Store.Delete(ctx, old)
-		})
-		if err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 // putOnce stores b under a name that was never used. Where the name is taken

@@ -98,6 +98,7 @@ type Report struct {
 	LiveBytes   int64 `json:"live_bytes"`   // that the map needs
 	DeadObjects int   `json:"dead_objects"` // of the log, that nothing in the map needs
 	DeadBytes   int64 `json:"dead_bytes"`   // their size: garbage collection gives it back
+	GoneObjects int   `json:"gone_objects"` // that the newest checkpoint lists as dead, and that were deleted since
 	StoredBytes int64 `json:"stored_bytes"` // size of all objects of the log, and leftovers
 
 	Errors   int       `json:"errors"`

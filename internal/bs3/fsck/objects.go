@@ -54,8 +54,13 @@ func (l listing) through(k key.Key) bool {
 
 // from counts the objects from k on.
 func (l listing) from(k key.Key) int {
-	i, _ := slices.BinarySearchFunc(l.objects, k, func(o listedObject, k key.Key) int { return cmp.Compare(o.key, k) })
+	i, _ := l.find(k)
 	return len(l.objects) - i
+}
+
+// find returns the place of object k, or of the one after it.
+func (l listing) find(k key.Key) (i int, here bool) {
+	return slices.BinarySearchFunc(l.objects, k, func(o listedObject, k key.Key) int { return cmp.Compare(o.key, k) })
 }
 
 // wanted is an object that is needed, and what a checkpoint says of it.
@@ -320,7 +325,7 @@ func (f *check) sumUp() {
 		}
 	}
 	for _, name := range f.listed.others {
-		if needed[name] || slices.Contains(f.v.Checkpoints, name) {
+		if needed[name] || name == layout.ReserveName || slices.Contains(f.v.Checkpoints, name) {
 			continue
 		}
 		what := "not of the volume"
@@ -353,6 +358,16 @@ func (f *check) sumUp() {
 		case !here && newest != nil && o.key <= newest.Key:
 			f.found(SeverityInfo, KindLeftover, o.key.Name(), "object %d was given back before the newest checkpoint", o.key)
 		}
+	}
+	if newest != nil {
+		for _, o := range newest.Objects {
+			if _, here := f.listed.find(o.Key); !here && o.Live == 0 && !o.Fence {
+				r.GoneObjects++
+			}
+		}
+	}
+	if r.GoneObjects > 0 {
+		f.found(SeverityInfo, KindLive, newest.Name, "%d objects without live data are in the object table, but not in the store any more: they were deleted after it was written", r.GoneObjects)
 	}
 	if f.maps != nil {
 		r.LiveBytes = int64(f.maps.Mapped()) * int64(f.v.BlockSize)

@@ -5,6 +5,7 @@ package gc
 
 import (
 	"context"
+	"fmt"
 	"maps"
 	"slices"
 	"sync"
@@ -44,6 +45,10 @@ type Log interface {
 	// log, and moves what still lies at its source, in one step. It returns how many
 	// blocks that was.
 	Rewrite(slot *wlog.Slot, moves []volume.Move) (moved int)
+	// Grown returns, among others, how many objects the table has.
+	Grown() volume.Growth
+	// FlushToStore returns when all that was written before is in the store.
+	FlushToStore(ctx context.Context) error
 	// Activity returns a number that grows with each write, and whether nothing
 	// was written since the last checkpoint.
 	Activity() (seq uint64, idle bool)
@@ -56,6 +61,7 @@ type Options struct {
 	IdleTimeout time.Duration // how long a step gives way while the foreground is busy
 	LiveData    float64       // objects with a smaller share of live blocks are compacted
 	MaxGarbage  float64       // share of garbage in the log above which compaction starts by itself; 0 = never
+	Reserve     int64         // least bytes kept in the store for a collection to give up when it is full; 0 = none
 }
 
 // Report says what a collection did.
@@ -95,16 +101,19 @@ type Config struct {
 	Outcome func(what string, err error)
 }
 
-// Collector collects the garbage of an open volume. Collect, Plan and Collected
-// are safe for concurrent use; the rest is Run's.
+// Collector collects the garbage of an open volume. Collect, Plan, GiveBack,
+// Collected and Undeleted are safe for concurrent use; the rest is Run's.
 type Collector struct {
 	c         Config
 	requests  chan chan answer
+	deleting  chan struct{}    // holds a token while what is dead is deleted
 	unmovable map[key.Key]bool // objects that could not be compacted
+	reserve   reserve
 
 	mu struct {
 		sync.Mutex
-		collected Report // of all collections
+		collected Report               // of all collections
+		undeleted checkpoint.Undeleted // when it was tried last
 	}
 }
 
@@ -118,43 +127,68 @@ func New(c Config) *Collector {
 	if c.Step <= 0 {
 		c.Step = 1024
 	}
-	return &Collector{c: c, requests: make(chan chan answer), unmovable: make(map[key.Key]bool)}
+	return &Collector{c: c, requests: make(chan chan answer), deleting: make(chan struct{}, 1), unmovable: make(map[key.Key]bool)}
 }
 
-// Collect compacts thinly used objects, writes the checkpoints needed, and
-// deletes what is dead. One collection runs at a time; the others wait for
-// their turn. When ctx ends Collect returns, but a collection that has begun
-// goes on. It waits until Run takes it up. Errors: volume.ErrFenced,
-// device.ErrStopped, that of ctx, those of the store.
+// Collect deletes what is dead already, compacts thinly used objects, writes the
+// checkpoints needed, and deletes what is dead by then. One collection runs at a
+// time; the others wait for their turn, but what can be deleted at once is. When
+// ctx ends Collect returns, but a collection that has begun goes on. It waits
+// until Run takes it up. Errors: volume.ErrFenced, device.ErrStopped, that of
+// ctx, those of the store.
 func (g *Collector) Collect(ctx context.Context) (Report, error) {
 	reply := make(chan answer, 1)
+	var early Report
 	select {
 	case g.requests <- reply:
-	case <-g.c.Life.Done():
-		return Report{}, g.c.Life.Err()
-	case <-ctx.Done():
-		return Report{}, context.Cause(ctx)
+	default: // another one is under way, and may wait for room in the store
+		var err error
+		if early, err = g.early(ctx, true); err != nil {
+			return early, err
+		}
+		select {
+		case g.requests <- reply:
+		case <-g.c.Life.Done():
+			return early, g.c.Life.Err()
+		case <-ctx.Done():
+			return early, context.Cause(ctx)
+		}
 	}
 	select {
 	case a := <-reply:
-		return a.report, a.err
+		early.Add(a.report)
+		return early, a.err
 	case <-g.c.Life.Done():
-		return Report{}, g.c.Life.Err()
+		return early, g.c.Life.Err()
 	case <-ctx.Done():
-		return Report{}, context.Cause(ctx)
+		return early, context.Cause(ctx)
 	}
+}
+
+// early is what of a collection, perhaps one that was asked for, can be done
+// beside another one.
+func (g *Collector) early(ctx context.Context, asked bool) (Report, error) {
+	ctx, release := g.c.Life.Limit(objproxy.Background(ctx))
+	defer release()
+	report, err := g.GiveBack(ctx)
+	g.account(report)
+	if err == nil && asked {
+		_, err = g.makeRoom(ctx)
+	}
+	return report, err
 }
 
 // Run collects on request and by time, until ctx ends. It is the one worker of
 // all background work on the map.
 func (g *Collector) Run(ctx context.Context) {
-	var tick <-chan time.Time
-	if g.c.Wait > 0 {
-		t := time.NewTicker(g.c.Wait)
-		defer t.Stop()
-		tick = t.C
-	}
+	due := make(chan struct{})
+	var clock sync.WaitGroup
+	defer clock.Wait()
 	behind := objproxy.Background(ctx)
+	if g.c.Wait > 0 {
+		clock.Go(func() { g.remind(ctx, due) })
+	}
+	clock.Go(func() { g.keepReserve(behind) })
 	for {
 		select {
 		case reply := <-g.requests:
@@ -162,12 +196,32 @@ func (g *Collector) Run(ctx context.Context) {
 			g.account(report)
 			reply <- answer{report, err}
 			g.c.Outcome("garbage collection", err)
-		case <-tick:
+		case <-due:
 			report, err := g.ByTime(behind)
 			g.account(report)
 			g.c.Outcome("garbage collection", err)
 		case <-ctx.Done():
 			return
+		}
+	}
+}
+
+// remind says when a collection by time is due, until ctx ends. While another
+// one is under way, and may wait for room in the store, it deletes what is dead.
+func (g *Collector) remind(ctx context.Context, due chan<- struct{}) {
+	t := time.NewTicker(g.c.Wait)
+	defer t.Stop()
+	for {
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			return
+		}
+		select {
+		case due <- struct{}{}:
+		default:
+			_, err := g.early(ctx, false)
+			g.c.Outcome("garbage collection", err)
 		}
 	}
 }
@@ -185,50 +239,108 @@ func (g *Collector) Collected() Report {
 	return g.mu.collected
 }
 
-// all is a whole collection: everything that can be given back now is.
+// Undeleted returns which objects without live data the store did not delete.
+func (g *Collector) Undeleted() checkpoint.Undeleted {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.mu.undeleted
+}
+
+// all is a whole collection: everything that can be given back now is. What is
+// dead already goes first: all else needs room in the store.
 func (g *Collector) all(ctx context.Context) (Report, error) {
-	report, err := g.Compact(ctx, g.Thin())
+	report, err := g.GiveBack(ctx)
 	if err != nil {
 		return report, err
 	}
-	if err := g.c.Checkpoints.WriteIfLonger(ctx); err != nil {
+	stuck, err := g.makeRoom(ctx)
+	if err != nil {
 		return report, err
 	}
-	deleted, err := g.settleDead(ctx)
-	report.Add(deleted)
+	if stuck { // then what was discarded gives back more than what is moved
+		if err := g.settle(ctx, &report); err != nil {
+			return report, err
+		}
+	}
+	compacted, err := g.Compact(ctx, g.Thin())
+	report.Add(compacted)
+	if err != nil {
+		return report, err
+	}
+	err = g.settle(ctx, &report)
+	if err == nil {
+		g.keepReserve(ctx)
+	}
 	g.c.Logger.Info().Int("compacted", report.Compacted).Int64("moved_bytes", report.MovedBytes).Int("deleted", report.Deleted).
 		Int64("freed_bytes", report.FreedBytes).Int("failed_reads", report.FailedReads).Msg("garbage collection")
 	return report, err
 }
 
+// settle writes the checkpoints by which all that is dead now can be deleted,
+// deletes it, and adds that to report.
+func (g *Collector) settle(ctx context.Context, report *Report) error {
+	if err := g.c.Checkpoints.WriteIfLonger(ctx); err != nil {
+		return err
+	}
+	deleted, err := g.settleDead(ctx)
+	report.Add(deleted)
+	return err
+}
+
+// stuckAfter is for how long nothing gets into a store before it is taken for
+// full.
+const stuckAfter = 5 * time.Second
+
+// stuck reports whether what was written does not get into the store. It seals
+// what is open. Errors: those of Log.FlushToStore, but for running out of time.
+func (g *Collector) stuck(ctx context.Context) (bool, error) {
+	_, _, before, _ := g.c.Log.Objects(0, 0)
+	waiting, cancel := context.WithTimeout(ctx, stuckAfter)
+	defer cancel()
+	if err := g.c.Log.FlushToStore(waiting); err == nil || waiting.Err() == nil || ctx.Err() != nil {
+		return false, err
+	}
+	_, _, after, _ := g.c.Log.Objects(0, 0)
+	return after == before, nil
+}
+
 // ByTime runs a periodic collection. Only Run, or a test in its place, may call
-// it. It compacts only when there is too much garbage. While the volume is
-// written it leaves the checkpoints to their own rhythm; on an idle one it goes
-// on until nothing more can be deleted, and then sends no request.
-func (g *Collector) ByTime(ctx context.Context) (report Report, err error) {
+// it. It compacts only when there is too much garbage, and not where nothing gets
+// into the store: what it moves would have to be stored before anything that was
+// written since. While the volume is written it leaves the checkpoints to their
+// own rhythm; on an idle one it goes on until nothing more can be deleted, and
+// then sends no request.
+func (g *Collector) ByTime(ctx context.Context) (Report, error) {
+	report, err := g.GiveBack(ctx)
+	if err != nil {
+		return report, err
+	}
 	if most := g.c.MaxGarbage; most > 0 && most < 1 {
-		if report, err = g.Compact(ctx, g.Excess(most)); err != nil {
-			return report, err
+		if excess := g.Excess(most); len(excess) > 0 {
+			stuck, err := g.stuck(ctx)
+			if err != nil || stuck {
+				return report, err
+			}
+			compacted, err := g.Compact(ctx, excess)
+			report.Add(compacted)
+			if err != nil {
+				return report, err
+			}
 		}
 	}
-	var deleted Report
 	if _, idle := g.c.Log.Activity(); idle {
-		deleted, err = g.settleDead(ctx)
-	} else {
-		deleted, err = g.DeleteDead(ctx)
+		deleted, err := g.settleDead(ctx)
+		report.Add(deleted)
+		return report, err
 	}
-	report.Add(deleted)
-	return report, err
+	return report, nil
 }
 
 // settleDead deletes all that is dead in the newest checkpoint. Only the older
 // of the two says what may go, so if the newest knows more, another one is
 // written first, at the same key.
 func (g *Collector) settleDead(ctx context.Context) (Report, error) {
-	kept, err := g.c.Checkpoints.Kept(ctx)
-	if err != nil {
-		return Report{}, err
-	}
+	kept := g.c.Checkpoints.Kept()
 	if n := len(kept); n > 0 {
 		newest := g.deletable(kept[n-1])
 		if n > 1 {
@@ -253,34 +365,92 @@ func (g *Collector) deletable(k checkpoint.Kept) []key.Key {
 	return keys
 }
 
+// GiveBack deletes what can be deleted without anything being written, whatever
+// else waits: see DeleteDead. It also has old checkpoints asked for again. Errors:
+// those of DeleteDead.
+func (g *Collector) GiveBack(ctx context.Context) (Report, error) {
+	g.c.Checkpoints.SweepAgain()
+	return g.DeleteDead(ctx)
+}
+
 // DeleteDead deletes the objects that were dead already in the older of the
 // two committed checkpoints: whichever of them an open starts from, it needs
-// none of them. Fences are never among them. Only Run, or a test in its place,
-// may call it. Errors: that of ctx, those of the store.
+// none of them. Fences are never among them. What the store does not delete stays
+// in the table, and is asked for again another time. Errors: that of ctx, those of
+// the store.
 func (g *Collector) DeleteDead(ctx context.Context) (Report, error) {
 	var report Report
-	kept, err := g.c.Checkpoints.Kept(ctx)
-	if err != nil || len(kept) < layout.MaxCheckpoints {
-		return report, err
+	select {
+	case g.deleting <- struct{}{}:
+		defer func() { <-g.deleting }()
+	case <-ctx.Done():
+		return report, context.Cause(ctx)
+	}
+	kept := g.c.Checkpoints.Kept()
+	if len(kept) < layout.MaxCheckpoints {
+		return report, nil
 	}
 	keys := g.deletable(kept[0])
 	if len(keys) == 0 {
-		return report, nil
+		return report, g.left(0, nil)
 	}
 	// Who may have looked up an object that is dead by now is to be done with it.
 	if err := g.c.Fetches.Gone(ctx); err != nil {
 		return report, err
 	}
+	var refusal error
 	for some := range slices.Chunk(keys, 1000) {
-		names := make([]string, len(some))
-		for i, k := range some {
-			names[i] = k.Name()
+		gone, err := g.remove(ctx, some)
+		report.Deleted += len(gone)
+		report.FreedBytes += int64(g.c.Log.Forget(gone)) * int64(g.c.BlockSize)
+		if ctx.Err() != nil {
+			return report, context.Cause(ctx)
 		}
-		if err := g.c.Store.Delete(ctx, names); err != nil {
-			return report, err // asked again another time: the table still has them
+		if err != nil {
+			refusal = err
 		}
-		report.Deleted += len(some)
-		report.FreedBytes += int64(g.c.Log.Forget(some)) * int64(g.c.BlockSize)
+		if len(gone) == 0 {
+			break // the others are younger: what protects these protects them
+		}
 	}
-	return report, nil
+	return report, g.left(len(keys)-report.Deleted, refusal)
+}
+
+// remove deletes objects, and returns those that are gone.
+func (g *Collector) remove(ctx context.Context, keys []key.Key) (gone []key.Key, err error) {
+	names := make([]string, len(keys))
+	for i, k := range keys {
+		names[i] = k.Name()
+	}
+	err = g.c.Store.Delete(ctx, names)
+	if err == nil {
+		return keys, nil
+	}
+	failed := objproxy.FailedDeletes(err)
+	if failed == nil {
+		return nil, err
+	}
+	still := make(map[string]bool)
+	for _, f := range failed {
+		still[f.Name] = true
+	}
+	for i, k := range keys {
+		if !still[names[i]] {
+			gone = append(gone, k)
+		}
+	}
+	return gone, err
+}
+
+// left notes that so many objects were not deleted because of refusal, and makes
+// an error of that.
+func (g *Collector) left(objects int, refusal error) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if objects == 0 {
+		g.mu.undeleted = checkpoint.Undeleted{}
+		return nil
+	}
+	g.mu.undeleted = g.mu.undeleted.Again(objects, refusal)
+	return fmt.Errorf("%d objects without live data stay in the store: %w", objects, refusal)
 }

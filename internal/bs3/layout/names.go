@@ -13,6 +13,9 @@ const (
 	VolumeName = "volume"
 	// CheckpointPrefix starts the names of checkpoints (CheckpointName).
 	CheckpointPrefix = "checkpoint/"
+	// ReserveName is the name of an object that takes room and means nothing: in a
+	// store that is full a collection gives it up.
+	ReserveName = "reserve"
 	// MapPrefix starts the names of packs of leaves (PackName).
 	MapPrefix = "map/"
 )

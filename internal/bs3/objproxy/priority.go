@@ -26,19 +26,22 @@ func isBackground(ctx context.Context) bool {
 // one), so a user rarely finds all slots taken, and never all by background work
 // unless there is only one slot.
 //
+// Deletes have a slot of their own: in a store that is full they make the room
+// that the Puts wait for.
+//
 // It should wrap a Retry, not be wrapped by one: a request that waits for its
 // next try then keeps its slot, so a broken store sees no more requests than a
 // healthy one.
 type Priority struct {
-	inner    Store
-	up, down *slots
+	inner            Store
+	up, down, remove *slots
 }
 
-// NewPriority returns a Priority that lets at most uploaders Puts and Deletes,
-// and downloaders Gets and Lists, through to inner at once. Both must be at
-// least 1.
+// NewPriority returns a Priority that lets at most uploaders Puts, downloaders
+// Gets and Lists, and one Delete through to inner at once. Both must be at least
+// 1.
 func NewPriority(inner Store, uploaders, downloaders int) *Priority {
-	return &Priority{inner: inner, up: newSlots(uploaders), down: newSlots(downloaders)}
+	return &Priority{inner: inner, up: newSlots(uploaders), down: newSlots(downloaders), remove: newSlots(1)}
 }
 
 // Put implements Store.
@@ -73,9 +76,9 @@ func (s *Priority) List(ctx context.Context, prefix, after string, limit int) ([
 
 // Delete implements Store.
 func (s *Priority) Delete(ctx context.Context, names []string) error {
-	release, err := s.up.acquire(ctx)
+	release, err := s.remove.acquire(ctx)
 	if err != nil {
-		return fmt.Errorf("delete %d objects: wait for an upload slot: %w", len(names), err)
+		return fmt.Errorf("delete %d objects: wait for the slot of deletes: %w", len(names), err)
 	}
 	defer release()
 	return s.inner.Delete(ctx, names)

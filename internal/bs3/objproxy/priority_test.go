@@ -114,7 +114,7 @@ func TestPriorityLimits(t *testing.T) {
 			}
 			for i := range 3 * c.up {
 				wg.Go(func() {
-					if err := p.Delete(t.Context(), []string{fmt.Sprint("user", i)}); err != nil {
+					if _, err := p.Put(t.Context(), fmt.Sprint("user", i), objproxy.Body{}, objproxy.Condition{}); err != nil {
 						t.Error(err)
 					}
 				})
@@ -146,6 +146,40 @@ func TestPriorityLimits(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestPriorityDeletesPass checks that a Delete does not wait for Puts, which may
+// wait for the room that it makes.
+func TestPriorityDeletesPass(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		s := &objtest.Hooks{Inner: objtest.NewMemory(), Before: func(ctx context.Context, op objtest.Op) error {
+			if op.Kind != objtest.Put {
+				return nil
+			}
+			<-ctx.Done() // there is no room
+			return ctx.Err()
+		}}
+		p := objproxy.NewPriority(s, 2, 2)
+		var wg sync.WaitGroup
+		for i := range 5 {
+			wg.Go(func() { _, _ = p.Put(ctx, fmt.Sprint(i), objproxy.Body{}, objproxy.Condition{}) })
+		}
+		synctest.Wait()
+		deleted := make(chan error, 1)
+		go func() { deleted <- p.Delete(objproxy.Background(ctx), []string{"old"}) }()
+		synctest.Wait()
+		select {
+		case err := <-deleted:
+			if err != nil {
+				t.Error(err)
+			}
+		default:
+			t.Error("a delete waits for puts")
+		}
+		cancel()
+		wg.Wait()
+	})
 }
 
 // TestPriorityCancel checks that a request that stops waiting leaves no trace,

@@ -30,9 +30,10 @@ const (
 	logEvery = time.Minute
 )
 
-// Retry is a Store that tries again as long as ctx allows, after any error but
-// the definite answers ErrNotFound, ErrExists, ErrDamaged, ErrRange and
-// errors.ErrUnsupported (conditions, see Probe). Errors other than ErrTransient
+// Retry is a Store that tries again as long as ctx allows (a Delete: for
+// seconds), after any error but the definite answers ErrNotFound, ErrExists,
+// ErrDamaged, ErrRange and errors.ErrUnsupported (conditions, see Probe). Errors
+// other than ErrTransient
 // are retried too, because somebody may free the disk or correct the
 // credentials, but with the longest wait from the start.
 //
@@ -138,21 +139,33 @@ func (r *Retry) List(ctx context.Context, prefix, after string, limit int) ([]In
 	return infos, err
 }
 
-// Delete implements Store. Only the names that failed are tried again.
+// deleteFor is for how long a Delete is tried again.
+const deleteFor = 10 * time.Second
+
+// Delete implements Store. Only the names that failed are tried again, and not for
+// long: nothing but the space waits for a delete, so its caller comes back another
+// time, and holds nobody up until then.
 func (r *Retry) Delete(ctx context.Context, names []string) error {
 	if len(names) == 0 {
 		return nil
 	}
-	return r.Do(ctx, "delete", names[0], func() error {
-		err := r.inner.Delete(ctx, names)
-		if failed := FailedDeletes(err); failed != nil {
+	waiting, cancel := context.WithTimeout(ctx, deleteFor)
+	defer cancel()
+	var last error
+	err := r.Do(waiting, "delete", names[0], func() error {
+		last = r.inner.Delete(ctx, names) // however long it takes
+		if failed := FailedDeletes(last); failed != nil {
 			names = make([]string, len(failed))
 			for i, f := range failed {
 				names[i] = f.Name
 			}
 		}
-		return err
+		return last
 	})
+	if err != nil && ctx.Err() == nil {
+		return last // that time was up says nothing
+	}
+	return err
 }
 
 // definite reports whether err, which may be nil, is an answer that another

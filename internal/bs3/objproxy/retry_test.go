@@ -142,7 +142,7 @@ func TestRetryCancelled(t *testing.T) {
 		check := func(r *objproxy.Retry, ctx context.Context) {
 			t.Helper()
 			start := time.Now()
-			err := r.Delete(ctx, []string{"volume"})
+			_, err := r.List(ctx, "volume", "", 1)
 			if !errors.Is(err, context.DeadlineExceeded) || !errors.Is(err, errFull) {
 				t.Errorf("want the deadline and the store's error, got %v", err)
 			}
@@ -236,6 +236,28 @@ func TestRetryDelete(t *testing.T) {
 			t.Errorf("delete of nothing: %v, %d calls", err, len(asked))
 		}
 	})
+}
+
+// TestRetryDeleteEnds checks that a Delete that the store does not do is given up,
+// with the store's last answer.
+func TestRetryDeleteEnds(t *testing.T) {
+	for _, answer := range []error{errFull, errFlaky, objproxy.JoinDelete([]*objproxy.DeleteError{{Name: "b", Err: errFull}})} {
+		synctest.Test(t, func(t *testing.T) {
+			s, calls := failing(times(100, answer))
+			r := objproxy.NewRetry(s, options(nil))
+			start := time.Now()
+			err := r.Delete(t.Context(), []string{"a", "b"})
+			if !errors.Is(err, answer) && len(objproxy.FailedDeletes(err)) != 1 || errors.Is(err, context.DeadlineExceeded) {
+				t.Errorf("the error is %v", err)
+			}
+			if took := time.Since(start); took > 15*time.Second || len(calls()) < 2 {
+				t.Errorf("%d tries in %v", len(calls()), took)
+			}
+			if _, _, waiting := r.Waiting(); waiting {
+				t.Error("it is still waited for")
+			}
+		})
+	}
 }
 
 // TestRetryStatus checks that Waiting and the log report trouble at once, then

@@ -42,22 +42,25 @@ var (
 // replaced the checkpoints that it was reading.
 const MostRestarts = 20
 
-// Length is how much log roll-forward has to read.
+// Length is how much log roll-forward has to read, and what it does not learn
+// from that.
 type Length struct {
 	Objects int
 	Bytes   int64
+	Deleted int // objects that were taken off the object table
 }
 
 // Add adds m to l.
 func (l *Length) Add(m Length) {
 	l.Objects += m.Objects
 	l.Bytes += m.Bytes
+	l.Deleted += m.Deleted
 }
 
 // LengthOf returns the length of a log that consists of one object with that
 // many data blocks, of blockSize bytes each, and that many records.
 func LengthOf(blocks, blockSize, records int) Length {
-	return Length{1, int64(blocks*layout.Stride(blockSize) + layout.TailSize(records))}
+	return Length{Objects: 1, Bytes: int64(blocks*layout.Stride(blockSize) + layout.TailSize(records))}
 }
 
 // Move is a live block that is to be written again.

@@ -49,6 +49,7 @@ func (l *Log) Forget(keys []key.Key) (blocks uint64) {
 		blocks += uint64(o.Total)
 		l.mu.maps.RemoveObject(k)
 	}
+	l.mu.grown.Deleted += len(keys)
 	return blocks
 }
 

@@ -14,6 +14,11 @@
 // a version and replacing it. Readers take no lock: an open file is all of one
 // object.
 //
+// Directories come with the first object in them and go with the last. So a
+// directory may be gone between two steps of a Put, which then makes it anew, or
+// may be another one than the Put has synced into its parent, which it then does
+// again.
+//
 // All other files lie in .bs3: the lock, with the store's identity in it (see
 // Lasting), a file that every process holds locked while it has the store open,
 // and temporary files. A temporary file is removed only after the directory was
@@ -69,7 +74,7 @@ type Store struct {
 	held     chan struct{} // one token: its holder may lock the file
 
 	mu    sync.Mutex
-	known map[string]bool // directories that this process made, or found, and synced into their parents
+	known map[string]fs.FileInfo // directories that this process made, or found, and synced into their parents
 }
 
 var _ objproxy.Store = (*Store)(nil)
@@ -96,7 +101,7 @@ func open(ctx context.Context, path string) (_ *Store, err error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Store{path: path, root: root, held: make(chan struct{}, 1), known: make(map[string]bool)}
+	s := &Store{path: path, root: root, held: make(chan struct{}, 1), known: make(map[string]fs.FileInfo)}
 	s.held <- struct{}{}
 	defer func() {
 		if err != nil {
@@ -232,26 +237,46 @@ func (s *Store) put(ctx context.Context, name string, body objproxy.Body, cond o
 	if err != nil {
 		return "", err
 	}
-	if err := s.makeDirsOf(loc); err != nil {
-		return "", err
-	}
 	temp, v, err := s.writeTemp(ctx, body)
 	if err != nil {
 		return "", err
 	}
 	defer s.root.Remove(temp) // after a rename there is none; what stays behind, a later Open removes
-	if cond.Absent() {
-		err = s.link(temp, loc)
-	} else {
-		err = s.replace(ctx, temp, loc, cond)
-	}
-	if errors.Is(err, fs.ErrNotExist) {
-		s.forget(loc)
+	for range mostRemakes {
+		if err = s.place(ctx, temp, loc, cond); !errors.Is(err, fs.ErrNotExist) {
+			break
+		}
+		s.forget(loc.dir()) // somebody has removed it, with the last object there
 	}
 	if err != nil {
 		return "", err
 	}
 	return v, nil
+}
+
+// mostRemakes is how often a Put makes directories that are removed meanwhile.
+const mostRemakes = 100
+
+// place gives temp the name of loc if cond holds. An error that is fs.ErrNotExist
+// says that a directory is missing.
+func (s *Store) place(ctx context.Context, temp string, loc location, cond objproxy.Condition) error {
+	synced, err := s.makeDirsOf(loc)
+	if err != nil {
+		return err
+	}
+	if cond.Absent() {
+		err = s.link(temp, loc)
+	} else {
+		err = s.replace(ctx, temp, loc, cond)
+	}
+	if err != nil && !errors.Is(err, objproxy.ErrExists) {
+		return err
+	}
+	// What is there must be as durable as its name, also if it is not ours.
+	if e := s.syncAgain(loc, synced); e != nil {
+		return e
+	}
+	return err
 }
 
 // writeTemp writes and syncs a temporary file, in .bs3.
@@ -487,19 +512,20 @@ func (s *Store) Delete(ctx context.Context, names []string) error {
 	fail := func(name string, err error) {
 		failed = append(failed, &objproxy.DeleteError{Name: name, Err: fmt.Errorf("in %s: %w", s.path, err)})
 	}
-	removed := make(map[string][]string) // by directory
+	removed := make(map[location][]string) // by directory
 	for _, name := range names {
-		dir, err := s.remove(ctx, name)
+		loc, err := s.remove(ctx, name)
 		if err != nil {
 			fail(name, err)
 			continue
 		}
-		removed[dir] = append(removed[dir], name)
+		loc.file = ""
+		removed[loc] = append(removed[loc], name)
 	}
-	for dir, names := range removed {
+	for loc, names := range removed {
 		// A missing name may have been removed by a process that died before it
 		// could sync.
-		if err := s.syncDir(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		if err := s.syncRemoved(loc); err != nil {
 			for _, name := range names {
 				fail(name, err)
 			}
@@ -508,17 +534,37 @@ func (s *Store) Delete(ctx context.Context, names []string) error {
 	return objproxy.JoinDelete(failed)
 }
 
-func (s *Store) remove(ctx context.Context, name string) (dir string, err error) {
+// syncRemoved makes it durable that objects are gone from the directory of loc,
+// and removes that if nothing is left there.
+func (s *Store) syncRemoved(loc location) error {
+	changed := loc.dir()
+	for _, d := range []struct{ path, parent string }{{loc.dir(), loc.top}, {loc.top, "."}} {
+		s.forget(d.path)
+		if err := s.root.Remove(d.path); err != nil {
+			break // it is in use, or gone
+		}
+		changed = d.parent
+	}
+	for _, path := range []string{changed, loc.top, "."} {
+		// Whoever removed a directory meanwhile may not have synced that yet.
+		if err := s.syncDir(path); !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return s.here()
+}
+
+func (s *Store) remove(ctx context.Context, name string) (location, error) {
 	if s.readOnly {
-		return "", errReadOnly
+		return location{}, errReadOnly
 	}
 	loc, err := locate(name)
 	if err != nil {
-		return "", err
+		return location{}, err
 	}
 	unlock, err := s.lockNames(ctx)
 	if err != nil {
-		return "", err
+		return location{}, err
 	}
 	defer unlock()
 	err = s.root.Remove(loc.path())
@@ -527,5 +573,5 @@ func (s *Store) remove(ctx context.Context, name string) (dir string, err error)
 			err = nil
 		}
 	}
-	return loc.dir(), err
+	return loc, err
 }

@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -580,5 +581,104 @@ func TestDiskFull(t *testing.T) {
 	}
 	if _, err := s.Put(t.Context(), "40000000/00000000", objproxy.Body{Data: make([]byte, 1<<20)}, objproxy.IfAbsent()); err != nil {
 		t.Error(err)
+	}
+}
+
+// directories lists the directories of a store, but for its own.
+func directories(t *testing.T, path string) (dirs []string) {
+	t.Helper()
+	err := filepath.WalkDir(path, func(p string, e fs.DirEntry, err error) error {
+		switch {
+		case err != nil:
+			return err
+		case e.Name() == ".bs3":
+			return fs.SkipDir
+		case e.IsDir() && p != path:
+			dirs = append(dirs, strings.TrimPrefix(p, path+"/"))
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return dirs
+}
+
+// TestEmptyDirectories checks that a directory goes with its last object, and
+// that the store goes on there.
+func TestEmptyDirectories(t *testing.T) {
+	path := t.TempDir()
+	s := open(t, path)
+	for range 2 {
+		for _, name := range []string{"40000000/00000000", "40000000/00000001", "40800000/00000000", "volume"} {
+			put(t, s, name, "A")
+		}
+		for _, step := range []struct {
+			remove []string
+			left   string
+		}{
+			{[]string{"40000000/00000001"}, "[40 40/0 40/8 vo vo/l]"},
+			{[]string{"40000000/00000000"}, "[40 40/8 vo vo/l]"},
+			{[]string{"40000000/00000000"}, "[40 40/8 vo vo/l]"}, // again
+			{[]string{"40800000/00000000", "volume", "never"}, "[]"},
+		} {
+			if err := s.Delete(t.Context(), step.remove); err != nil {
+				t.Error(err)
+			}
+			if got := fmt.Sprint(directories(t, path)); got != step.left {
+				t.Errorf("without %v there are %s, not %s", step.remove, got, step.left)
+			}
+		}
+	}
+	if list, err := s.List(t.Context(), "", "", 10); err != nil || len(list) != 0 {
+		t.Errorf("%v, %v", list, err)
+	}
+	if _, err := s.Put(t.Context(), "volume", objproxy.Body{}, objproxy.IfVersion("1")); !errors.Is(err, objproxy.ErrExists) {
+		t.Errorf("replace what is gone: %v", err)
+	}
+}
+
+// TestDirectoriesComeAndGo checks that objects are put, replaced, read and listed
+// while their directories are removed and made again, by other users of the store
+// as well.
+func TestDirectoriesComeAndGo(t *testing.T) {
+	path := t.TempDir()
+	var wg sync.WaitGroup
+	for user := range 2 {
+		s := open(t, path)
+		for w := range 4 {
+			wg.Go(func() {
+				name := fmt.Sprintf("40000000/%08x", 10*user+w) // all in one directory
+				for i := range 100 {
+					v, err := s.Put(t.Context(), name, objproxy.Body{Data: []byte{byte(i)}}, objproxy.IfAbsent())
+					if err != nil {
+						t.Errorf("put: %v", err)
+						return
+					}
+					if _, err := s.Put(t.Context(), name, objproxy.Body{Data: []byte{byte(i)}}, objproxy.IfVersion(v)); err != nil {
+						t.Errorf("replace: %v", err)
+						return
+					}
+					var p [1]byte
+					if _, _, err := s.Get(t.Context(), name, p[:], 0); err != nil || p[0] != byte(i) {
+						t.Errorf("get: %v, %v", p, err)
+						return
+					}
+					list, err := s.List(t.Context(), name, "", 10)
+					if err != nil || len(list) != 1 {
+						t.Errorf("list: %v, %v", list, err)
+						return
+					}
+					if err := s.Delete(t.Context(), []string{name}); err != nil {
+						t.Errorf("delete: %v", err)
+						return
+					}
+				}
+			})
+		}
+	}
+	wg.Wait()
+	if left := directories(t, path); len(left) != 0 {
+		t.Errorf("left: %v", left)
 	}
 }

@@ -88,6 +88,13 @@ func (s *Store) entries(ctx context.Context, dir, base string, want fs.FileMode,
 		return nil, err
 	}
 	all, err := s.readDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		// It was removed meanwhile, with the last object there, if the store itself
+		// is still there.
+		if err = s.absent(err); errors.Is(err, objproxy.ErrNotFound) {
+			return nil, nil
+		}
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -115,35 +122,62 @@ func (s *Store) readDir(dir string) ([]fs.DirEntry, error) {
 
 // makeDirsOf creates the two directories above loc. It syncs them into their
 // parents the first time, even if they exist: another process may have created
-// them a moment ago.
-func (s *Store) makeDirsOf(loc location) error {
+// them a moment ago. It returns the directory that it knows to be synced.
+func (s *Store) makeDirsOf(loc location) (synced fs.FileInfo, err error) {
 	s.mu.Lock()
-	known := s.known[loc.dir()]
+	synced = s.known[loc.dir()]
 	s.mu.Unlock()
-	if known {
-		return nil
+	if synced != nil {
+		return synced, nil
 	}
 	for _, d := range []string{loc.top, loc.dir()} {
 		if err := s.root.Mkdir(d, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
-			return err
+			return nil, err
 		}
+	}
+	return s.syncDirsOf(loc)
+}
+
+// syncDirsOf syncs the two directories above loc into their parents, and returns
+// the lower one.
+func (s *Store) syncDirsOf(loc location) (synced fs.FileInfo, err error) {
+	if synced, err = s.root.Stat(loc.dir()); err != nil {
+		return nil, err
 	}
 	for _, d := range []string{".", loc.top} {
 		if err := s.syncDir(d); err != nil {
-			return err
+			return nil, err
 		}
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.known[loc.dir()] = true
-	return nil
+	s.known[loc.dir()] = synced
+	return synced, nil
 }
 
-// forget makes the next Put create the directories above loc if they are gone.
-func (s *Store) forget(loc location) {
+// syncAgain is for who has put something into the directory of loc, which was
+// synced when makeDirsOf returned. If that was removed, and made again, before
+// the put, it may not be synced.
+func (s *Store) syncAgain(loc location, synced fs.FileInfo) error {
+	s.mu.Lock()
+	same := s.known[loc.dir()] == synced // nobody of this process has removed it
+	s.mu.Unlock()
+	now, err := s.root.Stat(loc.dir())
+	if err != nil {
+		return err
+	}
+	if same && os.SameFile(now, synced) {
+		return nil
+	}
+	_, err = s.syncDirsOf(loc)
+	return err
+}
+
+// forget makes the next Put create the directory if it is gone.
+func (s *Store) forget(dir string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	delete(s.known, loc.dir())
+	delete(s.known, dir)
 }
 
 func (s *Store) syncDir(dir string) error {
