@@ -49,7 +49,7 @@ func (c *Checks) Verify(index uint32, stored []byte) (crc uint32, ok bool) {
 // AddSum extends sum by the check values of stored blocks of blockSize bytes and
 // returns it. The sum of no blocks is 0. It identifies the content of an object.
 func AddSum(sum uint32, stored []byte, blockSize int) uint32 {
-	for ; len(stored) > blockSize; stored = stored[Stride(blockSize):] {
+	for stride := Stride(blockSize); len(stored) >= stride; stored = stored[stride:] {
 		sum = crc32.Update(sum, castagnoli, stored[blockSize:][:CheckSize])
 	}
 	return sum
