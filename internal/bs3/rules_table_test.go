@@ -107,13 +107,13 @@ var rulesOut = []ruleOut{
 `, `
 	case found.Epoch > newest && o.owner == nil:
 `}, {"open.go", `
-	if err := o.stillOwner(ctx); err != nil {
+	if _, _, err := o.owner.Read(ctx); err != nil {
 		return nil, fmt.Errorf("after storing our fence: %w", err)
 	}
 `, `
 `}}},
 	{"VERIFY", "an opener does not look whether a newer one came while it fenced", []ruleEdit{{"open.go", `
-	if err := o.stillOwner(ctx); err != nil {
+	if _, _, err := o.owner.Read(ctx); err != nil {
 		return nil, fmt.Errorf("after storing our fence: %w", err)
 	}
 `, `
