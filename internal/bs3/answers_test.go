@@ -91,7 +91,10 @@ func TestOneWrongAnswer(t *testing.T) {
 						return b, int64(len(b))
 					}
 					o.UUID[3] ^= 1
-					b = layout.AppendTail(make([]byte, int(o.Blocks)*simBlockSize), o)
+					b = layout.AppendTail(make([]byte, o.DataSize()), o)
+					if _, err := layout.DecodeTail(b, int64(len(b))); err != nil {
+						t.Error(err) // it would be damage, and not another volume's
+					}
 				}
 				return b, int64(len(b))
 			},

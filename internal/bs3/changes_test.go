@@ -406,6 +406,51 @@ func TestChangedDiskCache(t *testing.T) {
 	}
 }
 
+// TestRuleVAGAIN: a read that is answered wrongly once returns what was written;
+// one that is answered wrongly again fails, and names the block.
+func TestRuleVAGAIN(t *testing.T) {
+	var lies atomic.Int64 // answers to come that are wrong
+	o := options(t, &lying{objtest.NewMemory(), &lies})
+	o.Log = zerolog.Nop()
+	e := open(t, o)
+	want := newShadow(e)
+	want.write(t, e, rand.New(rand.NewPCG(1, 1)), 0, 8)
+	if err := e.Flush(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	read := func() ([]byte, error) {
+		p := make([]byte, blockSize)
+		return p, e.ReadAt(t.Context(), p, 3*blockSize)
+	}
+	lies.Store(1)
+	if p, err := read(); err != nil || !bytes.Equal(p, want.bytes[3*blockSize:][:blockSize]) || e.Status().WrongAnswers != 1 {
+		t.Errorf("after one wrong answer: %v, %d counted", err, e.Status().WrongAnswers)
+	}
+	lies.Store(2)
+	if _, err := read(); !errors.Is(err, layout.ErrDamaged) || !strings.Contains(err.Error(), "block 3 of the volume") || e.Status().WrongAnswers != 3 {
+		t.Errorf("after two: %v, %d counted", err, e.Status().WrongAnswers)
+	}
+	if _, err := read(); err != nil {
+		t.Errorf("afterwards: %v", err)
+	}
+	shut(t, e)
+}
+
+// lying is a store that flips a bit in the next answers to gets of a range.
+type lying struct {
+	objproxy.Store
+	left *atomic.Int64
+}
+
+func (l *lying) Get(ctx context.Context, name string, p []byte, off int64) (int, objproxy.Info, error) {
+	n, info, err := l.Store.Get(ctx, name, p, off)
+	if err == nil && off >= 0 && l.left.Load() > 0 {
+		l.left.Add(-1)
+		p[n/2] ^= 8
+	}
+	return n, info, err
+}
+
 // leftBehind are writes that a daemon acknowledged, one flush each, and that are
 // only in its files, since the store did not answer any more.
 type leftBehind struct {

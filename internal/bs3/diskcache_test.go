@@ -53,8 +53,8 @@ func TestDiskCache(t *testing.T) {
 			for range 2 {
 				for i := range uint64(8) {
 					a.holds(1+i, i)
+					synctest.Wait() // it is written in the background, and a set that is being written is passed by
 				}
-				synctest.Wait() // it is written in the background
 			}
 			if n.Load() != want {
 				t.Errorf("%s: %d requests for data, not %d", what, n.Load(), want)

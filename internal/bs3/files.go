@@ -239,8 +239,8 @@ func (f *files) setMemoryAside() (string, error) {
 	return f.state.SetAside(wlog.MemoryFileName)
 }
 
-// dropLog sets the local log that was found aside, which is not ours, unless it is known to hold
-// nothing. v is the record of the volume.
+// dropLog sets the local log that was found aside, which is not ours, unless it
+// is known to hold nothing. v is the record of the volume.
 func (f *files) dropLog(v *layout.Volume) error {
 	why := "the local log is of a writer that another one has replaced since: its writes that were not stored are lost to the volume; the file is set aside"
 	switch {

@@ -153,7 +153,7 @@ func (o *opening) takeOver(ctx context.Context) (_ *layout.Volume, err error) {
 	o.log.Info().Uint64("epoch", o.owner.Epoch).Stringer("volume", o.owner.UUID).Msg("claimed the volume; fencing the writers before")
 	if err := o.fence(ctx, volume.Reach(v)); err != nil {
 		// What we miss may have been removed by a successor.
-		if own := o.stillOwner(ctx); errors.Is(own, volume.ErrFenced) {
+		if _, _, own := o.owner.Read(ctx); errors.Is(own, volume.ErrFenced) {
 			return nil, own
 		}
 		return nil, err
@@ -162,21 +162,11 @@ func (o *opening) takeOver(ctx context.Context) (_ *layout.Volume, err error) {
 	// log. Had a higher one come meanwhile, it might not have seen our fence. Its own
 	// lies above ours then, and shows that it came even if the record is lost.
 	o.owner.LogFrom(func() key.Key { return o.found.Last + 1 })
-	if err := o.stillOwner(ctx); err != nil {
+	if _, _, err := o.owner.Read(ctx); err != nil {
 		return nil, fmt.Errorf("after storing our fence: %w", err)
 	}
 	o.found.Map.AddObject(layout.ObjectInfo{Key: o.found.Last, Epoch: o.owner.Epoch, Fence: true})
 	return v, nil
-}
-
-// stillOwner makes sure that the volume record names us: ErrFenced (wrapped) if
-// two answers say that it does not.
-func (o *opening) stillOwner(ctx context.Context) error {
-	_, _, err := o.owner.Read(ctx)
-	if errors.Is(err, volume.ErrFenced) {
-		_, _, err = o.owner.Read(ctx)
-	}
-	return err
 }
 
 // engine puts the parts together, on the log that was found. It stores what is

@@ -81,6 +81,9 @@ func (h *history) prefix(t *testing.T, e *bs3.Engine) int {
 	for b := range len(p) / blockSize {
 		n = max(n, stamp(b))
 	}
+	if n > len(h.blocks) {
+		t.Fatalf("a block holds write %d of %d", n, len(h.blocks))
+	}
 	want := make(map[int]int)
 	for i, b := range h.blocks[:n] {
 		want[b] = i + 1
@@ -88,6 +91,9 @@ func (h *history) prefix(t *testing.T, e *bs3.Engine) int {
 	for b := range len(p) / blockSize {
 		if stamp(b) != want[b] {
 			t.Fatalf("block %d holds write %d; of a prefix of %d of %d writes it would be %d", b, stamp(b), n, len(h.blocks), want[b])
+		}
+		if rest := p[b*blockSize+8:][:blockSize-8]; !bytes.Equal(rest, make([]byte, len(rest))) {
+			t.Fatalf("block %d has other bytes than were written", b)
 		}
 	}
 	return n

@@ -590,7 +590,11 @@ func TestRuleTWICE(t *testing.T) {
 					for i := range o.Records { // so that it verifies
 						o.Records[i].Seq = o.FirstSeq + uint64(i)
 					}
-					b.opts.Store = &otherAnswer{Store: b.opts.Store, name: k.Name(), answer: layout.AppendTail(make([]byte, simBlockSize), o)}
+					answer := layout.AppendTail(make([]byte, o.DataSize()), o)
+					if _, err := layout.DecodeTail(answer, int64(len(answer))); err != nil {
+						t.Fatal(err)
+					}
+					b.opts.Store = &otherAnswer{Store: b.opts.Store, name: k.Name(), answer: answer}
 					b.launch()
 					if err := b.opened(); err != nil {
 						t.Fatal(err)

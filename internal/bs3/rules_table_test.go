@@ -107,13 +107,13 @@ var rulesOut = []ruleOut{
 `, `
 	case found.Epoch > newest && o.owner == nil:
 `}, {"open.go", `
-	if err := o.stillOwner(ctx); err != nil {
+	if _, _, err := o.owner.Read(ctx); err != nil {
 		return nil, fmt.Errorf("after storing our fence: %w", err)
 	}
 `, `
 `}}},
 	{"VERIFY", "an opener does not look whether a newer one came while it fenced", []ruleEdit{{"open.go", `
-	if err := o.stillOwner(ctx); err != nil {
+	if _, _, err := o.owner.Read(ctx); err != nil {
 		return nil, fmt.Errorf("after storing our fence: %w", err)
 	}
 `, `
@@ -513,7 +513,7 @@ func (e *Readers) Retire(f func()) { f() }
 	{"VAGAIN", "a wrong answer to a read is not asked for again", []ruleEdit{{"reader/fetch.go", `
 		if again {
 `, `
-		if true {
+		if again || true {
 `}}},
 	{"VPLACE", "a check value does not cover the place of its block", []ruleEdit{{"layout/check.go", `
 	return crc32.Update(crc, castagnoli, c.place[:])
@@ -528,7 +528,7 @@ func (e *Readers) Retire(f func()) { f() }
 	{"VDISK", "what the disk cache returns is believed", []ruleEdit{{"rcache/disk.go", `
 			if checks.Value(loc.Index()+uint32(i), layout.CRC(dst[i*bs:][:bs])) != t.set.Entries[place].Check {
 `, `
-			if place < 0 {
+			if checks.Value(loc.Index()+uint32(i), layout.CRC(dst[i*bs:][:bs])) != t.set.Entries[place].Check && place < 0 {
 `}}},
 	{"VDROP", "what does not verify stays in the disk cache", []ruleEdit{{"rcache/disk.go", `
 		d.enqueue(diskJob{loc: l, epoch: epoch, drop: true})

@@ -17,7 +17,9 @@ done
 shift $((OPTIND - 1))
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-mkdir -p "$work/more/x"
+mkdir -p "$work/more/x" "$work/more/etc"
+# Of a host without one, an open after a crash cannot tell that it is the same.
+echo 6273332d74657374732d766d2d686f73 > "$work/more/etc/machine-id"
 for d in "${copies[@]}"; do cp -rL "$d"/. "$work/more/x/"; done
 cp "$1" "$work/more/x/.script"
 cp "$VMDIR/root.cpio" "$work/initrd"

@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"sync"
+	"sync/atomic"
 
 	"github.com/rs/zerolog"
 
@@ -18,7 +19,7 @@ type Life struct {
 	cancel context.CancelCauseFunc
 	done   chan struct{}
 	once   sync.Once
-	err    error // set before done is closed
+	err    atomic.Pointer[error] // nil while it serves; set before done is closed
 }
 
 // New returns a life that does not end with ctx, only by Fail or End.
@@ -37,12 +38,11 @@ func (l *Life) Done() <-chan struct{} { return l.done }
 // Err returns nil while the volume serves, and afterwards why it stopped
 // (device.ErrStopped, wrapped).
 func (l *Life) Err() error {
-	select {
-	case <-l.done:
-		return l.err
-	default:
-		return nil
+	// Each request asks this: a load costs less than looking at done.
+	if err := l.err.Load(); err != nil {
+		return *err
 	}
+	return nil
 }
 
 // Fail ends the life because of err, and logs it. If the life has ended
@@ -60,7 +60,7 @@ func (l *Life) End() {
 }
 
 func (l *Life) end(err error) {
-	l.err = err
+	l.err.Store(&err)
 	close(l.done)
 	l.cancel(err)
 }

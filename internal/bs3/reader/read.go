@@ -131,6 +131,24 @@ func (m miss) part(at, n uint32, blockSize int) miss {
 	return m
 }
 
+// without calls f for each run of the blocks of m of which has says no, by their
+// place in m.
+func (m miss) without(has func(i uint32) bool, blockSize int, f func(miss)) {
+	from := uint32(0) // of the blocks before i those from from on are not had
+	for i := range m.n {
+		if !has(i) {
+			continue
+		}
+		if from < i {
+			f(m.part(from, i-from, blockSize))
+		}
+		from = i + 1
+	}
+	if from < m.n {
+		f(m.part(from, m.n-from, blockSize))
+	}
+}
+
 // TryRead is Read, but returns false unless all of it is unmapped, in chunk
 // memory or in the memory cache; the contents of p are undefined then.
 func (r *Reader) TryRead(p []byte, off int64) bool {
@@ -169,21 +187,18 @@ func (r *Reader) readMemory(p []byte, off int64, runs []sectormap.Run, missed fu
 // readCache fills dst, the blocks of run, from the cache in memory. It hands
 // those that are not there to missed, or, if that is nil, gives up.
 func (r *Reader) readCache(dst []byte, run sectormap.Run, missed func(miss)) bool {
-	all := miss{block: run.Block, loc: run.Loc, n: run.N, dst: dst}
-	from, bs := uint32(0), r.c.BlockSize // of the blocks before i those from from on are missed
+	bs := r.c.BlockSize
+	has := func(i uint32) bool {
+		return r.c.Cache != nil && r.c.Cache.Get(run.Loc.Add(i), dst[int(i)*bs:][:bs])
+	}
+	if missed != nil {
+		miss{block: run.Block, loc: run.Loc, n: run.N, dst: dst}.without(has, bs, missed)
+		return true
+	}
 	for i := range run.N {
-		switch {
-		case r.c.Cache != nil && r.c.Cache.Get(run.Loc.Add(i), dst[int(i)*bs:][:bs]):
-			if from < i {
-				missed(all.part(from, i-from, bs))
-			}
-			from = i + 1
-		case missed == nil:
+		if !has(i) {
 			return false
 		}
-	}
-	if from < run.N {
-		missed(all.part(from, run.N-from, bs))
 	}
 	return true
 }

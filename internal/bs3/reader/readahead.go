@@ -226,19 +226,8 @@ func (r *Reader) missing(off, n int64) (misses []miss) {
 		if !run.Loc.Mapped() || r.c.Memory.Has(run.Loc) {
 			continue
 		}
-		all := miss{block: run.Block, loc: run.Loc, n: run.N, ahead: true}
-		from := uint32(0) // of the blocks before i those from from on are missing
-		for i := range run.N {
-			if r.c.Cache.Has(run.Loc.Add(i)) {
-				if from < i {
-					misses = append(misses, all.part(from, i-from, r.c.BlockSize))
-				}
-				from = i + 1
-			}
-		}
-		if from < run.N {
-			misses = append(misses, all.part(from, run.N-from, r.c.BlockSize))
-		}
+		has := func(i uint32) bool { return r.c.Cache.Has(run.Loc.Add(i)) }
+		miss{block: run.Block, loc: run.Loc, n: run.N, ahead: true}.without(has, r.c.BlockSize, func(m miss) { misses = append(misses, m) })
 	}
 	return misses
 }
