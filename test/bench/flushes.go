@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"os"
 	"path/filepath"
 	"strings"
 
@@ -43,16 +44,17 @@ func (b *bench) flushing(next func() settings) trial {
 	}
 }
 
-// againstOne returns a row of the p50 of flushes against that of a reference.
-func againstOne(p paired, name string, jobs int, target float64) row {
-	figure := fmt.Sprintf("p50/%d", jobs)
-	single := ratios(all(p.ours, figure), all(p.reference, "p50"))
+// against returns a row of a quantile of flushes, p50 or p99, against a figure of the
+// reference.
+func against(p paired, name string, jobs int, quantile, reference string, target float64) row {
+	figure := fmt.Sprintf("%s/%d", quantile, jobs)
+	single := ratios(all(p.ours, figure), all(p.reference, reference))
 	return row{
 		Name: name, Target: target, AtMost: true, Value: median(single), Single: single,
-		Control: median(ratios(all(p.control, "p50"), all(p.reference, "p50"))),
+		Control: median(ratios(all(p.control, reference), all(p.reference, reference))),
 		Details: []detail{
 			{"bs3", 1e-6 * median(all(p.ours, figure)), "ms"},
-			{"reference", 1e-6 * median(all(p.reference, "p50")), "ms"},
+			{"reference", 1e-6 * median(all(p.reference, reference)), "ms"},
 			{"p99", 1e-6 * median(all(p.ours, fmt.Sprintf("p99/%d", jobs))), "ms"},
 			{"p99.9", 1e-6 * median(all(p.ours, fmt.Sprintf("p999/%d", jobs))), "ms"},
 			{"price", median(all(p.ours, fmt.Sprintf("price/%d", jobs))), "$ per 1,000 flushes"},
@@ -89,8 +91,8 @@ func measureFsync(ctx context.Context, b *bench) ([]row, error) {
 	}
 	err = b.onFresh(ctx, nil, func(d *daemon) error { return b.profile(ctx, "durable fsync, 16 jobs", d, b.syncing(16)) })
 	return []row{
-		againstOne(p, name+"1 job", 1, 1.10),
-		againstOne(p, name+"16 jobs", 16, 1.25),
+		against(p, name+"1 job", 1, "p50", "p50", 1.10),
+		against(p, name+"16 jobs", 16, "p50", "p50", 1.25),
 		manyJobs(p, fmt.Sprintf("16 jobs fsyncing at PUT latency %v, flushes a second against one job", slowPut), 12),
 		{Name: "PUTs per flush, 16 jobs", Target: 0.25, AtMost: true, Value: median(puts), Single: puts, Unit: "PUTs"},
 	}, err
@@ -99,6 +101,7 @@ func measureFsync(ctx context.Context, b *bench) ([]row, error) {
 // measureLocalLog measures flushes that wait for the local log.
 func measureLocalLog(ctx context.Context, b *bench) ([]row, error) {
 	const one = "local log fsync, p50 against raw pwrite and fdatasync"
+	const file = "local log fsync, against a flush of nbdkit file on the same disk, "
 	const many = "local log fsync, 16 jobs against one, flushes a second"
 	dirs := 0
 	logged := func() settings {
@@ -114,12 +117,43 @@ func measureLocalLog(ctx context.Context, b *bench) ([]row, error) {
 	}
 	reference := func(ctx context.Context) (figures, error) {
 		l, err := b.rawSync(ctx)
-		return figures{"p50": l.latency.P50}, err
+		if err != nil {
+			return nil, err
+		}
+		s, err := b.fileSync(ctx)
+		return figures{"p50": l.latency.P50, "file/p50": s.Sync.P50, "file/p99": s.Sync.P99}, err
 	}
 	p, err := b.compare(ctx, b.flushing(logged), reference, reference)
 	if err != nil {
 		return nil, err
 	}
 	err = b.onFresh(ctx, logged(), func(d *daemon) error { return b.profile(ctx, "local log fsync, 16 jobs", d, b.syncing(16)) })
-	return []row{againstOne(p, one, 1, 1.5), manyJobs(p, many, 4)}, err
+	return []row{
+		against(p, one, 1, "p50", "p50", 1.5),
+		against(p, file+"p50", 1, "p50", "file/p50", 1),
+		against(p, file+"p99", 1, "p99", "file/p99", 1),
+		manyJobs(p, many, 4),
+	}, err
+}
+
+// fileSync measures flushes of nbdkit's file plugin, which syncs the file, in a file
+// that was written before.
+func (b *bench) fileSync(ctx context.Context) (s sample, err error) {
+	path := filepath.Join(b.disk, b.name("file"))
+	if err := os.WriteFile(path, nil, 0o600); err != nil {
+		return s, err
+	}
+	defer os.Remove(path)
+	if err := os.Truncate(path, b.region); err != nil {
+		return s, err
+	}
+	k, err := b.nbdkit(ctx, "file", path)
+	if err != nil {
+		return s, err
+	}
+	defer k.kill()
+	if _, err := k.fio(ctx, fioJob{rw: "write", bs: mib, depth: 4, size: b.region, flushed: true}); err != nil {
+		return s, err
+	}
+	return k.fio(ctx, b.syncing(1))
 }

@@ -117,8 +117,8 @@ func measureMemory(ctx context.Context, b *bench) ([]row, error) {
 		run  uint64
 		most float64 // MiB
 	}{
-		{"mapped in 1 MiB runs", mib / blockSize, 200},
-		{"mapped in 4 KiB random order, at rest", 1, 2.3 * 1024},
+		{"mapped in 1 MiB runs", mib / blockSize, 80},
+		{"mapped in 4 KiB random order", 1, 2.2 * 1024},
 	} {
 		bucket, err := b.mappedVolume(ctx, c.run)
 		if err != nil {
@@ -129,10 +129,14 @@ func measureMemory(ctx context.Context, b *bench) ([]row, error) {
 			if err != nil {
 				return err
 			}
-			r := weigh(name+", "+c.name, c.most*scale, bytes)
-			more, err := b.weighCheckpoint(ctx, d)
-			r.Details = append(r.Details, more...)
-			rows = append(rows, r)
+			rows = append(rows, weigh(name+", "+c.name+", at rest", c.most*scale, bytes))
+			peak, after, err := b.weighCheckpoint(ctx, d)
+			against := func(when string, most float64, grown int64) row {
+				return row{Name: name + ", " + c.name + ", " + when + " against at rest", Target: most, AtMost: true,
+					Value: float64(grown) / float64(bytes), Details: []detail{{"resident", float64(grown) / mib, "MiB"}}}
+			}
+			rows = append(rows, against("peak in a checkpoint of all leaves", 1.5, peak),
+				against(fmt.Sprintf("%v after that", b.idle), 1.1, after))
 			return err
 		})
 		if err != nil {
@@ -146,40 +150,37 @@ func measureMemory(ctx context.Context, b *bench) ([]row, error) {
 }
 
 // weighCheckpoint changes nearly every leaf of a mapped volume, and returns the peak
-// memory during the checkpoint and the memory after it.
-func (b *bench) weighCheckpoint(ctx context.Context, d *daemon) ([]detail, error) {
+// memory during the checkpoint, and the memory when the daemon was idle after it for a
+// while, both in bytes and without chunk memory.
+func (b *bench) weighCheckpoint(ctx context.Context, d *daemon) (peak, after int64, err error) {
 	leaves := b.mapped / blockSize / layout.LeafBlocks
 	j := fioJob{rw: "randwrite", bs: blockSize, depth: 32, size: b.mapped, ios: 4 * leaves, flushed: true}
 	if _, err := d.fio(ctx, j); err != nil {
-		return nil, err
+		return 0, 0, err
 	}
 	if err := d.resetPeak(); err != nil {
-		return nil, err
+		return 0, 0, err
 	}
-	began := time.Now()
 	if _, err := d.verb(ctx, "checkpoint"); err != nil {
-		return nil, err
+		return 0, 0, err
 	}
-	took := time.Since(began)
-	peak, err := d.peak()
-	if err != nil {
-		return nil, err
+	if peak, err = d.peak(); err != nil {
+		return 0, 0, err
 	}
 	// The peak includes chunk memory, which does not change.
 	with, err := d.process.resident("no such mapping")
 	if err != nil {
-		return nil, err
+		return 0, 0, err
 	}
 	without, err := d.process.resident(filepath.Join(d.dir, "state"))
 	if err != nil {
-		return nil, err
+		return 0, 0, err
 	}
-	after, err := d.resident(ctx)
-	return []detail{
-		{"peak in a checkpoint of all leaves", float64(peak-(with-without)) / mib, "MiB"},
-		{"at rest after it", float64(after) / mib, "MiB"},
-		{"it took", took.Seconds(), "s"},
-	}, err
+	if err := pause(ctx, b.idle); err != nil {
+		return 0, 0, err
+	}
+	after, err = d.resident(ctx)
+	return peak - (with - without), after, err
 }
 
 // measureIdle measures what a daemon does without requests.

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"strconv"
 	"time"
 )
 
@@ -32,12 +33,12 @@ func random4K(rw string, depth int, size int64) fioJob {
 // measureNull measures the transport alone.
 func measureNull(ctx context.Context, b *bench) (rows []row, err error) {
 	const size = 8 * gib
-	reference, err := b.nbdkit(ctx, "null", size)
+	reference, err := b.nbdkit(ctx, "null", strconv.FormatInt(size, 10))
 	if err != nil {
 		return nil, err
 	}
 	defer reference.kill()
-	control, err := b.nbdkit(ctx, "null", size)
+	control, err := b.nbdkit(ctx, "null", strconv.FormatInt(size, 10))
 	if err != nil {
 		return nil, err
 	}

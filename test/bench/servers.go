@@ -201,10 +201,10 @@ type nbdkit struct {
 	socket string
 }
 
-// nbdkit starts nbdkit with a plugin.
-func (b *bench) nbdkit(ctx context.Context, plugin string, bytes int64) (*nbdkit, error) {
+// nbdkit starts nbdkit with a plugin and that plugin's argument.
+func (b *bench) nbdkit(ctx context.Context, plugin, arg string) (*nbdkit, error) {
 	socket := filepath.Join(b.tmp, b.name("nbdkit")+".sock")
-	p, err := start(ctx, "nbdkit", "-f", "-U", socket, plugin, strconv.FormatInt(bytes, 10))
+	p, err := start(ctx, "nbdkit", "-f", "-U", socket, plugin, arg)
 	if err != nil {
 		return nil, err
 	}
@@ -218,7 +218,7 @@ func (b *bench) nbdkit(ctx context.Context, plugin string, bytes int64) (*nbdkit
 // nbdkitMemory starts nbdkit's memory plugin. It discards a first pass, which takes
 // memory from the kernel.
 func (b *bench) nbdkitMemory(ctx context.Context, bytes int64) (*nbdkit, error) {
-	k, err := b.nbdkit(ctx, "memory", bytes)
+	k, err := b.nbdkit(ctx, "memory", strconv.FormatInt(bytes, 10))
 	if err != nil {
 		return nil, err
 	}

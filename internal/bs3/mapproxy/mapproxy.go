@@ -107,6 +107,7 @@ func (p *Proxy) Settle(pending *Unsettled) (done bool) {
 		return true
 	}
 	pending.leaves[0].Each(p.overwritten)
+	p.m.Free(pending.leaves[0])
 	pending.leaves = pending.leaves[1:]
 	if len(pending.leaves) > 0 {
 		return false

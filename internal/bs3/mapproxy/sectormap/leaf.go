@@ -12,10 +12,9 @@ import (
 //
 // The entries are plain words used with sync/atomic, not atomic.Uint64, so
 // that copying a leaf that nobody writes to is one memmove: 4096 atomic stores
-// would delay the writers by 20 µs. They are not inside Leaf because 32 KiB and
-// a few bytes would take 40 KiB.
+// would delay the writers by 20 µs.
 type Leaf struct {
-	entries *[LeafBlocks]uint64 // nil in a leaf of spans
+	entries *array // of the map's pool; nil in a leaf of spans
 	spans   []span
 }
 
@@ -51,12 +50,17 @@ func (l *Leaf) Each(f func(loc layout.Location, n uint32)) {
 // Entries copies the leaf to dst, which must have room for LeafBlocks entries.
 func (l *Leaf) Entries(dst []layout.Location) {
 	dst = dst[:LeafBlocks]
-	entries := l.entries
-	if entries == nil {
-		entries = dense(l.spans)
+	if l.entries != nil {
+		for i, e := range l.entries {
+			dst[i] = layout.Location(e)
+		}
+		return
 	}
-	for i, e := range entries {
-		dst[i] = layout.Location(e)
+	clear(dst)
+	for _, s := range l.spans {
+		for i := s.from; i < s.to; i++ {
+			dst[i] = s.loc + layout.Location(i-s.from)
+		}
 	}
 }
 

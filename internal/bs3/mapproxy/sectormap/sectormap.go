@@ -11,26 +11,33 @@
 // each LeafBlocks blocks: the pointer and the writers' bookkeeping). A leaf
 // begins as a list of spans, 16 bytes each, which a writer replaces as a whole.
 // It becomes an array of entries when it would have more than 64 spans, and a
-// list of spans again at the earliest when it is next loaded.
+// list of spans again at the earliest when it is next loaded. Arrays lie outside
+// of the Go heap, in a pool of the map's own that gives back to the kernel what it
+// does not need.
 //
 // Concurrency. Readers (Get, Lookup) take no lock: a directory slot is an
 // atomic pointer and an entry is loaded atomically. Writers (Set, Unmap, Load,
 // Freeze) are serialised by their caller. A writer changes an entry only in
 // the leaf that is in the directory at that time, and a leaf that left the
-// directory is never changed again. So a reader that holds such a leaf sees
-// what was mapped at some moment after it loaded the pointer, as if it had
-// looked then.
+// directory never comes back. The array of one that left may serve another leaf
+// soon, so a reader that has read entries looks whether their leaf is still in the
+// directory, and reads again if it is not. What it returns was mapped at some
+// moment of the call.
 //
 // Freezing. A Frozen is a copy of the directory. As long as it lives, a writer
 // copies a leaf that the Frozen references before changing it, and publishes
 // the copy first. Freezes are numbered, and each leaf knows the number of the
 // first freeze after its last change. Comparing the two shows whether a leaf
-// is shared and, later, whether it has changed since an earlier freeze.
+// is shared and, later, whether it has changed since an earlier freeze. The array
+// of a leaf that left the directory is used again when every Frozen that lived at
+// that time is released.
 package sectormap
 
 import (
 	"fmt"
+	"runtime"
 	"slices"
+	"sort"
 	"sync"
 	"sync/atomic"
 
@@ -56,8 +63,17 @@ type Map struct {
 	dense  atomic.Int64  // leaves that are arrays of entries
 	spans  atomic.Int64  // in the other leaves
 
-	freezes sync.Mutex // covers live; held for a few instructions only
-	live    []uint32   // generations of the live Frozens, ascending
+	pool *pool // of the arrays
+
+	freezes  sync.Mutex      // covers what follows; held for a few instructions only
+	live     []uint32        // generations of the live Frozens, ascending
+	replaced []replacedArray // that they may still need, in the order of before
+}
+
+// replacedArray is the array of a leaf that left the map while there was a Frozen.
+type replacedArray struct {
+	entries *array
+	before  uint32 // freezes with a smaller generation may refer to it
 }
 
 // leafState is the writers' bookkeeping of a leaf.
@@ -77,12 +93,15 @@ type Run struct {
 // New returns the map of an empty volume of the given number of blocks.
 func New(blocks uint64) *Map {
 	n := (blocks + LeafBlocks - 1) / LeafBlocks
-	return &Map{
+	m := &Map{
 		blocks: blocks,
 		dir:    make([]atomic.Pointer[Leaf], n),
 		state:  make([]leafState, n),
 		gen:    1,
+		pool:   new(pool),
 	}
+	runtime.AddCleanup(m, (*pool).free, m.pool)
+	return m
 }
 
 // Blocks returns the size of the volume.
@@ -99,11 +118,16 @@ func (m *Map) Bytes() int64 {
 
 // Get returns where block lies; 0 if it is unmapped. A writer may run meanwhile.
 func (m *Map) Get(block uint64) layout.Location {
-	leaf := m.dir[block/LeafBlocks].Load()
-	if leaf == nil {
-		return 0
+	slot := &m.dir[block/LeafBlocks]
+	for {
+		leaf := slot.Load()
+		if leaf == nil {
+			return 0
+		}
+		if loc := leaf.load(block % LeafBlocks); leaf.entries == nil || slot.Load() == leaf {
+			return loc
+		}
 	}
-	return leaf.load(block % LeafBlocks)
 }
 
 // Lookup appends to runs the runs of [block, block+n), in order and without
@@ -113,17 +137,35 @@ func (m *Map) Lookup(block uint64, n uint32, runs []Run) []Run {
 	m.check(block, uint64(n))
 	first := len(runs) // the runs that the caller has already are not extended
 	for n > 0 {
-		from := block % LeafBlocks
-		c := min(n, LeafBlocks-uint32(from))
-		if leaf := m.dir[block/LeafBlocks].Load(); leaf == nil {
-			runs = appendRun(runs, first, Run{Block: block, N: c})
-		} else {
-			runs = leaf.lookup(block, c, runs, first)
-		}
+		c := min(n, LeafBlocks-uint32(block%LeafBlocks))
+		runs = m.lookupLeaf(block, c, runs, first)
 		block += uint64(c)
 		n -= c
 	}
 	return runs
+}
+
+// lookupLeaf appends the runs of the n blocks from block, which lie in one leaf.
+func (m *Map) lookupLeaf(block uint64, n uint32, runs []Run, first int) []Run {
+	slot := &m.dir[block/LeafBlocks]
+	before := len(runs)
+	var last Run // may be extended
+	if before > first {
+		last = runs[before-1]
+	}
+	for {
+		leaf := slot.Load()
+		if leaf == nil {
+			return appendRun(runs, first, Run{Block: block, N: n})
+		}
+		runs = leaf.lookup(block, n, runs, first)
+		if leaf.entries == nil || slot.Load() == leaf {
+			return runs
+		}
+		if runs = runs[:before]; before > first {
+			runs[before-1] = last
+		}
+	}
 }
 
 // Shared reports whether a live Frozen may reference what was last changed when
@@ -151,9 +193,17 @@ func (m *Map) Freeze() *Frozen {
 	return f
 }
 
-// release forgets the freeze gen. The mutex also orders the reads of the Frozen
-// before the changes that a writer then makes in place.
+// release forgets the freeze gen, and frees the arrays that no other needs.
 func (m *Map) release(gen uint32) {
+	for _, r := range m.forget(gen) {
+		m.pool.put(r.entries)
+	}
+}
+
+// forget forgets the freeze gen, and returns the arrays that no other needs. The
+// mutex also orders the reads of the Frozen before the changes that a writer then
+// makes in place.
+func (m *Map) forget(gen uint32) []replacedArray {
 	m.freezes.Lock()
 	defer m.freezes.Unlock()
 	if i, ok := slices.BinarySearch(m.live, gen); ok {
@@ -161,11 +211,17 @@ func (m *Map) release(gen uint32) {
 	}
 	// A leaf in the directory is referenced by a freeze if it was last changed
 	// before that freeze, so the newest live one decides.
-	newest := uint32(0)
+	newest, free := uint32(0), len(m.replaced)
 	if n := len(m.live); n > 0 {
 		newest = m.live[n-1] + 1
+		free = sort.Search(free, func(i int) bool { return m.replaced[i].before > m.live[0] })
 	}
 	m.unfrozen.Store(newest)
+	unused := m.replaced[:free]
+	if m.replaced = m.replaced[free:]; len(m.replaced) == 0 {
+		m.replaced = nil
+	}
+	return unused
 }
 
 // check panics if the range is not within the volume; the caller must have

@@ -84,13 +84,12 @@ func spansOf(entries []layout.Location) ([]span, bool) {
 	return append([]span(nil), spans...), true
 }
 
-// dense returns the entries that spans stand for.
-func dense(spans []span) *[LeafBlocks]uint64 {
-	entries := new([LeafBlocks]uint64)
+// spread writes the entries that spans stand for to an array.
+func spread(spans []span, entries *array) {
+	clear(entries[:])
 	for _, s := range spans {
 		for i := s.from; i < s.to; i++ {
 			entries[i] = uint64(s.loc) + uint64(i-s.from)
 		}
 	}
-	return entries
 }

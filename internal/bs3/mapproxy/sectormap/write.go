@@ -60,8 +60,8 @@ func (m *Map) showSpans(i uint64, before, spans []span) {
 
 // Unmap unmaps the n blocks from block. A leaf that lies in the range as a
 // whole is taken out in one step and passed to gone, which can look through it
-// later; for the rest, Unmap calls old as Set does. Both may be nil. Unmap is
-// for writers only.
+// later and must pass it to Free then; for the rest, Unmap calls old as Set does.
+// Both may be nil. Unmap is for writers only.
 func (m *Map) Unmap(block, n uint64, old func(loc layout.Location, n uint32), gone func(*Leaf)) {
 	m.check(block, n)
 	was := merger{f: old}
@@ -78,6 +78,8 @@ func (m *Map) Unmap(block, n uint64, old func(loc layout.Location, n uint32), go
 			m.drop(i)
 			if gone != nil {
 				gone(leaf)
+			} else {
+				m.Free(leaf)
 			}
 		default:
 			m.unmapPart(i, leaf, uint16(block-start), uint16(c-start), &was)
@@ -112,7 +114,9 @@ func (m *Map) unmapPart(i uint64, leaf *Leaf, from, to uint16, was *merger) {
 		}
 	}
 	if was.count == m.state[i].mapped {
+		leaf = m.dir[i].Load()
 		m.drop(i)
+		m.Free(leaf)
 		return
 	}
 	m.state[i].mapped -= was.count
@@ -137,10 +141,11 @@ func (m *Map) Load(leaf int, entries []layout.Location) {
 		m.dir[leaf].Store(&Leaf{spans: spans})
 		m.spans.Add(int64(len(spans)))
 	} else {
-		l := &Leaf{entries: new([LeafBlocks]uint64)}
+		l := &Leaf{entries: m.pool.get()}
 		for i, loc := range entries {
 			l.entries[i] = uint64(loc)
 		}
+		clear(l.entries[len(entries):])
 		m.dir[leaf].Store(l)
 		m.dense.Add(1)
 	}
@@ -151,18 +156,22 @@ func (m *Map) Load(leaf int, entries []layout.Location) {
 // writable returns the entries of leaf i, which is not empty, to be changed:
 // its own if no live Frozen has them, otherwise those of a copy that is already
 // in the directory.
-func (m *Map) writable(i uint64) *[LeafBlocks]uint64 {
+func (m *Map) writable(i uint64) *array {
 	leaf, s := m.dir[i].Load(), &m.state[i]
 	switch {
 	case leaf.entries == nil:
 		m.spans.Add(-int64(len(leaf.spans)))
 		m.dense.Add(1)
-		leaf = &Leaf{entries: dense(leaf.spans)}
+		entries := m.pool.get()
+		spread(leaf.spans, entries)
+		leaf = &Leaf{entries: entries}
 		m.dir[i].Store(leaf)
 	case m.Shared(s.gen):
-		entries := *leaf.entries
-		leaf = &Leaf{entries: &entries}
+		entries, shared := m.pool.get(), leaf
+		*entries = *shared.entries
+		leaf = &Leaf{entries: entries}
 		m.dir[i].Store(leaf)
+		m.Free(shared)
 	}
 	s.gen = m.gen
 	return leaf.entries
@@ -178,4 +187,21 @@ func (m *Map) drop(i uint64) {
 	m.dir[i].Store(nil)
 	m.mapped.Add(-uint64(m.state[i].mapped))
 	m.state[i] = leafState{}
+}
+
+// Free gives back the memory of a leaf that is not in the map any more, when
+// nobody but a live Frozen refers to it. Free is for writers only.
+func (m *Map) Free(leaf *Leaf) {
+	if leaf.entries == nil {
+		return
+	}
+	m.freezes.Lock()
+	shared := len(m.live) > 0
+	if shared {
+		m.replaced = append(m.replaced, replacedArray{leaf.entries, m.gen})
+	}
+	m.freezes.Unlock()
+	if !shared {
+		m.pool.put(leaf.entries)
+	}
 }
