@@ -6,6 +6,7 @@ import (
 	"crypto/md5"
 	"encoding/base64"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"io"
 	"log"
@@ -19,6 +20,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/johannesboyne/gofakes3"
@@ -357,11 +359,78 @@ func TestEncryptionRequired(t *testing.T) {
 	}
 	denyAll = true
 	s := storeAt(t, srv.URL, s3.Options{})
-	for range 2 {
+	for _, want := range []int{2, 1, 1} { // that encryption does not help is known then
 		refusals = 0
 		_, err := s.Put(t.Context(), "volume", objproxy.Body{}, objproxy.Condition{})
-		if meaning(err) != "permanent" || !strings.Contains(err.Error(), "403 Forbidden: AccessDenied: explicit deny") || refusals != 2 {
-			t.Errorf("%v, after %d refusals", err, refusals)
+		if meaning(err) != "permanent" || !strings.Contains(err.Error(), "403 Forbidden: AccessDenied: explicit deny") || refusals != want {
+			t.Errorf("%v, after %d refusals, want %d", err, refusals, want)
+		}
+	}
+}
+
+// roundTrip is a store.
+type roundTrip func(*http.Request) *http.Response
+
+// RoundTrip implements http.RoundTripper.
+func (f roundTrip) RoundTrip(r *http.Request) (*http.Response, error) {
+	if answer := f(r); answer != nil {
+		return answer, nil
+	}
+	return nil, errors.New("no answer")
+}
+
+// answered is an answer, with a refusal's code and message if they are not empty.
+func answered(status int, code, message string) *http.Response {
+	body := "<Error><Code>" + code + "</Code><Message>" + message + "</Message></Error>"
+	return &http.Response{StatusCode: status, Header: http.Header{"Etag": {`"e"`}}, Body: io.NopCloser(strings.NewReader(body))}
+}
+
+// TestGuessedEncryption checks what is made of the answers when encryption is asked
+// for on a guess.
+func TestGuessedEncryption(t *testing.T) {
+	const header = "X-Amz-Server-Side-Encryption"
+	for _, c := range []struct {
+		name, denied string // the message of the denial
+		guess        func(*http.Request) *http.Response
+		cond         objproxy.Condition
+		want         string
+		plain        int // puts without encryption, of two
+	}{
+		{"right", "", func(*http.Request) *http.Response { return answered(200, "", "") }, objproxy.Condition{}, "ok", 1},
+		{"the condition does not hold", "", func(*http.Request) *http.Response { return answered(412, "PreconditionFailed", "") }, objproxy.IfAbsent(), "exists", 1},
+		{"there is no such object", "", func(*http.Request) *http.Response { return answered(404, "NoSuchKey", "") }, objproxy.IfVersion(`"v"`), "exists", 1},
+		{"others put at the same time", "", func(*http.Request) *http.Response { return answered(409, "ConditionalRequestConflict", "") }, objproxy.IfAbsent(), "transient", 1},
+		{"the store has no encryption", "", func(*http.Request) *http.Response { return answered(501, "NotImplemented", "no KMS") }, objproxy.IfAbsent(), "permanent", 2},
+		// Perhaps it was stored.
+		{"no answer", "", func(*http.Request) *http.Response { return nil }, objproxy.Condition{}, "transient", 2},
+		{"checksums too", "", func(r *http.Request) *http.Response {
+			if r.Header.Get("X-Amz-Checksum-Crc32") == "" {
+				return answered(400, "InvalidRequest", "x-amz-checksum- is required")
+			}
+			return answered(200, "", "")
+		}, objproxy.Condition{}, "ok", 1},
+		// The bucket is encrypted with a key that we may not use: something weaker is no way out.
+		{"a key", "not authorized to perform: kms:GenerateDataKey", func(*http.Request) *http.Response { return answered(200, "", "") }, objproxy.Condition{}, "permanent", 2},
+	} {
+		plain := 0
+		s := storeAt(t, "http://store.example", s3.Options{})
+		s.SetTransport(roundTrip(func(r *http.Request) *http.Response {
+			switch {
+			case r.Method == http.MethodGet:
+				return answered(503, "SlowDown", "")
+			case r.Header.Get(header) != "":
+				return c.guess(r)
+			}
+			plain++
+			return answered(403, "AccessDenied", c.denied)
+		}))
+		_, err := s.Put(t.Context(), "volume", objproxy.Body{}, c.cond)
+		if meaning(err) != c.want || c.want == "permanent" && !strings.Contains(err.Error(), "AccessDenied") {
+			t.Errorf("%s: want %s, got %v", c.name, c.want, err)
+		}
+		_, _ = s.Put(t.Context(), "volume", objproxy.Body{}, c.cond)
+		if plain != c.plain {
+			t.Errorf("%s: %d puts without encryption, want %d", c.name, plain, c.plain)
 		}
 	}
 }
@@ -374,6 +443,41 @@ func TestEncryption(t *testing.T) {
 	for _, c := range []struct {
 		o        s3.Options
 		put, get map[string]string
+// TestDeniedPuts checks that puts that are denied for ever are not all sent twice,
+// and that encryption is asked for, if that helps, once it does.
+func TestDeniedPuts(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		requests, helps := 0, false
+		s := storeAt(t, "http://store.example", s3.Options{})
+		s.SetTransport(roundTrip(func(r *http.Request) *http.Response {
+			requests++
+			if helps && r.Header.Get("X-Amz-Server-Side-Encryption") != "" {
+				return answered(200, "", "")
+			}
+			return answered(403, "AccessDenied", "")
+		}))
+		put := func() error {
+			_, err := s.Put(t.Context(), "volume", objproxy.Body{}, objproxy.Condition{})
+			return err
+		}
+		const puts = 240
+		for range puts { // for 20 minutes
+			if err := put(); meaning(err) != "permanent" {
+				t.Fatal(err)
+			}
+			time.Sleep(5 * time.Second)
+		}
+		if requests > puts+21 {
+			t.Errorf("%d requests for %d puts", requests, puts)
+		}
+		helps = true
+		time.Sleep(time.Minute)
+		if err := put(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
 	}{
 		{s3.Options{}, nil, nil},
 		{s3.Options{SSE: "AES256"}, map[string]string{sse: "AES256"}, nil},

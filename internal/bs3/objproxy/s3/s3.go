@@ -127,6 +127,8 @@ type Store struct {
 	signPayload  bool
 	encryption   encryption
 	wants        atomic.Pointer[wants]
+	guessed      atomic.Pointer[time.Time] // see mayGuess; nil = never
+	singly       atomic.Bool               // there is no DeleteObjects
 	paces        paces
 	// See the constants of these names.
 	stallTime, leastWait time.Duration
