@@ -640,6 +640,89 @@ func TestRegion(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+// TestKeysAway checks that a file of keys that is away, or empty, when they are
+// looked for is looked at again, and that nothing else is taken for them meanwhile.
+func TestKeysAway(t *testing.T) {
+	for _, name := range []string{"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE", "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI", "AWS_CONTAINER_CREDENTIALS_FULL_URI"} {
+		t.Setenv(name, "")
+	}
+	t.Setenv("AWS_CONFIG_FILE", "/dev/null")
+	t.Setenv("AWS_EC2_METADATA_DISABLED", "true")
+	role := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		io.WriteString(w, `{"AccessKeyId":"ROLE","SecretAccessKey":"s"}`)
+	}))
+	defer role.Close()
+	for _, c := range []struct {
+		name      string
+		first     string // the key in the file at first; empty = there is no file
+		role      bool   // the machine has one
+		meanwhile func(file string) error
+	}{
+		{"none at first", "", false, nil},
+		{"away", "OLD", false, os.Remove},
+		{"empty", "OLD", false, func(file string) error { return os.Truncate(file, 0) }},
+		{"away, beside a role", "OLD", true, os.Remove},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			file := filepath.Join(t.TempDir(), "credentials")
+			t.Setenv("AWS_SHARED_CREDENTIALS_FILE", file)
+			if c.role {
+				t.Setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", role.URL)
+			}
+			write := func(key string) {
+				t.Helper()
+				if err := os.WriteFile(file, []byte("[default]\naws_access_key_id="+key+"\naws_secret_access_key=s\n"), 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if c.first != "" {
+				write(c.first)
+			}
+			valid := c.first
+			s, err := s3.New(t.Context(), s3.Options{Endpoint: "http://store.example", Bucket: "bucket", Region: "eu-central-1"})
+			if err != nil {
+				t.Fatal(err)
+			}
+			s.SetTransport(roundTrip(func(r *http.Request) *http.Response {
+				switch key, _, _ := strings.Cut(strings.TrimPrefix(r.Header.Get("Authorization"), "AWS4-HMAC-SHA256 Credential="), "/"); key {
+				case valid:
+					return answered(200, "", "")
+				case "ROLE": // which may do nothing here
+					return answered(403, "AccessDenied", "")
+				}
+				return answered(403, "InvalidAccessKeyId", "")
+			}))
+			put := func() error {
+				_, err := s.Put(t.Context(), "volume", objproxy.Body{}, objproxy.Condition{})
+				return err
+			}
+			if c.first != "" {
+				if err := put(); err != nil {
+					t.Fatal(err)
+				}
+				if err := c.meanwhile(file); err != nil {
+					t.Fatal(err)
+				}
+			}
+			valid = "NEW"
+			if err := put(); meaning(err) != "permanent" {
+				t.Errorf("there are no keys: %v", err)
+			}
+			write("NEW")
+			tries := 0
+			retry := objproxy.NewRetry(s, objproxy.RetryOptions{Max: 200 * time.Millisecond})
+			if err := retry.Do(t.Context(), "put", "volume", func() error {
+				if tries++; tries > 100 {
+					return objproxy.ErrNotFound
+				}
+				return put()
+			}); err != nil {
+				t.Errorf("the new keys are not taken: %v", err)
+			}
+		})
+	}
+}
+
 		if _, err := s.Put(t.Context(), "volume", objproxy.Body{}, objproxy.Condition{}); err != nil {
 			t.Error(err)
 		}
