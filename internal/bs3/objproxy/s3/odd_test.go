@@ -149,9 +149,11 @@ func TestNoDeleteObjects(t *testing.T) {
 	} {
 		var mu sync.Mutex
 		var deleted []string
+		var posts atomic.Int32
 		s := at(t, func(w http.ResponseWriter, r *http.Request) {
 			switch {
 			case r.Method == http.MethodPost:
+				posts.Add(1)
 				refused(w, r, c.status, c.code, "")
 			case strings.HasSuffix(r.URL.Path, "denied"):
 				refused(w, r, http.StatusForbidden, "AccessDenied", "object lock")
@@ -180,6 +182,11 @@ func TestNoDeleteObjects(t *testing.T) {
 		case c.want == "denied" && c.single != 404 && len(deleted) != len(names)-1:
 			t.Errorf("%d %s: %d were deleted", c.status, c.code, len(deleted))
 		}
+		// A store that has no such request is not asked again.
+		_ = s.Delete(t.Context(), []string{"map/1"})
+		if want := map[bool]int32{true: 1, false: 2}[c.status == 501 || c.status == 405]; posts.Load() != want {
+			t.Errorf("%d %s: asked %d times, want %d", c.status, c.code, posts.Load(), want)
+		}
 	}
 }
 
@@ -191,6 +198,7 @@ func TestQuietDelete(t *testing.T) {
 		`<DeleteResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/"/>`:                                        0,
 		`<DeleteResult><Error><Key>b</Key><Code>AccessDenied</Code><Message>no</Message></Error></DeleteResult>`: 1,
 		`<DeleteResult><Deleted><Key>a</Key></Deleted></DeleteResult>`:                                           1, // not quiet
+		`<DeleteResult><Error><Code>AccessDenied</Code><Message>no</Message></Error></DeleteResult>`:             2, // of no name
 		`<DeleteResult>`: 2, // cut off
 		`<html></html>`:  2,
 	} {
