@@ -443,14 +443,6 @@ func TestGuessedEncryption(t *testing.T) {
 	}
 }
 
-// TestEncryption checks what is sent for each way to have the store encrypt.
-func TestEncryption(t *testing.T) {
-	key := bytes.Repeat([]byte{7}, 32)
-	sum := md5.Sum(key)
-	const sse, customer = "X-Amz-Server-Side-Encryption", "X-Amz-Server-Side-Encryption-Customer-"
-	for _, c := range []struct {
-		o        s3.Options
-		put, get map[string]string
 // TestDeniedPuts checks that puts that are denied for ever are not all sent twice,
 // and that encryption is asked for, if that helps, once it does.
 func TestDeniedPuts(t *testing.T) {
@@ -486,6 +478,14 @@ func TestDeniedPuts(t *testing.T) {
 	})
 }
 
+// TestEncryption checks what is sent for each way to have the store encrypt.
+func TestEncryption(t *testing.T) {
+	key := bytes.Repeat([]byte{7}, 32)
+	sum := md5.Sum(key)
+	const sse, customer = "X-Amz-Server-Side-Encryption", "X-Amz-Server-Side-Encryption-Customer-"
+	for _, c := range []struct {
+		o        s3.Options
+		put, get map[string]string
 	}{
 		{s3.Options{}, nil, nil},
 		{s3.Options{SSE: "AES256"}, map[string]string{sse: "AES256"}, nil},
@@ -516,7 +516,33 @@ func TestDeniedPuts(t *testing.T) {
 			}
 			return false
 		})
-		mustAll(t, storeAt(t, srv.URL, c.o))
+		s := storeAt(t, "https://store.example", c.o)
+		s.SetTransport(roundTrip(func(r *http.Request) *http.Response {
+			r = r.Clone(r.Context())
+			r.URL.Scheme, r.URL.Host = "http", srv.Listener.Addr().String()
+			answer, err := http.DefaultTransport.RoundTrip(r)
+			if err != nil {
+				t.Error(err)
+			}
+			return answer
+		}))
+		mustAll(t, s)
+	}
+	if _, err := s3.New(t.Context(), s3.Options{Endpoint: "http://store.example", Bucket: "bucket", AccessKey: "a", SecretKey: "b", Region: "r", SSECustomerKey: key}); err == nil || !strings.Contains(err.Error(), "https://") {
+		t.Errorf("the key goes to everybody on the line: %v", err)
+	}
+}
+
+// TestNoEncryption checks that a store without the encryption that is configured is
+// not taken for one without conditions.
+func TestNoEncryption(t *testing.T) {
+	s := storeAt(t, "http://store.example", s3.Options{SSE: "AES256"})
+	s.SetTransport(roundTrip(func(*http.Request) *http.Response { // MinIO's answer
+		return answered(501, "NotImplemented", "Server side encryption specified but KMS is not configured")
+	}))
+	_, err := s.Put(t.Context(), "volume", objproxy.Body{}, objproxy.IfAbsent())
+	if meaning(err) != "permanent" || !strings.Contains(err.Error(), "KMS is not configured") {
+		t.Error(err)
 	}
 }
 
@@ -614,40 +640,6 @@ func TestRotatedKeys(t *testing.T) {
 	}
 }
 
-// TestTemporaryKeys checks that the session token goes with the keys.
-func TestTemporaryKeys(t *testing.T) {
-	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		w.Header().Set("ETag", `"e"`)
-		if got := r.Header.Get("X-Amz-Security-Token"); got != "token" {
-			t.Errorf("the token is %q", got)
-		}
-	}))
-	defer srv.Close()
-	s := storeAt(t, srv.URL, s3.Options{SessionToken: "token"})
-	if _, err := s.Put(t.Context(), "volume", objproxy.Body{}, objproxy.Condition{}); err != nil {
-		t.Error(err)
-	}
-}
-
-// TestRegion checks which region signatures name.
-func TestRegion(t *testing.T) {
-	t.Setenv("AWS_CONFIG_FILE", "/dev/null")
-	t.Setenv("AWS_SHARED_CREDENTIALS_FILE", "/dev/null")
-	t.Setenv("AWS_DEFAULT_REGION", "")
-	for _, c := range []struct{ configured, environment, want string }{
-		{"", "", "us-east-1"}, {"", "eu-central-1", "eu-central-1"}, {"eu-north-1", "eu-central-1", "eu-north-1"},
-	} {
-		t.Setenv("AWS_REGION", c.environment)
-		srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			w.Header().Set("ETag", `"e"`)
-			if !strings.Contains(r.Header.Get("Authorization"), "/"+c.want+"/s3/") {
-				t.Errorf("%+v: the request is signed by %q", c, r.Header.Get("Authorization"))
-			}
-		}))
-		s, err := s3.New(t.Context(), s3.Options{Endpoint: srv.URL, Bucket: "bucket", Region: c.configured, AccessKey: "a", SecretKey: "b"})
-		if err != nil {
-			t.Fatal(err)
-		}
 // TestKeysAway checks that a file of keys that is away, or empty, when they are
 // looked for is looked at again, and that nothing else is taken for them meanwhile.
 func TestKeysAway(t *testing.T) {
@@ -731,6 +723,40 @@ func TestKeysAway(t *testing.T) {
 	}
 }
 
+// TestTemporaryKeys checks that the session token goes with the keys.
+func TestTemporaryKeys(t *testing.T) {
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("ETag", `"e"`)
+		if got := r.Header.Get("X-Amz-Security-Token"); got != "token" {
+			t.Errorf("the token is %q", got)
+		}
+	}))
+	defer srv.Close()
+	s := storeAt(t, srv.URL, s3.Options{SessionToken: "token"})
+	if _, err := s.Put(t.Context(), "volume", objproxy.Body{}, objproxy.Condition{}); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestRegion checks which region signatures name.
+func TestRegion(t *testing.T) {
+	t.Setenv("AWS_CONFIG_FILE", "/dev/null")
+	t.Setenv("AWS_SHARED_CREDENTIALS_FILE", "/dev/null")
+	t.Setenv("AWS_DEFAULT_REGION", "")
+	for _, c := range []struct{ configured, environment, want string }{
+		{"", "", "us-east-1"}, {"", "eu-central-1", "eu-central-1"}, {"eu-north-1", "eu-central-1", "eu-north-1"},
+	} {
+		t.Setenv("AWS_REGION", c.environment)
+		srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("ETag", `"e"`)
+			if !strings.Contains(r.Header.Get("Authorization"), "/"+c.want+"/s3/") {
+				t.Errorf("%+v: the request is signed by %q", c, r.Header.Get("Authorization"))
+			}
+		}))
+		s, err := s3.New(t.Context(), s3.Options{Endpoint: srv.URL, Bucket: "bucket", Region: c.configured, AccessKey: "a", SecretKey: "b"})
+		if err != nil {
+			t.Fatal(err)
+		}
 		if _, err := s.Put(t.Context(), "volume", objproxy.Body{}, objproxy.Condition{}); err != nil {
 			t.Error(err)
 		}

@@ -195,6 +195,9 @@ func New(ctx context.Context, o Options) (*Store, error) {
 	if s.requests, err = newRequester(ctx, transport, sdk, o.Bucket, o.PathStyle); err != nil {
 		return nil, err
 	}
+	if len(o.SSECustomerKey) > 0 && !s.requests.tls {
+		return nil, fmt.Errorf("the key for encryption by %s is sent with each request, so its address must begin with https://", s.endpoint)
+	}
 	switch o.SignPayload {
 	case "", SignPayloadAuto:
 		s.signPayload = !s.requests.tls
