@@ -67,14 +67,15 @@ func probeParts(ctx context.Context, s Store, name string) error {
 		return err
 	}
 	first, err := p.expect("first", "a new object, put on condition that none is there, is not there")
-	switch {
-	case err != nil:
+	if err != nil {
 		return err
-	case first == "":
-		return p.wrong("it gives an object no version (ETag)")
 	}
+	// This comes before all that unsafe_no_fencing passes over.
 	if err := p.parts("first"); err != nil {
 		return err
+	}
+	if first == "" {
+		return p.wrong("it gives an object no version (ETag)")
 	}
 	if held, err := p.put("again", IfAbsent()); err != nil {
 		return err
@@ -192,7 +193,10 @@ func (p *prober) parts(content string) error {
 	for _, part := range []struct{ off, n int }{{0, 2}, {1, 3}, {-1, 2}, {-1, len(content)}} {
 		buf := make([]byte, part.n)
 		n, info, err := p.store.Get(p.ctx, p.name, buf, int64(part.off))
-		if err != nil {
+		switch {
+		case errors.Is(err, ErrRange):
+			return fmt.Errorf("probe the store: %w: of %d bytes: %w", ErrWrongRange, len(content), err)
+		case err != nil:
 			return fmt.Errorf("probe the store: %w", err)
 		}
 		want := content[len(content)-part.n:]
