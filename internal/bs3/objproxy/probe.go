@@ -70,7 +70,7 @@ func probeParts(ctx context.Context, s Store, name string) error {
 	if err != nil {
 		return err
 	}
-	// This comes before all that unsafe_no_fencing passes over.
+	// This comes before what a caller may pass over.
 	if err := p.parts("first"); err != nil {
 		return err
 	}

@@ -443,6 +443,36 @@ func TestGuessedEncryption(t *testing.T) {
 	}
 }
 
+// TestGuessWithKey checks that encryption is not asked for on a guess where the
+// bucket's own is stronger.
+func TestGuessWithKey(t *testing.T) {
+	for _, first := range []string{http.MethodGet, http.MethodPut} {
+		denies, guesses := false, 0
+		s := storeAt(t, "http://store.example", s3.Options{})
+		s.SetTransport(roundTrip(func(r *http.Request) *http.Response {
+			if r.Header.Get("X-Amz-Server-Side-Encryption") != "" {
+				guesses++
+			}
+			if denies {
+				return answered(403, "AccessDenied", "")
+			}
+			answer := answered(200, "", "")
+			answer.ContentLength = -1
+			answer.Header.Set("X-Amz-Server-Side-Encryption", "aws:kms")
+			return answer
+		}))
+		if first == http.MethodGet {
+			_, _, _ = s.Get(t.Context(), "volume", make([]byte, 1), 0)
+		} else if _, err := s.Put(t.Context(), "volume", objproxy.Body{}, objproxy.Condition{}); err != nil {
+			t.Fatal(err)
+		}
+		denies = true
+		if _, err := s.Put(t.Context(), "volume", objproxy.Body{}, objproxy.Condition{}); meaning(err) != "permanent" || guesses != 0 {
+			t.Errorf("after a %s: %d guesses, %v", first, guesses, err)
+		}
+	}
+}
+
 // TestDeniedPuts checks that puts that are denied for ever are not all sent twice,
 // and that encryption is asked for, if that helps, once it does.
 func TestDeniedPuts(t *testing.T) {

@@ -79,6 +79,14 @@ func (s *Store) mayGuess() bool {
 	return (last == nil || now.Sub(*last) >= guessEvery) && s.guessed.CompareAndSwap(last, &now)
 }
 
+// noteKey notes whether an answer is about an object that is encrypted with a key
+// of KMS.
+func (s *Store) noteKey(header http.Header) {
+	if strings.HasPrefix(header.Get("X-Amz-Server-Side-Encryption"), "aws:kms") {
+		s.keyed.Store(true)
+	}
+}
+
 // learn returns what a Put that failed with err, although it respected w, may
 // have lacked, and reports whether there is such a thing.
 func (s *Store) learn(ctx context.Context, name string, cond objproxy.Condition, w wants, err error) (wants, bool) {
@@ -93,7 +101,7 @@ func (s *Store) learn(ctx context.Context, name string, cond objproxy.Condition,
 	case refused.status == http.StatusBadRequest && w.checksum == "" && refused.says("content-md5"):
 		w.checksum = checksumMD5
 	case refused.status == http.StatusForbidden && refused.code == "AccessDenied" && !w.encrypt && s.encryption == (encryption{}) &&
-		!refused.says("kms") && // a key of the bucket's own encryption, which must not be evaded
+		!refused.says("kms") && !s.keyed.Load() && // the bucket's own encryption must not be evaded
 		(s.wants.Load().encrypt || s.mayGuess()):
 		w.encrypt = true
 	case refused.status == http.StatusPreconditionFailed && isVersion && !w.bareETag && strings.HasPrefix(string(version), `"`):
@@ -155,6 +163,7 @@ func (s *Store) putOnce(ctx context.Context, name string, body objproxy.Body, co
 		return "", err
 	}
 	defer answer.Body.Close()
+	s.noteKey(answer.Header)
 	_, _ = drain(answer.Body) // so that the connection can be used again
 	version, err := versionOf(answer.Header)
 	if err != nil {

@@ -128,6 +128,7 @@ type Store struct {
 	encryption   encryption
 	wants        atomic.Pointer[wants]
 	guessed      atomic.Pointer[time.Time] // see mayGuess; nil = never
+	keyed        atomic.Bool               // the bucket is encrypted with a key of KMS, as answers show
 	singly       atomic.Bool               // there is no DeleteObjects
 	paces        paces
 	// See the constants of these names.
