@@ -193,6 +193,7 @@ func (o *opening) create(ctx context.Context, v *layout.Volume) error {
 // probe makes sure that conditional puts work: they alone keep two writers of
 // one volume apart.
 func (o *opening) probe(ctx context.Context) error {
+	o.progress("trying the store", 0, 0)
 	err := objproxy.Probe(ctx, o.store, o.nonce.String())
 	switch {
 	case errors.Is(err, objproxy.ErrNoConditionalPut) && o.opts.UnsafeNoFencing:

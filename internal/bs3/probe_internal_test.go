@@ -91,6 +91,9 @@ func TestOpenProgress(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if !slices.Contains(seen, OpenProgress{Stage: "trying the store"}) {
+		t.Errorf("a new volume: %v", seen)
+	}
 	for i := range 3 { // an object each
 		if err := errors.Join(e.WriteAt(t.Context(), make([]byte, 512), int64(i)*512), e.Flush(t.Context())); err != nil {
 			t.Fatal(err)

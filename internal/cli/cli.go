@@ -96,6 +96,7 @@ func newHelp(root *cobra.Command) *cobra.Command {
 			if err != nil || len(rest) > 0 {
 				return fmt.Errorf("there is no command %q; bs3 help lists them", strings.Join(args, " "))
 			}
+			cmd.InitDefaultHelpFlag() // cobra does it when a command runs
 			return cmd.Help()
 		},
 	}

@@ -85,7 +85,7 @@ func TestHelpAboutNothing(t *testing.T) {
 		root.SetOut(&out)
 		root.SetArgs(strings.Fields(args))
 		err := root.Execute()
-		if (err == nil) != ok || ok && !strings.Contains(out.String(), "Usage:") || !ok && !strings.Contains(err.Error(), "foo") {
+		if (err == nil) != ok || ok && (!strings.Contains(out.String(), "Usage:") || !strings.Contains(out.String(), "-h, --help")) || !ok && !strings.Contains(err.Error(), "foo") {
 			t.Errorf("%s: %v", args, err)
 		}
 	}

@@ -17,8 +17,9 @@ const sameWithin = 100 * time.Millisecond
 // watchSignals returns a ctx that the first SIGINT, SIGTERM or SIGHUP (the
 // terminal is gone) cancels. The second one calls exit, because a clean stop
 // waits for the store. The same signal within sameWithin of the first is no second
-// one: timeout(1) and others signal a process and then its group. SIGUSR1 sends to collect, unless nothing is free there.
-// stop ends the watch; it must be called, and may be called again.
+// one: timeout(1) and others signal a process and then its group. SIGUSR1 sends to
+// collect, unless nothing is free there. stop ends the watch; it must be called, and
+// may be called again.
 func watchSignals(parent context.Context, log zerolog.Logger, collect chan<- struct{}, exit func()) (ctx context.Context, stop func()) {
 	ctx, cancel := context.WithCancel(parent)
 	signals := make(chan os.Signal, 4)

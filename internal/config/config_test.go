@@ -477,6 +477,7 @@ func TestRules(t *testing.T) {
 		{"s3.sse_customer_key", func(c *Config) { c.S3.SSECustomerKey = Secret(customerKey[4:]) }},
 		{"s3.sse_customer_key", func(c *Config) { c.S3.SSECustomerKey = "no base64!" }},
 		{"s3.sse_customer_key", func(c *Config) { c.S3.Remote, c.S3.SSECustomerKey = "http://h", customerKey }},
+		{"s3.sse_customer_key", func(c *Config) { c.S3.Remote, c.S3.SSECustomerKey = "HTTP://h", customerKey }},
 		{"", func(c *Config) { c.S3.Remote = "http://127.0.0.1:7070" }},
 		{"s3.remote", func(c *Config) { c.S3.Remote = "127.0.0.1:7070" }},
 		{"s3.remote", func(c *Config) { c.S3.Remote = "ftp://h" }},

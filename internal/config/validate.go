@@ -195,7 +195,7 @@ func (s S3) checkEncryption(k *checker) {
 	key, err := s.CustomerKey()
 	k.require(err == nil && len(key) == sseKeySize, "s3.sse_customer_key", "must be %d bytes in base64", sseKeySize)
 	k.require(s.SSE == SSENone, "s3.sse", "must be empty if sse_customer_key is set")
-	k.require(!strings.HasPrefix(s.Remote, "http://"), "s3.sse_customer_key",
+	k.require(!strings.HasPrefix(strings.ToLower(s.Remote), "http://"), "s3.sse_customer_key",
 		"is sent with every request, so s3.remote must begin with https://")
 }
 

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"sync"
-	"time"
 )
 
 // ErrNoConditionalPut means that the store does not honour conditions on a Put,
@@ -30,8 +29,9 @@ const (
 	// raceSize is how many bytes each of them puts: some stores look before the
 	// bytes arrive.
 	raceSize = 8 << 10
-	// cleanUpTime is how long the probe waits for its objects to be deleted.
-	cleanUpTime = 10 * time.Second
+	// cleanUpTime is how long the probe waits for its objects to be deleted. It is
+	// up before a Retry stops trying, whose last answer would be that of the probe.
+	cleanUpTime = deleteFor / 2
 )
 
 // Probe finds out whether s honours conditions, and returns the parts of objects
@@ -67,14 +67,15 @@ func probeParts(ctx context.Context, s Store, name string) error {
 		return err
 	}
 	first, err := p.expect("first", "a new object, put on condition that none is there, is not there")
-	switch {
-	case err != nil:
+	if err != nil {
 		return err
-	case first == "":
-		return p.wrong("it gives an object no version (ETag)")
 	}
+	// This comes before what a caller may pass over.
 	if err := p.parts("first"); err != nil {
 		return err
+	}
+	if first == "" {
+		return p.wrong("it gives an object no version (ETag)")
 	}
 	if held, err := p.put("again", IfAbsent()); err != nil {
 		return err
@@ -192,7 +193,10 @@ func (p *prober) parts(content string) error {
 	for _, part := range []struct{ off, n int }{{0, 2}, {1, 3}, {-1, 2}, {-1, len(content)}} {
 		buf := make([]byte, part.n)
 		n, info, err := p.store.Get(p.ctx, p.name, buf, int64(part.off))
-		if err != nil {
+		switch {
+		case errors.Is(err, ErrRange):
+			return fmt.Errorf("probe the store: %w: of %d bytes: %w", ErrWrongRange, len(content), err)
+		case err != nil:
 			return fmt.Errorf("probe the store: %w", err)
 		}
 		want := content[len(content)-part.n:]

@@ -3,6 +3,7 @@ package objproxy_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -129,6 +130,17 @@ func TestProbeReads(t *testing.T) {
 		}, objproxy.ErrWrongRange, "other bytes than were requested"},
 		{"begins at 0", func(m m, ctx context.Context, name string, p []byte, off int64) (int, objproxy.Info, error) {
 			return m.Get(ctx, name, p, min(off, 0))
+		}, objproxy.ErrWrongRange, "other bytes than were requested"},
+		{"ends too early", func(m m, ctx context.Context, name string, p []byte, off int64) (int, objproxy.Info, error) {
+			if off > 0 {
+				return 0, objproxy.Info{}, fmt.Errorf("%w: 4 of 3", objproxy.ErrRange)
+			}
+			return m.Get(ctx, name, p, off)
+		}, objproxy.ErrWrongRange, "4 of 3"},
+		{"no versions, begins at 0", func(m m, ctx context.Context, name string, p []byte, off int64) (int, objproxy.Info, error) {
+			n, info, err := m.Get(ctx, name, p, min(off, 0))
+			info.Version = ""
+			return n, info, err
 		}, objproxy.ErrWrongRange, "other bytes than were requested"},
 		{"no versions", func(m m, ctx context.Context, name string, p []byte, off int64) (int, objproxy.Info, error) {
 			n, info, err := m.Get(ctx, name, p, off)

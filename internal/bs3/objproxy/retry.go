@@ -33,9 +33,8 @@ const (
 // Retry is a Store that tries again as long as ctx allows (a Delete: for
 // seconds), after any error but the definite answers ErrNotFound, ErrExists,
 // ErrDamaged, ErrRange and errors.ErrUnsupported (conditions, see Probe). Errors
-// other than ErrTransient
-// are retried too, because somebody may free the disk or correct the
-// credentials, but with the longest wait from the start.
+// other than ErrTransient are retried too, because somebody may free the disk or
+// correct the credentials, but with the longest wait from the start.
 //
 // A conditional Put whose answer was lost may have been applied. Its next try
 // then returns ErrExists, and only the caller can judge whose object it is.

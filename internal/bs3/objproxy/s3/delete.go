@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"net/url"
 	"slices"
+	"strings"
 	"sync"
 
 	"golang.org/x/sync/errgroup"
@@ -52,6 +53,9 @@ func (s *Store) deleteBatch(ctx context.Context, names []string) (failed []*objp
 	fail := func(name string, err error) {
 		failed = append(failed, &objproxy.DeleteError{Name: name, Err: err})
 	}
+	if s.singly.Load() {
+		return s.deleteEach(ctx, what, names, nil)
+	}
 	out, err := s.deleteObjects(ctx, names)
 	switch {
 	case lacksDeleteObjects(err):
@@ -66,14 +70,22 @@ func (s *Store) deleteBatch(ctx context.Context, names []string) (failed []*objp
 	for _, d := range out.Deleted {
 		answers[d.Key] = nil
 	}
+	// Only a store that never says what it has deleted may pass over a name.
+	var passedOver error
+	if len(out.Deleted) > 0 {
+		passedOver = fmt.Errorf("%s: %w: not in the answer", what, objproxy.ErrTransient)
+	}
 	for _, e := range out.Error {
-		answers[e.Key] = deleteError(what, e.Code, e.Message)
+		err := deleteError(what, e.Code, e.Message)
+		answers[e.Key] = err
+		if name, ours := strings.CutPrefix(e.Key, s.prefix); err != nil && (!ours || !slices.Contains(names, name)) {
+			passedOver = err // of which name is not known
+		}
 	}
 	for _, name := range names {
 		err, answered := answers[s.prefix+name]
-		if !answered && len(out.Deleted) > 0 {
-			// Only a store that never says what it has deleted may pass over a name.
-			err = fmt.Errorf("%s: %w: not in the answer", what, objproxy.ErrTransient)
+		if !answered {
+			err = passedOver
 		}
 		if err != nil {
 			fail(name, err)
@@ -121,8 +133,8 @@ func lacksDeleteObjects(err error) bool {
 	}
 }
 
-// deleteEach deletes each object by a request of its own, because a request for
-// all of them was refused.
+// deleteEach deletes each object by a request of its own. refused is the answer to
+// a request for all of them, if one was made.
 func (s *Store) deleteEach(ctx context.Context, what string, names []string, refused error) (failed []*objproxy.DeleteError) {
 	var mu sync.Mutex
 	fail := func(name string, err error) {
@@ -134,8 +146,12 @@ func (s *Store) deleteEach(ctx context.Context, what string, names []string, ref
 	if first != nil {
 		fail(names[0], first)
 	}
+	wholeStatus, wholeCode := answer(refused)
+	if first == nil && wholeStatus != http.StatusBadRequest { // which may be about these names
+		s.singly.Store(true)
+	}
 	if status, code := answer(first); first != nil && status != 0 {
-		if s, c := answer(refused); s == status && c == code {
+		if wholeStatus == status && wholeCode == code {
 			// The refusal was not about DeleteObjects.
 			for _, name := range names[1:] {
 				fail(name, first)

@@ -95,12 +95,13 @@ func (s *Store) putError(ctx context.Context, name string, err error, cond objpr
 	if !cond.Absent() && !isVersion {
 		return requestError(ctx, what, err)
 	}
+	refused, _ := errors.AsType[*refusal](err)
 	switch status, code := answer(err); {
 	case status == http.StatusPreconditionFailed,
 		// Some stores answer so if If-Match finds no object.
 		status == http.StatusNotFound && code == "NoSuchKey":
 		return fmt.Errorf("%s: %w", what, objproxy.ErrExists)
-	case status == http.StatusNotImplemented:
+	case status == http.StatusNotImplemented && !refused.says("encryption"):
 		return fmt.Errorf("%s: conditional puts: %w: %s", what, errors.ErrUnsupported, err.Error())
 	case status == 0 && ctx.Err() == nil:
 		// A store may refuse before it has read the body and hang up at once. We

@@ -15,6 +15,9 @@ func SignsPayload(s *Store) bool { return s.signPayload }
 // SetTransport replaces the transport of Gets and Puts.
 func (s *Store) SetTransport(t http.RoundTripper) { s.requests.transport = t }
 
+// UnsentBytes is how much of a request its connection has not sent.
+var UnsentBytes = unsentBytes
+
 // Pace is a pace with the limits of a request without payload.
 type Pace struct{ p pace }
 

@@ -83,6 +83,7 @@ func (s *Store) getOnce(ctx context.Context, name string, p []byte, off int64, h
 		return fail(s.getError(ctx, name, err))
 	}
 	defer answer.Body.Close()
+	s.noteKey(answer.Header)
 	part, err := partOf(answer)
 	if err != nil {
 		return broken(err)

@@ -1,6 +1,7 @@
 package s3_test
 
 import (
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -10,6 +11,9 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/johannesboyne/gofakes3"
+	"github.com/johannesboyne/gofakes3/backend/s3mem"
 
 	"bs3/internal/bs3/objproxy"
 	"bs3/internal/bs3/objproxy/s3"
@@ -98,6 +102,67 @@ func TestLostAnswer(t *testing.T) {
 				t.Errorf("%d connections, then %d", before, l.opened.Load())
 			}
 		})
+	}
+}
+
+// TestLostAnswerOfACondition checks that a conditional put that is given up is told
+// as done, as far as anybody can tell, if it was stored, and can be made again if
+// not.
+func TestLostAnswerOfACondition(t *testing.T) {
+	const before, after = 1, 2
+	var lose atomic.Int32
+	inner := gofakes3.New(s3mem.New()).Server()
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		var how int32
+		if r.Method == http.MethodPut {
+			how = lose.Swap(0)
+		}
+		switch how {
+		case 0:
+			inner.ServeHTTP(w, r)
+			return
+		case before:
+			io.Copy(io.Discard, r.Body)
+		case after:
+			inner.ServeHTTP(httptest.NewRecorder(), r)
+		}
+		<-r.Context().Done()
+	}))
+	defer srv.Close()
+	if err := storeAt(t, srv.URL, s3.Options{}).EnsureBucket(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for what, cond := range map[string]func(s *s3.Store, name string) objproxy.Condition{
+		"absent": func(*s3.Store, string) objproxy.Condition { return objproxy.IfAbsent() },
+		"version": func(s *s3.Store, name string) objproxy.Condition {
+			v, err := s.Put(t.Context(), name, objproxy.Body{Data: []byte("first")}, objproxy.IfAbsent())
+			if err != nil {
+				t.Fatal(err)
+			}
+			return objproxy.IfVersion(v)
+		},
+	} {
+		for how, want := range map[int32]string{before: "transient", after: "exists"} {
+			s := storeAt(t, srv.URL, s3.Options{}) // one that does not know yet that answers get lost
+			s.SetTimes(time.Hour, 300*time.Millisecond)
+			name := fmt.Sprint(what, how)
+			put := func(cond objproxy.Condition) error {
+				_, err := s.Put(t.Context(), name, objproxy.Body{Data: []byte(name)}, cond)
+				return err
+			}
+			c := cond(s, name)
+			lose.Store(how)
+			if err := put(c); meaning(err) != want {
+				t.Errorf("%s, lost %d: want %s, got %v", what, how, want, err)
+			}
+			if err := put(c); (err == nil) != (how == before) || err != nil && meaning(err) != "exists" {
+				t.Errorf("%s, lost %d, made again: %v", what, how, err)
+			}
+			got := make([]byte, len(name))
+			if _, _, err := s.Get(t.Context(), name, got, 0); err != nil || string(got) != name {
+				t.Errorf("%s, lost %d: there is %q, %v", what, how, got, err)
+			}
+		}
 	}
 }
 

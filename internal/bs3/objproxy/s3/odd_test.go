@@ -6,6 +6,7 @@ import (
 	"crypto/md5"
 	"encoding/base64"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"io"
 	"log"
@@ -19,6 +20,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/johannesboyne/gofakes3"
@@ -147,9 +149,11 @@ func TestNoDeleteObjects(t *testing.T) {
 	} {
 		var mu sync.Mutex
 		var deleted []string
+		var posts atomic.Int32
 		s := at(t, func(w http.ResponseWriter, r *http.Request) {
 			switch {
 			case r.Method == http.MethodPost:
+				posts.Add(1)
 				refused(w, r, c.status, c.code, "")
 			case strings.HasSuffix(r.URL.Path, "denied"):
 				refused(w, r, http.StatusForbidden, "AccessDenied", "object lock")
@@ -178,6 +182,11 @@ func TestNoDeleteObjects(t *testing.T) {
 		case c.want == "denied" && c.single != 404 && len(deleted) != len(names)-1:
 			t.Errorf("%d %s: %d were deleted", c.status, c.code, len(deleted))
 		}
+		// A store that has no such request is not asked again.
+		_ = s.Delete(t.Context(), []string{"map/1"})
+		if want := map[bool]int32{true: 1, false: 2}[c.status == 501 || c.status == 405]; posts.Load() != want {
+			t.Errorf("%d %s: asked %d times, want %d", c.status, c.code, posts.Load(), want)
+		}
 	}
 }
 
@@ -189,6 +198,7 @@ func TestQuietDelete(t *testing.T) {
 		`<DeleteResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/"/>`:                                        0,
 		`<DeleteResult><Error><Key>b</Key><Code>AccessDenied</Code><Message>no</Message></Error></DeleteResult>`: 1,
 		`<DeleteResult><Deleted><Key>a</Key></Deleted></DeleteResult>`:                                           1, // not quiet
+		`<DeleteResult><Error><Code>AccessDenied</Code><Message>no</Message></Error></DeleteResult>`:             2, // of no name
 		`<DeleteResult>`: 2, // cut off
 		`<html></html>`:  2,
 	} {
@@ -357,13 +367,145 @@ func TestEncryptionRequired(t *testing.T) {
 	}
 	denyAll = true
 	s := storeAt(t, srv.URL, s3.Options{})
-	for range 2 {
+	for _, want := range []int{2, 1, 1} { // that encryption does not help is known then
 		refusals = 0
 		_, err := s.Put(t.Context(), "volume", objproxy.Body{}, objproxy.Condition{})
-		if meaning(err) != "permanent" || !strings.Contains(err.Error(), "403 Forbidden: AccessDenied: explicit deny") || refusals != 2 {
-			t.Errorf("%v, after %d refusals", err, refusals)
+		if meaning(err) != "permanent" || !strings.Contains(err.Error(), "403 Forbidden: AccessDenied: explicit deny") || refusals != want {
+			t.Errorf("%v, after %d refusals, want %d", err, refusals, want)
 		}
 	}
+}
+
+// roundTrip is a store.
+type roundTrip func(*http.Request) *http.Response
+
+// RoundTrip implements http.RoundTripper.
+func (f roundTrip) RoundTrip(r *http.Request) (*http.Response, error) {
+	if answer := f(r); answer != nil {
+		return answer, nil
+	}
+	return nil, errors.New("no answer")
+}
+
+// answered is an answer, with a refusal's code and message if they are not empty.
+func answered(status int, code, message string) *http.Response {
+	body := "<Error><Code>" + code + "</Code><Message>" + message + "</Message></Error>"
+	return &http.Response{StatusCode: status, Header: http.Header{"Etag": {`"e"`}}, Body: io.NopCloser(strings.NewReader(body))}
+}
+
+// TestGuessedEncryption checks what is made of the answers when encryption is asked
+// for on a guess.
+func TestGuessedEncryption(t *testing.T) {
+	const header = "X-Amz-Server-Side-Encryption"
+	for _, c := range []struct {
+		name, denied string // the message of the denial
+		guess        func(*http.Request) *http.Response
+		cond         objproxy.Condition
+		want         string
+		plain        int // puts without encryption, of two
+	}{
+		{"right", "", func(*http.Request) *http.Response { return answered(200, "", "") }, objproxy.Condition{}, "ok", 1},
+		{"the condition does not hold", "", func(*http.Request) *http.Response { return answered(412, "PreconditionFailed", "") }, objproxy.IfAbsent(), "exists", 1},
+		{"there is no such object", "", func(*http.Request) *http.Response { return answered(404, "NoSuchKey", "") }, objproxy.IfVersion(`"v"`), "exists", 1},
+		{"others put at the same time", "", func(*http.Request) *http.Response { return answered(409, "ConditionalRequestConflict", "") }, objproxy.IfAbsent(), "transient", 1},
+		{"the store has no encryption", "", func(*http.Request) *http.Response { return answered(501, "NotImplemented", "no KMS") }, objproxy.IfAbsent(), "permanent", 2},
+		// Perhaps it was stored.
+		{"no answer", "", func(*http.Request) *http.Response { return nil }, objproxy.Condition{}, "transient", 2},
+		{"checksums too", "", func(r *http.Request) *http.Response {
+			if r.Header.Get("X-Amz-Checksum-Crc32") == "" {
+				return answered(400, "InvalidRequest", "x-amz-checksum- is required")
+			}
+			return answered(200, "", "")
+		}, objproxy.Condition{}, "ok", 1},
+		// The bucket is encrypted with a key that we may not use: something weaker is no way out.
+		{"a key", "not authorized to perform: kms:GenerateDataKey", func(*http.Request) *http.Response { return answered(200, "", "") }, objproxy.Condition{}, "permanent", 2},
+	} {
+		plain := 0
+		s := storeAt(t, "http://store.example", s3.Options{})
+		s.SetTransport(roundTrip(func(r *http.Request) *http.Response {
+			switch {
+			case r.Method == http.MethodGet:
+				return answered(503, "SlowDown", "")
+			case r.Header.Get(header) != "":
+				return c.guess(r)
+			}
+			plain++
+			return answered(403, "AccessDenied", c.denied)
+		}))
+		_, err := s.Put(t.Context(), "volume", objproxy.Body{}, c.cond)
+		if meaning(err) != c.want || c.want == "permanent" && !strings.Contains(err.Error(), "AccessDenied") {
+			t.Errorf("%s: want %s, got %v", c.name, c.want, err)
+		}
+		_, _ = s.Put(t.Context(), "volume", objproxy.Body{}, c.cond)
+		if plain != c.plain {
+			t.Errorf("%s: %d puts without encryption, want %d", c.name, plain, c.plain)
+		}
+	}
+}
+
+// TestGuessWithKey checks that encryption is not asked for on a guess where the
+// bucket's own is stronger.
+func TestGuessWithKey(t *testing.T) {
+	for _, first := range []string{http.MethodGet, http.MethodPut} {
+		denies, guesses := false, 0
+		s := storeAt(t, "http://store.example", s3.Options{})
+		s.SetTransport(roundTrip(func(r *http.Request) *http.Response {
+			if r.Header.Get("X-Amz-Server-Side-Encryption") != "" {
+				guesses++
+			}
+			if denies {
+				return answered(403, "AccessDenied", "")
+			}
+			answer := answered(200, "", "")
+			answer.ContentLength = -1
+			answer.Header.Set("X-Amz-Server-Side-Encryption", "aws:kms")
+			return answer
+		}))
+		if first == http.MethodGet {
+			_, _, _ = s.Get(t.Context(), "volume", make([]byte, 1), 0)
+		} else if _, err := s.Put(t.Context(), "volume", objproxy.Body{}, objproxy.Condition{}); err != nil {
+			t.Fatal(err)
+		}
+		denies = true
+		if _, err := s.Put(t.Context(), "volume", objproxy.Body{}, objproxy.Condition{}); meaning(err) != "permanent" || guesses != 0 {
+			t.Errorf("after a %s: %d guesses, %v", first, guesses, err)
+		}
+	}
+}
+
+// TestDeniedPuts checks that puts that are denied for ever are not all sent twice,
+// and that encryption is asked for, if that helps, once it does.
+func TestDeniedPuts(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		requests, helps := 0, false
+		s := storeAt(t, "http://store.example", s3.Options{})
+		s.SetTransport(roundTrip(func(r *http.Request) *http.Response {
+			requests++
+			if helps && r.Header.Get("X-Amz-Server-Side-Encryption") != "" {
+				return answered(200, "", "")
+			}
+			return answered(403, "AccessDenied", "")
+		}))
+		put := func() error {
+			_, err := s.Put(t.Context(), "volume", objproxy.Body{}, objproxy.Condition{})
+			return err
+		}
+		const puts = 240
+		for range puts { // for 20 minutes
+			if err := put(); meaning(err) != "permanent" {
+				t.Fatal(err)
+			}
+			time.Sleep(5 * time.Second)
+		}
+		if requests > puts+21 {
+			t.Errorf("%d requests for %d puts", requests, puts)
+		}
+		helps = true
+		time.Sleep(time.Minute)
+		if err := put(); err != nil {
+			t.Error(err)
+		}
+	})
 }
 
 // TestEncryption checks what is sent for each way to have the store encrypt.
@@ -404,7 +546,33 @@ func TestEncryption(t *testing.T) {
 			}
 			return false
 		})
-		mustAll(t, storeAt(t, srv.URL, c.o))
+		s := storeAt(t, "https://store.example", c.o)
+		s.SetTransport(roundTrip(func(r *http.Request) *http.Response {
+			r = r.Clone(r.Context())
+			r.URL.Scheme, r.URL.Host = "http", srv.Listener.Addr().String()
+			answer, err := http.DefaultTransport.RoundTrip(r)
+			if err != nil {
+				t.Error(err)
+			}
+			return answer
+		}))
+		mustAll(t, s)
+	}
+	if _, err := s3.New(t.Context(), s3.Options{Endpoint: "http://store.example", Bucket: "bucket", AccessKey: "a", SecretKey: "b", Region: "r", SSECustomerKey: key}); err == nil || !strings.Contains(err.Error(), "https://") {
+		t.Errorf("the key goes to everybody on the line: %v", err)
+	}
+}
+
+// TestNoEncryption checks that a store without the encryption that is configured is
+// not taken for one without conditions.
+func TestNoEncryption(t *testing.T) {
+	s := storeAt(t, "http://store.example", s3.Options{SSE: "AES256"})
+	s.SetTransport(roundTrip(func(*http.Request) *http.Response { // MinIO's answer
+		return answered(501, "NotImplemented", "Server side encryption specified but KMS is not configured")
+	}))
+	_, err := s.Put(t.Context(), "volume", objproxy.Body{}, objproxy.IfAbsent())
+	if meaning(err) != "permanent" || !strings.Contains(err.Error(), "KMS is not configured") {
+		t.Error(err)
 	}
 }
 
@@ -499,6 +667,89 @@ func TestRotatedKeys(t *testing.T) {
 	retry := objproxy.NewRetry(s, objproxy.RetryOptions{Max: 100 * time.Millisecond})
 	if err := retry.Do(t.Context(), "put", "volume", put); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestKeysAway checks that a file of keys that is away, or empty, when they are
+// looked for is looked at again, and that nothing else is taken for them meanwhile.
+func TestKeysAway(t *testing.T) {
+	for _, name := range []string{"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE", "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI", "AWS_CONTAINER_CREDENTIALS_FULL_URI"} {
+		t.Setenv(name, "")
+	}
+	t.Setenv("AWS_CONFIG_FILE", "/dev/null")
+	t.Setenv("AWS_EC2_METADATA_DISABLED", "true")
+	role := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		io.WriteString(w, `{"AccessKeyId":"ROLE","SecretAccessKey":"s"}`)
+	}))
+	defer role.Close()
+	for _, c := range []struct {
+		name      string
+		first     string // the key in the file at first; empty = there is no file
+		role      bool   // the machine has one
+		meanwhile func(file string) error
+	}{
+		{"none at first", "", false, nil},
+		{"away", "OLD", false, os.Remove},
+		{"empty", "OLD", false, func(file string) error { return os.Truncate(file, 0) }},
+		{"away, beside a role", "OLD", true, os.Remove},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			file := filepath.Join(t.TempDir(), "credentials")
+			t.Setenv("AWS_SHARED_CREDENTIALS_FILE", file)
+			if c.role {
+				t.Setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", role.URL)
+			}
+			write := func(key string) {
+				t.Helper()
+				if err := os.WriteFile(file, []byte("[default]\naws_access_key_id="+key+"\naws_secret_access_key=s\n"), 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if c.first != "" {
+				write(c.first)
+			}
+			valid := c.first
+			s, err := s3.New(t.Context(), s3.Options{Endpoint: "http://store.example", Bucket: "bucket", Region: "eu-central-1"})
+			if err != nil {
+				t.Fatal(err)
+			}
+			s.SetTransport(roundTrip(func(r *http.Request) *http.Response {
+				switch key, _, _ := strings.Cut(strings.TrimPrefix(r.Header.Get("Authorization"), "AWS4-HMAC-SHA256 Credential="), "/"); key {
+				case valid:
+					return answered(200, "", "")
+				case "ROLE": // which may do nothing here
+					return answered(403, "AccessDenied", "")
+				}
+				return answered(403, "InvalidAccessKeyId", "")
+			}))
+			put := func() error {
+				_, err := s.Put(t.Context(), "volume", objproxy.Body{}, objproxy.Condition{})
+				return err
+			}
+			if c.first != "" {
+				if err := put(); err != nil {
+					t.Fatal(err)
+				}
+				if err := c.meanwhile(file); err != nil {
+					t.Fatal(err)
+				}
+			}
+			valid = "NEW"
+			if err := put(); meaning(err) != "permanent" {
+				t.Errorf("there are no keys: %v", err)
+			}
+			write("NEW")
+			tries := 0
+			retry := objproxy.NewRetry(s, objproxy.RetryOptions{Max: 200 * time.Millisecond})
+			if err := retry.Do(t.Context(), "put", "volume", func() error {
+				if tries++; tries > 100 {
+					return objproxy.ErrNotFound
+				}
+				return put()
+			}); err != nil {
+				t.Errorf("the new keys are not taken: %v", err)
+			}
+		})
 	}
 }
 

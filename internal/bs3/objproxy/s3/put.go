@@ -10,8 +10,8 @@ import (
 	"fmt"
 	"hash/crc32"
 	"net/http"
-	"slices"
 	"strings"
+	"time"
 
 	"bs3/internal/bs3/objproxy"
 )
@@ -39,6 +39,7 @@ func (s *Store) Put(ctx context.Context, name string, body objproxy.Body, cond o
 	}
 	known := s.wants.Load()
 	w := *known
+	var denied error // the answer to a put without encryption; to ask for it is a guess
 	for {
 		version, err := s.putOnce(ctx, name, body, cond, w)
 		if err == nil {
@@ -48,23 +49,41 @@ func (s *Store) Put(ctx context.Context, name string, body objproxy.Body, cond o
 			return version, nil
 		}
 		more, ok := s.learn(ctx, name, cond, w, err)
-		if !ok {
-			return "", s.putError(ctx, name, err, cond)
-		}
-		if more.encrypt != w.encrypt {
-			// A guess: the store does not say why it denies the put. If it still does,
-			// its first answer counts.
-			version, e := s.putOnce(ctx, name, body, cond, more)
-			if status, _ := answer(e); e != nil && !slices.Contains([]int{http.StatusPreconditionFailed, http.StatusConflict}, status) {
-				return "", s.putError(ctx, name, err, cond)
+		if ok {
+			if more.encrypt != w.encrypt {
+				denied = err
 			}
-			s.wants.Store(&more)
-			if e != nil {
-				return "", s.putError(ctx, name, e, cond)
-			}
-			return version, nil
+			w = more
+			continue
 		}
-		w = more
+		failed := s.putError(ctx, name, err, cond)
+		status, _ := answer(err)
+		switch {
+		case denied == nil:
+		case errors.Is(failed, objproxy.ErrExists), status == http.StatusConflict: // it is no longer denied
+			s.wants.Store(&wants{checksum: w.checksum, encrypt: true, bareETag: known.bareETag})
+		case !errors.Is(failed, objproxy.ErrTransient): // otherwise it may have been stored
+			failed = s.putError(ctx, name, denied, cond)
+		}
+		return "", failed
+	}
+}
+
+// guessEvery is how often at most a put that is denied is made again with
+// encryption, as long as that does not help.
+const guessEvery = time.Minute
+
+// mayGuess reports whether it is time for a guess, which is the caller's then.
+func (s *Store) mayGuess() bool {
+	last, now := s.guessed.Load(), time.Now()
+	return (last == nil || now.Sub(*last) >= guessEvery) && s.guessed.CompareAndSwap(last, &now)
+}
+
+// noteKey notes whether an answer is about an object that is encrypted with a key
+// of KMS.
+func (s *Store) noteKey(header http.Header) {
+	if strings.HasPrefix(header.Get("X-Amz-Server-Side-Encryption"), "aws:kms") {
+		s.keyed.Store(true)
 	}
 }
 
@@ -76,13 +95,14 @@ func (s *Store) learn(ctx context.Context, name string, cond objproxy.Condition,
 		return w, false
 	}
 	version, isVersion := cond.Version()
-	says := func(what string) bool { return strings.Contains(strings.ToLower(refused.message), what) }
 	switch {
-	case refused.status == http.StatusBadRequest && w.checksum == "" && says("x-amz-checksum"):
+	case refused.status == http.StatusBadRequest && w.checksum == "" && refused.says("x-amz-checksum"):
 		w.checksum = checksumCRC32
-	case refused.status == http.StatusBadRequest && w.checksum == "" && says("content-md5"):
+	case refused.status == http.StatusBadRequest && w.checksum == "" && refused.says("content-md5"):
 		w.checksum = checksumMD5
-	case refused.status == http.StatusForbidden && refused.code == "AccessDenied" && !w.encrypt && s.encryption == (encryption{}):
+	case refused.status == http.StatusForbidden && refused.code == "AccessDenied" && !w.encrypt && s.encryption == (encryption{}) &&
+		!refused.says("kms") && !s.keyed.Load() && // the bucket's own encryption must not be evaded
+		(s.wants.Load().encrypt || s.mayGuess()):
 		w.encrypt = true
 	case refused.status == http.StatusPreconditionFailed && isVersion && !w.bareETag && strings.HasPrefix(string(version), `"`):
 		_, there, err := s.Get(ctx, name, nil, 0)
@@ -143,6 +163,7 @@ func (s *Store) putOnce(ctx context.Context, name string, body objproxy.Body, co
 		return "", err
 	}
 	defer answer.Body.Close()
+	s.noteKey(answer.Header)
 	_, _ = drain(answer.Body) // so that the connection can be used again
 	version, err := versionOf(answer.Header)
 	if err != nil {

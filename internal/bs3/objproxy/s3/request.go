@@ -245,6 +245,9 @@ func (r *refusal) Error() string {
 	return s
 }
 
+// says reports whether the message has what, which is in lower case.
+func (r *refusal) says(what string) bool { return strings.Contains(strings.ToLower(r.message), what) }
+
 // regionCodes say, or may say, that the request was made for another region.
 var regionCodes = []string{"PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException", "IncorrectEndpoint"}
 

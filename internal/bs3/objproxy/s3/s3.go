@@ -127,6 +127,9 @@ type Store struct {
 	signPayload  bool
 	encryption   encryption
 	wants        atomic.Pointer[wants]
+	guessed      atomic.Pointer[time.Time] // see mayGuess; nil = never
+	keyed        atomic.Bool               // the bucket is encrypted with a key of KMS, as answers show
+	singly       atomic.Bool               // there is no DeleteObjects
 	paces        paces
 	// See the constants of these names.
 	stallTime, leastWait time.Duration
@@ -192,6 +195,9 @@ func New(ctx context.Context, o Options) (*Store, error) {
 	}
 	if s.requests, err = newRequester(ctx, transport, sdk, o.Bucket, o.PathStyle); err != nil {
 		return nil, err
+	}
+	if len(o.SSECustomerKey) > 0 && !s.requests.tls {
+		return nil, fmt.Errorf("the key for encryption by %s is sent with each request, so its address must begin with https://", s.endpoint)
 	}
 	switch o.SignPayload {
 	case "", SignPayloadAuto:

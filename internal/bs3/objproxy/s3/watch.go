@@ -226,10 +226,14 @@ func (w *watched) look() {
 	}
 }
 
-// unsentBytes returns how many bytes written to conn have not been acknowledged
-// by the other side; 0 if that is not known.
+// unsentBytes returns how many bytes of the request written to conn have not been
+// acknowledged by the other side; 0 if that is not known, as with HTTP/2, where
+// other requests use the connection too.
 func unsentBytes(conn net.Conn) (n int) {
 	if t, ok := conn.(*tls.Conn); ok {
+		if t.ConnectionState().NegotiatedProtocol == "h2" {
+			return 0
+		}
 		conn = t.NetConn()
 	}
 	c, ok := conn.(syscall.Conn)

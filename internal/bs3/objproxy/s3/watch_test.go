@@ -2,9 +2,12 @@ package s3_test
 
 import (
 	"context"
+	"crypto/tls"
 	"io"
 	"net/http"
+	"net/http/httptest"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -45,6 +48,52 @@ func (r *slowReader) Read(p []byte) (int, error) {
 		return r.r.Read(p[:1])
 	case <-r.ctx.Done():
 		return 0, r.ctx.Err()
+	}
+}
+
+// TestUnsentBytes checks that what a connection has not sent yet is known, but not
+// over HTTP/2, where it may be of other requests: one whose answer was lost would be
+// waited for as long as they go on.
+func TestUnsentBytes(t *testing.T) {
+	srv := httptest.NewTLSServer(nil) // for its certificate
+	defer srv.Close()
+	for protocol, known := range map[string]bool{"http/1.1": true, "h2": false} {
+		l, err := tls.Listen("tcp", "127.0.0.1:0", &tls.Config{Certificates: srv.TLS.Certificates, NextProtos: []string{protocol}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var server sync.WaitGroup
+		ready := make(chan struct{})
+		server.Go(func() { // reads nothing after the handshake
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			if err := conn.(*tls.Conn).HandshakeContext(t.Context()); err != nil {
+				t.Error(err)
+			}
+			close(ready)
+			<-t.Context().Done()
+			conn.Close()
+		})
+		t.Cleanup(server.Wait)
+		t.Cleanup(func() { _ = l.Close() })
+		conn, err := tls.Dial("tcp", l.Addr().String(), &tls.Config{RootCAs: srv.Client().Transport.(*http.Transport).TLSClientConfig.RootCAs, ServerName: "example.com", NextProtos: []string{protocol}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		<-ready
+		var sender sync.WaitGroup
+		sender.Go(func() { _, _ = conn.Write(make([]byte, 64<<20)) })          // more than anybody buffers
+		for last := -1; last <= 0 || last != s3.UnsentBytes(conn.NetConn()); { // until nothing moves any more
+			last = s3.UnsentBytes(conn.NetConn())
+			time.Sleep(20 * time.Millisecond)
+		}
+		if n := s3.UnsentBytes(conn); n > 0 != known {
+			t.Errorf("%s: %d bytes", protocol, n)
+		}
+		conn.NetConn().Close()
+		sender.Wait()
 	}
 }
 
