@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"runtime/debug"
 
 	"github.com/rs/zerolog"
 
@@ -45,6 +46,10 @@ func Open(ctx context.Context, opts Options) (*Engine, error) {
 	}
 	switch {
 	case err == nil:
+		if o.found.Map.Bytes() > largeMap {
+			o.found = nil
+			debug.FreeOSMemory() // of what the checkpoint was read into
+		}
 		return e, nil
 	case e != nil:
 		return nil, errors.Join(err, e.stop(ctx, false))
@@ -57,6 +62,10 @@ func Open(ctx context.Context, opts Options) (*Engine, error) {
 	}
 	return nil, err
 }
+
+// largeMap is from what size of a map on, in bytes, the garbage of an open is
+// collected at once.
+const largeMap = 8 << 20
 
 // notRefused is an error of one who has claimed the volume: whatever it is, it is
 // no refusal, for that changes nothing.
@@ -225,15 +234,15 @@ func (o *opening) openDisk() *rcache.Disk {
 	if o.files.cache == nil || o.opts.DiskCache <= 0 {
 		return nil
 	}
-	path := filepath.Join(o.files.cache.Path(), diskCacheFile)
+	log, path := o.log, filepath.Join(o.files.cache.Path(), diskCacheFile)
 	disk, err := rcache.OpenDisk(path, o.owner.UUID, o.opts.BlockSize, o.opts.DiskCache, func(err error) {
 		switch {
 		case err == nil:
-			o.log.Info().Msg("the disk of the cache answers again: the disk cache is used again")
+			log.Info().Msg("the disk of the cache answers again: the disk cache is used again")
 		case errors.Is(err, rcache.ErrHangs):
-			o.log.Warn().Msg("the disk of the cache does not answer: going on without the disk cache until it does")
+			log.Warn().Msg("the disk of the cache does not answer: going on without the disk cache until it does")
 		default:
-			o.log.Error().Err(err).Msg("the disk cache has failed: going on without it")
+			log.Error().Err(err).Msg("the disk cache has failed: going on without it")
 		}
 	})
 	if err != nil {

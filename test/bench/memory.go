@@ -135,8 +135,11 @@ func measureMemory(ctx context.Context, b *bench) ([]row, error) {
 				return row{Name: name + ", " + c.name + ", " + when + " against at rest", Target: most, AtMost: true,
 					Value: float64(grown) / float64(bytes), Details: []detail{{"resident", float64(grown) / mib, "MiB"}}}
 			}
-			rows = append(rows, against("peak in a checkpoint of all leaves", 1.5, peak),
-				against(fmt.Sprintf("%v after that", b.idle), 1.1, after))
+			highest, later := against("peak in a checkpoint of all leaves", 1.5, peak), against(fmt.Sprintf("%v after that", b.idle), 1.1, after)
+			if c.run > 1 { // the writes have cut the runs up, and a checkpoint takes more than such a map
+				highest.Free, later.Free = true, true
+			}
+			rows = append(rows, highest, later)
 			return err
 		})
 		if err != nil {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"runtime/debug"
 	"sync"
 	"time"
 
@@ -76,5 +77,6 @@ func (g *Collector) storeReserve(ctx context.Context) error {
 		return fmt.Errorf("store %s: %w", layout.ReserveName, err)
 	}
 	g.reserve.have = int64(len(b))
+	debug.FreeOSMemory() // megabytes, and no more than once in a while
 	return nil
 }
