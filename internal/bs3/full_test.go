@@ -307,3 +307,29 @@ func TestDeletedStaysDeleted(t *testing.T) {
 		})
 	}
 }
+
+// Who wants to give up the reserve waits while it is being stored, and holds up
+// nothing else.
+func TestReserveIsStoredSlowly(t *testing.T) {
+	inRuleWorld(t, func(t *testing.T, w *ruleWorld) {
+		q := &quota{w: w}
+		a := w.start("a", through(q.before), func(o *Options) { o.GC.Reserve = 20_000 })
+		put := a.hold(on(objtest.Put, layout.ReserveName))
+		if err := a.launch().opened(); err != nil {
+			t.Fatal(err)
+		}
+		put.wait(t)
+		q.reached(100)
+		a.write(1, 0)
+		done := a.collecting()
+		time.Sleep(7 * time.Second) // now it has found out that the store is full
+		q.bytes.Store(0)
+		put.letGo()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+		if len(w.names(layout.ReserveName)) != 1 {
+			t.Error("the reserve was not made again")
+		}
+	})
+}

@@ -127,7 +127,20 @@ func New(c Config) *Collector {
 	if c.Step <= 0 {
 		c.Step = 1024
 	}
-	return &Collector{c: c, requests: make(chan chan answer), deleting: make(chan struct{}, 1), unmovable: make(map[key.Key]bool)}
+	return &Collector{
+		c: c, requests: make(chan chan answer), deleting: make(chan struct{}, 1), unmovable: make(map[key.Key]bool),
+		reserve: reserve{turn: make(chan struct{}, 1)},
+	}
+}
+
+// take takes a token; whoever has it gives it back by receiving from token.
+func take(ctx context.Context, token chan struct{}) error {
+	select {
+	case token <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
 }
 
 // Collect deletes what is dead already, compacts thinly used objects, writes the
@@ -380,12 +393,10 @@ func (g *Collector) GiveBack(ctx context.Context) (Report, error) {
 // the store.
 func (g *Collector) DeleteDead(ctx context.Context) (Report, error) {
 	var report Report
-	select {
-	case g.deleting <- struct{}{}:
-		defer func() { <-g.deleting }()
-	case <-ctx.Done():
-		return report, context.Cause(ctx)
+	if err := take(ctx, g.deleting); err != nil {
+		return report, err
 	}
+	defer func() { <-g.deleting }()
 	kept := g.c.Checkpoints.Kept()
 	if len(kept) < layout.MaxCheckpoints {
 		return report, nil
