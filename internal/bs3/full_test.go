@@ -13,6 +13,7 @@ import (
 	"bs3/internal/bs3/key"
 	"bs3/internal/bs3/layout"
 	"bs3/internal/bs3/objproxy/objtest"
+	"bs3/internal/device"
 )
 
 // quota is how many bytes the store of a world takes; 0 = any number.
@@ -330,6 +331,27 @@ func TestReserveIsStoredSlowly(t *testing.T) {
 		}
 		if len(w.names(layout.ReserveName)) != 1 {
 			t.Error("the reserve was not made again")
+		}
+	})
+}
+
+// A volume that is closed is not collected any more, however late that is asked for.
+func TestCollectionAfterClose(t *testing.T) {
+	inRuleWorld(t, func(t *testing.T, w *ruleWorld) {
+		a := w.open("a")
+		for i := range uint64(4) {
+			a.write(1+i, 0, 1)
+			a.checkpoint()
+		}
+		if err := a.close(); err != nil {
+			t.Fatal(err)
+		}
+		before := w.versions()
+		if _, err := a.e.GC(t.Context()); !errors.Is(err, device.ErrStopped) {
+			t.Errorf("the error is %v", err)
+		}
+		if after := w.versions(); after != before {
+			t.Errorf("the store had %s, and has %s", before, after)
 		}
 	})
 }

@@ -179,14 +179,20 @@ func (g *Collector) Collect(ctx context.Context) (Report, error) {
 }
 
 // early is what of a collection, perhaps one that was asked for, can be done
-// beside another one.
+// beside another one. Outcome is told how it went, unless ctx has ended.
 func (g *Collector) early(ctx context.Context, asked bool) (Report, error) {
+	if err := g.c.Life.Err(); err != nil {
+		return Report{}, err
+	}
 	ctx, release := g.c.Life.Limit(objproxy.Background(ctx))
 	defer release()
 	report, err := g.GiveBack(ctx)
 	g.account(report)
 	if err == nil && asked {
 		_, err = g.makeRoom(ctx)
+	}
+	if ctx.Err() == nil {
+		g.c.Outcome("garbage collection", err)
 	}
 	return report, err
 }
@@ -233,8 +239,7 @@ func (g *Collector) remind(ctx context.Context, due chan<- struct{}) {
 		select {
 		case due <- struct{}{}:
 		default:
-			_, err := g.early(ctx, false)
-			g.c.Outcome("garbage collection", err)
+			_, _ = g.early(ctx, false)
 		}
 	}
 }
