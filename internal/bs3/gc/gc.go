@@ -5,6 +5,7 @@ package gc
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -114,6 +115,7 @@ type Collector struct {
 		sync.Mutex
 		collected Report               // of all collections
 		undeleted checkpoint.Undeleted // when it was tried last
+		denying   bool                 // the store deleted nothing when it was asked for something new
 	}
 }
 
@@ -264,11 +266,22 @@ func (g *Collector) Undeleted() checkpoint.Undeleted {
 	return g.mu.undeleted
 }
 
-// all is a whole collection: everything that can be given back now is. What is
-// dead already goes first: all else needs room in the store.
+// all is a whole collection, after which the reserve is there again.
 func (g *Collector) all(ctx context.Context) (Report, error) {
+	report, err := g.everything(ctx)
+	if err == nil || errors.Is(err, errKept) {
+		g.keepReserve(ctx)
+	}
+	g.c.Logger.Info().Int("compacted", report.Compacted).Int64("moved_bytes", report.MovedBytes).Int("deleted", report.Deleted).
+		Int64("freed_bytes", report.FreedBytes).Int("failed_reads", report.FailedReads).Msg("garbage collection")
+	return report, err
+}
+
+// everything gives back all that can be given back now. What is dead already goes
+// first: all else needs room in the store.
+func (g *Collector) everything(ctx context.Context) (Report, error) {
 	report, err := g.GiveBack(ctx)
-	if err != nil {
+	if !g.goesOn(err) {
 		return report, err
 	}
 	stuck, err := g.makeRoom(ctx)
@@ -276,7 +289,7 @@ func (g *Collector) all(ctx context.Context) (Report, error) {
 		return report, err
 	}
 	if stuck { // then what was discarded gives back more than what is moved
-		if err := g.settle(ctx, &report); err != nil {
+		if err := g.settle(ctx, &report); !g.goesOn(err) {
 			return report, err
 		}
 	}
@@ -286,12 +299,18 @@ func (g *Collector) all(ctx context.Context) (Report, error) {
 		return report, err
 	}
 	err = g.settle(ctx, &report)
-	if err == nil {
-		g.keepReserve(ctx)
-	}
-	g.c.Logger.Info().Int("compacted", report.Compacted).Int64("moved_bytes", report.MovedBytes).Int("deleted", report.Deleted).
-		Int64("freed_bytes", report.FreedBytes).Int("failed_reads", report.FailedReads).Msg("garbage collection")
 	return report, err
+}
+
+// errKept is the error of DeleteDead if the store has not deleted everything.
+var errKept = errors.New("objects without live data stay in the store")
+
+// goesOn reports whether a collection goes on after DeleteDead has returned err.
+// Where nothing at all is deleted, moving blocks would only add to what stays.
+func (g *Collector) goesOn(err error) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return err == nil || errors.Is(err, errKept) && !g.mu.denying
 }
 
 // settle writes the checkpoints by which all that is dead now can be deleted,
@@ -329,15 +348,18 @@ func (g *Collector) stuck(ctx context.Context) (bool, error) {
 // own rhythm; on an idle one it goes on until nothing more can be deleted, and
 // then sends no request.
 func (g *Collector) ByTime(ctx context.Context) (Report, error) {
-	report, err := g.GiveBack(ctx)
-	if err != nil {
-		return report, err
+	report, refusal := g.GiveBack(ctx)
+	if !g.goesOn(refusal) {
+		return report, refusal
 	}
 	if most := g.c.MaxGarbage; most > 0 && most < 1 {
 		if excess := g.Excess(most); len(excess) > 0 {
 			stuck, err := g.stuck(ctx)
-			if err != nil || stuck {
+			switch {
+			case err != nil:
 				return report, err
+			case stuck:
+				return report, refusal
 			}
 			compacted, err := g.Compact(ctx, excess)
 			report.Add(compacted)
@@ -351,7 +373,7 @@ func (g *Collector) ByTime(ctx context.Context) (Report, error) {
 		report.Add(deleted)
 		return report, err
 	}
-	return report, nil
+	return report, refusal
 }
 
 // settleDead deletes all that is dead in the newest checkpoint. Only the older
@@ -394,8 +416,8 @@ func (g *Collector) GiveBack(ctx context.Context) (Report, error) {
 // DeleteDead deletes the objects that were dead already in the older of the
 // two committed checkpoints: whichever of them an open starts from, it needs
 // none of them. Fences are never among them. What the store does not delete stays
-// in the table, and is asked for again another time. Errors: that of ctx, those of
-// the store.
+// in the table, and is asked for again another time. Errors: that of ctx, errKept
+// with that of the store.
 func (g *Collector) DeleteDead(ctx context.Context) (Report, error) {
 	var report Report
 	if err := take(ctx, g.deleting); err != nil {
@@ -408,7 +430,7 @@ func (g *Collector) DeleteDead(ctx context.Context) (Report, error) {
 	}
 	keys := g.deletable(kept[0])
 	if len(keys) == 0 {
-		return report, g.left(0, nil)
+		return report, g.left(0, 0, nil)
 	}
 	// Who may have looked up an object that is dead by now is to be done with it.
 	if err := g.c.Fetches.Gone(ctx); err != nil {
@@ -429,7 +451,7 @@ func (g *Collector) DeleteDead(ctx context.Context) (Report, error) {
 			break // the others are younger: what protects these protects them
 		}
 	}
-	return report, g.left(len(keys)-report.Deleted, refusal)
+	return report, g.left(len(keys)-report.Deleted, report.Deleted, refusal)
 }
 
 // remove deletes objects, and returns those that are gone.
@@ -458,15 +480,21 @@ func (g *Collector) remove(ctx context.Context, keys []key.Key) (gone []key.Key,
 	return gone, err
 }
 
-// left notes that so many objects were not deleted because of refusal, and makes
-// an error of that.
-func (g *Collector) left(objects int, refusal error) error {
+// left notes that so many objects were not deleted because of refusal, and others
+// were, and makes an error of that.
+func (g *Collector) left(objects, deleted int, refusal error) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	switch {
+	case objects == 0 || deleted > 0:
+		g.mu.denying = false
+	case objects > g.mu.undeleted.Names: // not only those that it did not delete before
+		g.mu.denying = true
+	}
 	if objects == 0 {
 		g.mu.undeleted = checkpoint.Undeleted{}
 		return nil
 	}
 	g.mu.undeleted = g.mu.undeleted.Again(objects, refusal)
-	return fmt.Errorf("%d objects without live data stay in the store: %w", objects, refusal)
+	return fmt.Errorf("%d %w: %w", objects, errKept, refusal)
 }
