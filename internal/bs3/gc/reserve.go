@@ -40,9 +40,12 @@ func (g *Collector) makeRoom(ctx context.Context) (stuck bool, err error) {
 	}
 	defer func() { <-g.reserve.turn }()
 	g.reserve.have = 0
-	err = g.c.Store.Delete(ctx, []string{layout.ReserveName})
-	g.c.Logger.Warn().Err(err).Msg("nothing gets into the store: gave up the reserve, so that what was discarded can be given back")
-	return true, nil // without that room it waits for other room
+	if err := g.c.Store.Delete(ctx, []string{layout.ReserveName}); err != nil {
+		g.c.Logger.Warn().Err(err).Msg("nothing gets into the store, and the reserve cannot be deleted: a discard may need other room")
+		return true, nil // it waits for that
+	}
+	g.c.Logger.Warn().Msg("nothing gets into the store: gave up the reserve, so that what was discarded can be given back")
+	return true, nil
 }
 
 // keepReserve stores the reserve if it is missing or has become too small. If it
