@@ -510,7 +510,7 @@ func TestNoFile(t *testing.T) {
 		"a link to nowhere": func() error { return os.Symlink("nowhere", file) },
 		"a link to outside": func() error { return os.Symlink("/etc/passwd", file) },
 	} {
-		if err := errors.Join(os.RemoveAll(file), instead()); err != nil {
+		if err := errors.Join(os.RemoveAll(file), os.MkdirAll(filepath.Dir(file), 0o700), instead()); err != nil {
 			t.Fatal(err)
 		}
 		if _, _, err := s.Get(t.Context(), "volume", make([]byte, 4), 0); !errors.Is(err, objproxy.ErrDamaged) {
