@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"sync"
-	"time"
 )
 
 // ErrNoConditionalPut means that the store does not honour conditions on a Put,
@@ -30,8 +29,9 @@ const (
 	// raceSize is how many bytes each of them puts: some stores look before the
 	// bytes arrive.
 	raceSize = 8 << 10
-	// cleanUpTime is how long the probe waits for its objects to be deleted.
-	cleanUpTime = 10 * time.Second
+	// cleanUpTime is how long the probe waits for its objects to be deleted: less
+	// than a Retry, whose giving up would look as if the store could not be asked.
+	cleanUpTime = deleteFor / 2
 )
 
 // Probe finds out whether s honours conditions, and returns the parts of objects
