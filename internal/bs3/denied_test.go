@@ -161,6 +161,37 @@ func TestSomeDeletesDenied(t *testing.T) {
 	})
 }
 
+// Old checkpoints that the store did not delete are asked for again by a collection,
+// also if it writes no checkpoint.
+func TestOldCheckpointsAskedForAgain(t *testing.T) {
+	inRuleWorld(t, func(t *testing.T, w *ruleWorld) {
+		var denied atomic.Bool
+		denied.Store(true)
+		a := w.open("a", through(func(_ context.Context, op objtest.Op) error {
+			if op.Kind == objtest.Delete && denied.Load() {
+				return errors.New("AccessDenied")
+			}
+			return nil
+		}))
+		for i := range uint64(4) {
+			a.write(1+i, i)
+			a.checkpoint()
+		}
+		time.Sleep(time.Minute)
+		if u := a.e.Status().Undeleted; u == nil || u.Checkpoints == 0 || u.Objects != 0 {
+			t.Fatalf("the status says: %+v", u)
+		}
+		denied.Store(false)
+		if _, err := a.e.collector.ByTime(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		if n := w.names(layout.CheckpointPrefix); len(n) != layout.MaxCheckpoints || a.e.Status().Undeleted != nil {
+			t.Errorf("there are %v; the status says: %+v", n, a.e.Status().Undeleted)
+		}
+	})
+}
+
 // Where some objects cannot be deleted, as under retention, collections go on with
 // the others.
 func TestCollectionGoesOnBesideDenied(t *testing.T) {

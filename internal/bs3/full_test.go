@@ -335,6 +335,47 @@ func TestReserveIsStoredSlowly(t *testing.T) {
 	})
 }
 
+// The reserve grows with the volume, and the next writer does not store it again.
+func TestReserveGrows(t *testing.T) {
+	inRuleWorld(t, func(t *testing.T, w *ruleWorld) {
+		puts := 0
+		open := func() *ruleWriter {
+			x := w.open("a", through(func(_ context.Context, op objtest.Op) error {
+				if op.Kind == objtest.Put && op.Name == layout.ReserveName {
+					puts++
+				}
+				return nil
+			}), func(o *Options) { o.GC.Reserve = 1000 })
+			synctest.Wait()
+			return x
+		}
+		size := func() int64 {
+			_, info, err := w.memory.Get(t.Context(), layout.ReserveName, nil, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return info.Size
+		}
+		a := open()
+		first := size()
+		if err := a.close(); err != nil {
+			t.Fatal(err)
+		}
+		b := open()
+		if puts != 1 {
+			t.Errorf("stored %d times", puts)
+		}
+		for i := range uint64(50) {
+			b.write(1+i, 2*i, 2*i+1)
+		}
+		b.collect()
+		b.collect()
+		if puts != 2 || size() < first+50*64 {
+			t.Errorf("stored %d times: %d bytes, then %d", puts, first, size())
+		}
+	})
+}
+
 // A volume that is closed is not collected any more, however late that is asked for.
 func TestCollectionAfterClose(t *testing.T) {
 	inRuleWorld(t, func(t *testing.T, w *ruleWorld) {
