@@ -239,6 +239,43 @@ func TestCollectionGoesOnBesideDenied(t *testing.T) {
 	}
 }
 
+// So does one that waits for another.
+func TestCollectionWaitsBesideDenied(t *testing.T) {
+	inRuleWorld(t, func(t *testing.T, w *ruleWorld) {
+		a := w.open("a", func(o *Options) {
+			o.Store = &someDenied{o.Store, func(name string) bool { return name == key.Key(2).Name() }}
+		})
+		a.write(1, 0, 1) // object 1
+		a.write(2, 1, 2) // object 2
+		a.write(3, 3, 4) // object 3
+		a.flush()
+		synctest.Wait() // until they have left memory
+		fetch := a.hold(isFetch(1))
+		first := a.collecting()
+		fetch.wait(t)
+		a.write(4, 1, 2, 3, 4) // objects 2 and 3 are dead
+		for range 2 {
+			a.checkpoint()
+		}
+		second := a.collecting()
+		if w.object(3) != nil {
+			t.Error("a dead object waits for a collection that waits")
+		}
+		select {
+		case err := <-second:
+			t.Fatalf("the second collection does not wait: %v", err)
+		default:
+		}
+		fetch.letGo()
+		for _, done := range []<-chan error{first, second} {
+			if err := <-done; len(objproxy.FailedDeletes(err)) != 1 {
+				t.Errorf("the error is %v", err)
+			}
+		}
+		w.intact()
+	})
+}
+
 // A collection that has given up the reserve makes it again, also if the store then
 // deletes nothing.
 func TestReserveWhereDeletesAreDenied(t *testing.T) {

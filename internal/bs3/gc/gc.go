@@ -158,7 +158,7 @@ func (g *Collector) Collect(ctx context.Context) (Report, error) {
 	case g.requests <- reply:
 	default: // another one is under way, and may wait for room in the store
 		var err error
-		if early, err = g.early(ctx, true); err != nil {
+		if early, err = g.early(ctx, true); !g.goesOn(err) {
 			return early, err
 		}
 		select {
@@ -190,8 +190,10 @@ func (g *Collector) early(ctx context.Context, asked bool) (Report, error) {
 	defer release()
 	report, err := g.GiveBack(ctx)
 	g.account(report)
-	if err == nil && asked {
-		_, err = g.makeRoom(ctx)
+	if asked && g.goesOn(err) {
+		if _, e := g.makeRoom(ctx); e != nil {
+			err = e
+		}
 	}
 	if ctx.Err() == nil {
 		g.c.Outcome("garbage collection", err)
