@@ -7,9 +7,11 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"bs3/internal/bs3/fsck"
+	"bs3/internal/bs3/gc"
 	"bs3/internal/bs3/key"
 	"bs3/internal/bs3/layout"
 	"bs3/internal/bs3/objproxy"
@@ -155,6 +157,156 @@ func TestSomeDeletesDenied(t *testing.T) {
 		report, err := a.e.GC(t.Context())
 		if err != nil || report.Deleted == 0 || w.object(2) != nil || a.e.Status().Undeleted != nil {
 			t.Errorf("%+v, %v, %+v", report, err, a.e.Status().Undeleted)
+		}
+	})
+}
+
+// Old checkpoints that the store did not delete are asked for again by a collection,
+// also if it writes no checkpoint.
+func TestOldCheckpointsAskedForAgain(t *testing.T) {
+	inRuleWorld(t, func(t *testing.T, w *ruleWorld) {
+		var denied atomic.Bool
+		denied.Store(true)
+		a := w.open("a", through(func(_ context.Context, op objtest.Op) error {
+			if op.Kind == objtest.Delete && denied.Load() {
+				return errors.New("AccessDenied")
+			}
+			return nil
+		}))
+		for i := range uint64(4) {
+			a.write(1+i, i)
+			a.checkpoint()
+		}
+		time.Sleep(time.Minute)
+		if u := a.e.Status().Undeleted; u == nil || u.Checkpoints == 0 || u.Objects != 0 {
+			t.Fatalf("the status says: %+v", u)
+		}
+		denied.Store(false)
+		if _, err := a.e.collector.ByTime(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		if n := w.names(layout.CheckpointPrefix); len(n) != layout.MaxCheckpoints || a.e.Status().Undeleted != nil {
+			t.Errorf("there are %v; the status says: %+v", n, a.e.Status().Undeleted)
+		}
+	})
+}
+
+// Where some objects cannot be deleted, as under retention, collections go on with
+// the others.
+func TestCollectionGoesOnBesideDenied(t *testing.T) {
+	for name, collect := range map[string]func(e *Engine, ctx context.Context) (gc.Report, error){
+		"asked for": (*Engine).GC,
+		"by time":   func(e *Engine, ctx context.Context) (gc.Report, error) { return e.collector.ByTime(ctx) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			inRuleWorld(t, func(t *testing.T, w *ruleWorld) {
+				a := w.open("a", func(o *Options) {
+					o.GC.MaxGarbage = 0.1
+					o.Store = &someDenied{o.Store, func(name string) bool { return name == key.Key(2).Name() }}
+				})
+				a.write(1, 4, 5) // object 1
+				for i := range uint64(4) {
+					a.write(2+i, 0, 1)
+					a.checkpoint()
+				}
+				a.write(6, 4)
+				a.write(7, 10, 11)
+				a.flush()
+				synctest.Wait()
+				report, err := collect(a.e, t.Context())
+				if failed := objproxy.FailedDeletes(err); len(failed) != 1 {
+					t.Errorf("the error is %v", err)
+				}
+				if report.Compacted == 0 || report.Deleted == 0 || w.object(2) == nil || w.object(3) != nil {
+					t.Errorf("%+v; there are %v", report, w.names(""))
+				}
+				a.write(8, 10) // and again, when nothing else can be deleted
+				a.flush()
+				synctest.Wait()
+				for range 3 {
+					a.checkpoint()
+					_, _ = a.e.collector.DeleteDead(t.Context())
+				}
+				report, err = collect(a.e, t.Context())
+				if len(objproxy.FailedDeletes(err)) != 1 || report.Compacted == 0 {
+					t.Errorf("again: %+v, %v", report, err)
+				}
+				a.holds(1, 5)
+				w.intact()
+			})
+		})
+	}
+}
+
+// So does one that waits for another.
+func TestCollectionWaitsBesideDenied(t *testing.T) {
+	inRuleWorld(t, func(t *testing.T, w *ruleWorld) {
+		a := w.open("a", func(o *Options) {
+			o.Store = &someDenied{o.Store, func(name string) bool { return name == key.Key(2).Name() }}
+		})
+		a.write(1, 0, 1) // object 1
+		a.write(2, 1, 2) // object 2
+		a.write(3, 3, 4) // object 3
+		a.flush()
+		synctest.Wait() // until they have left memory
+		fetch := a.hold(isFetch(1))
+		first := a.collecting()
+		fetch.wait(t)
+		a.write(4, 1, 2, 3, 4) // objects 2 and 3 are dead
+		for range 2 {
+			a.checkpoint()
+		}
+		second := a.collecting()
+		if w.object(3) != nil {
+			t.Error("a dead object waits for a collection that waits")
+		}
+		select {
+		case err := <-second:
+			t.Fatalf("the second collection does not wait: %v", err)
+		default:
+		}
+		fetch.letGo()
+		for _, done := range []<-chan error{first, second} {
+			if err := <-done; len(objproxy.FailedDeletes(err)) != 1 {
+				t.Errorf("the error is %v", err)
+			}
+		}
+		w.intact()
+	})
+}
+
+// A collection that has given up the reserve makes it again, also if the store then
+// deletes nothing.
+func TestReserveWhereDeletesAreDenied(t *testing.T) {
+	inRuleWorld(t, func(t *testing.T, w *ruleWorld) {
+		q := &quota{w: w}
+		given := false
+		a := w.open("a", through(func(ctx context.Context, op objtest.Op) error {
+			switch _, err := key.Parse(op.Name); {
+			case op.Kind != objtest.Delete:
+				return q.before(ctx, op)
+			case op.Name == layout.ReserveName:
+				given = true
+				q.bytes.Store(0)
+			case err == nil:
+				return errors.New("AccessDenied")
+			}
+			return nil
+		}), func(o *Options) { o.GC.Reserve = 20_000 })
+		for i := range uint64(4) {
+			a.write(1+i, 2*i, 2*i+1)
+		}
+		a.checkpoint()
+		synctest.Wait()
+		q.reached(100)
+		a.write(9, 0, 1, 2, 3)
+		_, err := a.e.GC(t.Context())
+		if !given || err == nil {
+			t.Errorf("given up: %v, %v", given, err)
+		}
+		if len(w.names(layout.ReserveName)) != 1 {
+			t.Error("the reserve was not made again")
 		}
 	})
 }

@@ -13,6 +13,7 @@ import (
 	"bs3/internal/bs3/key"
 	"bs3/internal/bs3/layout"
 	"bs3/internal/bs3/objproxy/objtest"
+	"bs3/internal/device"
 )
 
 // quota is how many bytes the store of a world takes; 0 = any number.
@@ -306,4 +307,92 @@ func TestDeletedStaysDeleted(t *testing.T) {
 			})
 		})
 	}
+}
+
+// Who wants to give up the reserve waits while it is being stored, and holds up
+// nothing else.
+func TestReserveIsStoredSlowly(t *testing.T) {
+	inRuleWorld(t, func(t *testing.T, w *ruleWorld) {
+		q := &quota{w: w}
+		a := w.start("a", through(q.before), func(o *Options) { o.GC.Reserve = 20_000 })
+		put := a.hold(on(objtest.Put, layout.ReserveName))
+		if err := a.launch().opened(); err != nil {
+			t.Fatal(err)
+		}
+		put.wait(t)
+		q.reached(100)
+		a.write(1, 0)
+		done := a.collecting()
+		time.Sleep(7 * time.Second) // now it has found out that the store is full
+		q.bytes.Store(0)
+		put.letGo()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+		if len(w.names(layout.ReserveName)) != 1 {
+			t.Error("the reserve was not made again")
+		}
+	})
+}
+
+// The reserve grows with the volume, and the next writer does not store it again.
+func TestReserveGrows(t *testing.T) {
+	inRuleWorld(t, func(t *testing.T, w *ruleWorld) {
+		puts := 0
+		open := func() *ruleWriter {
+			x := w.open("a", through(func(_ context.Context, op objtest.Op) error {
+				if op.Kind == objtest.Put && op.Name == layout.ReserveName {
+					puts++
+				}
+				return nil
+			}), func(o *Options) { o.GC.Reserve = 1000 })
+			synctest.Wait()
+			return x
+		}
+		size := func() int64 {
+			_, info, err := w.memory.Get(t.Context(), layout.ReserveName, nil, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return info.Size
+		}
+		a := open()
+		first := size()
+		if err := a.close(); err != nil {
+			t.Fatal(err)
+		}
+		b := open()
+		if puts != 1 {
+			t.Errorf("stored %d times", puts)
+		}
+		for i := range uint64(50) {
+			b.write(1+i, 2*i, 2*i+1)
+		}
+		b.collect()
+		b.collect()
+		if puts != 2 || size() < first+50*64 {
+			t.Errorf("stored %d times: %d bytes, then %d", puts, first, size())
+		}
+	})
+}
+
+// A volume that is closed is not collected any more, however late that is asked for.
+func TestCollectionAfterClose(t *testing.T) {
+	inRuleWorld(t, func(t *testing.T, w *ruleWorld) {
+		a := w.open("a")
+		for i := range uint64(4) {
+			a.write(1+i, 0, 1)
+			a.checkpoint()
+		}
+		if err := a.close(); err != nil {
+			t.Fatal(err)
+		}
+		before := w.versions()
+		if _, err := a.e.GC(t.Context()); !errors.Is(err, device.ErrStopped) {
+			t.Errorf("the error is %v", err)
+		}
+		if after := w.versions(); after != before {
+			t.Errorf("the store had %s, and has %s", before, after)
+		}
+	})
 }

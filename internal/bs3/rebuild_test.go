@@ -259,13 +259,17 @@ func TestRebuildDamagedCheckpoints(t *testing.T) {
 		del(t, memory, lost.Checkpoints[1])
 		refused(t, memory, rebuilding, "is missing", "of the later epoch")
 	})
-	t.Run("both are gone, and one writer wrote it all", func(t *testing.T) {
-		memory := objtest.NewMemory()
+	byOne := func(t *testing.T) (memory, before *objtest.Memory) {
+		memory = objtest.NewMemory()
 		e := open(t, gcOptions(t, memory))
 		s := newShadow(e)
 		for seed := range uint64(3) {
 			s.some(t, e, rand.New(rand.NewPCG(9, seed)), 60)
+			before = memory.Clone()
 			if _, err := e.GC(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if err := e.Sweep(t.Context()); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -273,7 +277,24 @@ func TestRebuildDamagedCheckpoints(t *testing.T) {
 		for _, name := range append(record(t, memory).Checkpoints, layout.VolumeName) {
 			del(t, memory, name)
 		}
+		return memory, before
+	}
+	t.Run("both are gone, and one writer wrote it all", func(t *testing.T) {
+		memory, _ := byOne(t)
 		refused(t, memory, rebuilding, "is missing", "is there, and so is a part of a checkpoint")
+	})
+	t.Run("both are gone, and one that they replaced is still there", func(t *testing.T) {
+		memory, before := byOne(t)
+		list, err := before.List(t.Context(), "", "", 1<<20)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, o := range list {
+			if _, ok := volume.EpochOf(o.Name); ok {
+				put(t, memory, o.Name, get(t, before, o.Name))
+			}
+		}
+		refused(t, memory, rebuilding, "is missing", "needs, is not: a later checkpoint")
 	})
 }
 

@@ -397,6 +397,12 @@ import (
 `, `
 	case epoch == l.epoch && counter > l.counter && l.needed == nil:
 `}}},
+	{"UNKNOWN", "what is left behind is reckoned before it is known whether the commit was done", []ruleEdit{{"checkpoint/checkpoint.go", `
+		return fmt.Errorf("commit: %w", err)
+`, `
+		k.committed(k.Kept())
+		return fmt.Errorf("commit: %w", err)
+`}}},
 	{"CKNAME", "the name of a checkpoint is used again", []ruleEdit{{"checkpoint/checkpoint.go", `
 		_, err := k.c.Store.Put(ctx, n, objproxy.Body{Data: b}, objproxy.IfAbsent())
 `, `

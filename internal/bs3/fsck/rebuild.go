@@ -294,10 +294,8 @@ func (b *rebuild) fits(c volume.Checkpoint) error {
 	missing := func(k key.Key) error {
 		return fmt.Errorf("%w: object %d, which it needs, is not there", layout.ErrDamaged, k)
 	}
-	for _, o := range c.Objects {
-		if (o.Live > 0 || o.Fence) && !b.here(o.Key) {
-			return missing(o.Key)
-		}
+	if k, lacks := b.lacking(c); lacks {
+		return missing(k)
 	}
 	for k := c.Key + 1; k <= newer.Key; k++ {
 		if !b.here(k) {
@@ -305,6 +303,17 @@ func (b *rebuild) fits(c volume.Checkpoint) error {
 		}
 	}
 	return nil
+}
+
+// lacking returns an object that c needs and that is not there, and reports
+// whether there is such a one.
+func (b *rebuild) lacking(c volume.Checkpoint) (k key.Key, lacks bool) {
+	for _, o := range c.Objects {
+		if (o.Live > 0 || o.Fence) && !b.here(o.Key) {
+			return o.Key, true
+		}
+	}
+	return 0, false
 }
 
 // here reports whether object k is there, whatever it is.
@@ -344,8 +353,16 @@ func (b *rebuild) checkEnd(context.Context) error {
 		}
 		above = max(above, k)
 	}
-	if above > p.Next && len(b.chosen) == 0 && b.packs {
+	switch n := len(b.chosen); {
+	case above <= p.Next:
+	case n == 0 && b.packs:
 		return refuse(fmt.Sprintf("object %d is there, and so is a part of a checkpoint, before which objects may have been deleted", above))
+	case n > 0:
+		// A checkpoint that was replaced stays until the store has deleted it.
+		newest := b.chosen[n-1]
+		if k, lacks := b.lacking(newest); lacks {
+			return refuse(fmt.Sprintf("object %d is there, and object %d, which %s needs, is not: a later checkpoint, after which it was deleted, may be lost", above, k, newest.Name))
+		}
 	}
 	return nil
 }

@@ -5,6 +5,7 @@ package gc
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -114,6 +115,7 @@ type Collector struct {
 		sync.Mutex
 		collected Report               // of all collections
 		undeleted checkpoint.Undeleted // when it was tried last
+		denying   bool                 // the store deleted nothing when it was asked for something new
 	}
 }
 
@@ -127,7 +129,20 @@ func New(c Config) *Collector {
 	if c.Step <= 0 {
 		c.Step = 1024
 	}
-	return &Collector{c: c, requests: make(chan chan answer), deleting: make(chan struct{}, 1), unmovable: make(map[key.Key]bool)}
+	return &Collector{
+		c: c, requests: make(chan chan answer), deleting: make(chan struct{}, 1), unmovable: make(map[key.Key]bool),
+		reserve: reserve{turn: make(chan struct{}, 1)},
+	}
+}
+
+// take takes a token; whoever has it gives it back by receiving from token.
+func take(ctx context.Context, token chan struct{}) error {
+	select {
+	case token <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
 }
 
 // Collect deletes what is dead already, compacts thinly used objects, writes the
@@ -143,7 +158,7 @@ func (g *Collector) Collect(ctx context.Context) (Report, error) {
 	case g.requests <- reply:
 	default: // another one is under way, and may wait for room in the store
 		var err error
-		if early, err = g.early(ctx, true); err != nil {
+		if early, err = g.early(ctx, true); !g.goesOn(err) {
 			return early, err
 		}
 		select {
@@ -166,14 +181,22 @@ func (g *Collector) Collect(ctx context.Context) (Report, error) {
 }
 
 // early is what of a collection, perhaps one that was asked for, can be done
-// beside another one.
+// beside another one. Outcome is told how it went, unless ctx has ended.
 func (g *Collector) early(ctx context.Context, asked bool) (Report, error) {
+	if err := g.c.Life.Err(); err != nil {
+		return Report{}, err
+	}
 	ctx, release := g.c.Life.Limit(objproxy.Background(ctx))
 	defer release()
 	report, err := g.GiveBack(ctx)
 	g.account(report)
-	if err == nil && asked {
-		_, err = g.makeRoom(ctx)
+	if asked && g.goesOn(err) {
+		if _, e := g.makeRoom(ctx); e != nil {
+			err = e
+		}
+	}
+	if ctx.Err() == nil {
+		g.c.Outcome("garbage collection", err)
 	}
 	return report, err
 }
@@ -220,8 +243,7 @@ func (g *Collector) remind(ctx context.Context, due chan<- struct{}) {
 		select {
 		case due <- struct{}{}:
 		default:
-			_, err := g.early(ctx, false)
-			g.c.Outcome("garbage collection", err)
+			_, _ = g.early(ctx, false)
 		}
 	}
 }
@@ -246,11 +268,22 @@ func (g *Collector) Undeleted() checkpoint.Undeleted {
 	return g.mu.undeleted
 }
 
-// all is a whole collection: everything that can be given back now is. What is
-// dead already goes first: all else needs room in the store.
+// all is a whole collection, after which the reserve is there again.
 func (g *Collector) all(ctx context.Context) (Report, error) {
+	report, err := g.everything(ctx)
+	if err == nil || errors.Is(err, errKept) {
+		g.keepReserve(ctx)
+	}
+	g.c.Logger.Info().Int("compacted", report.Compacted).Int64("moved_bytes", report.MovedBytes).Int("deleted", report.Deleted).
+		Int64("freed_bytes", report.FreedBytes).Int("failed_reads", report.FailedReads).Msg("garbage collection")
+	return report, err
+}
+
+// everything gives back all that can be given back now. What is dead already goes
+// first: all else needs room in the store.
+func (g *Collector) everything(ctx context.Context) (Report, error) {
 	report, err := g.GiveBack(ctx)
-	if err != nil {
+	if !g.goesOn(err) {
 		return report, err
 	}
 	stuck, err := g.makeRoom(ctx)
@@ -258,7 +291,7 @@ func (g *Collector) all(ctx context.Context) (Report, error) {
 		return report, err
 	}
 	if stuck { // then what was discarded gives back more than what is moved
-		if err := g.settle(ctx, &report); err != nil {
+		if err := g.settle(ctx, &report); !g.goesOn(err) {
 			return report, err
 		}
 	}
@@ -268,12 +301,18 @@ func (g *Collector) all(ctx context.Context) (Report, error) {
 		return report, err
 	}
 	err = g.settle(ctx, &report)
-	if err == nil {
-		g.keepReserve(ctx)
-	}
-	g.c.Logger.Info().Int("compacted", report.Compacted).Int64("moved_bytes", report.MovedBytes).Int("deleted", report.Deleted).
-		Int64("freed_bytes", report.FreedBytes).Int("failed_reads", report.FailedReads).Msg("garbage collection")
 	return report, err
+}
+
+// errKept is the error of DeleteDead if the store has not deleted everything.
+var errKept = errors.New("objects without live data stay in the store")
+
+// goesOn reports whether a collection goes on after DeleteDead has returned err.
+// Where nothing at all is deleted, moving blocks would only add to what stays.
+func (g *Collector) goesOn(err error) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return err == nil || errors.Is(err, errKept) && !g.mu.denying
 }
 
 // settle writes the checkpoints by which all that is dead now can be deleted,
@@ -311,15 +350,18 @@ func (g *Collector) stuck(ctx context.Context) (bool, error) {
 // own rhythm; on an idle one it goes on until nothing more can be deleted, and
 // then sends no request.
 func (g *Collector) ByTime(ctx context.Context) (Report, error) {
-	report, err := g.GiveBack(ctx)
-	if err != nil {
-		return report, err
+	report, refusal := g.GiveBack(ctx)
+	if !g.goesOn(refusal) {
+		return report, refusal
 	}
 	if most := g.c.MaxGarbage; most > 0 && most < 1 {
 		if excess := g.Excess(most); len(excess) > 0 {
 			stuck, err := g.stuck(ctx)
-			if err != nil || stuck {
+			switch {
+			case err != nil:
 				return report, err
+			case stuck:
+				return report, refusal
 			}
 			compacted, err := g.Compact(ctx, excess)
 			report.Add(compacted)
@@ -333,7 +375,7 @@ func (g *Collector) ByTime(ctx context.Context) (Report, error) {
 		report.Add(deleted)
 		return report, err
 	}
-	return report, nil
+	return report, refusal
 }
 
 // settleDead deletes all that is dead in the newest checkpoint. Only the older
@@ -376,23 +418,21 @@ func (g *Collector) GiveBack(ctx context.Context) (Report, error) {
 // DeleteDead deletes the objects that were dead already in the older of the
 // two committed checkpoints: whichever of them an open starts from, it needs
 // none of them. Fences are never among them. What the store does not delete stays
-// in the table, and is asked for again another time. Errors: that of ctx, those of
-// the store.
+// in the table, and is asked for again another time. Errors: that of ctx, errKept
+// with that of the store.
 func (g *Collector) DeleteDead(ctx context.Context) (Report, error) {
 	var report Report
-	select {
-	case g.deleting <- struct{}{}:
-		defer func() { <-g.deleting }()
-	case <-ctx.Done():
-		return report, context.Cause(ctx)
+	if err := take(ctx, g.deleting); err != nil {
+		return report, err
 	}
+	defer func() { <-g.deleting }()
 	kept := g.c.Checkpoints.Kept()
 	if len(kept) < layout.MaxCheckpoints {
 		return report, nil
 	}
 	keys := g.deletable(kept[0])
 	if len(keys) == 0 {
-		return report, g.left(0, nil)
+		return report, g.left(0, 0, nil)
 	}
 	// Who may have looked up an object that is dead by now is to be done with it.
 	if err := g.c.Fetches.Gone(ctx); err != nil {
@@ -413,7 +453,7 @@ func (g *Collector) DeleteDead(ctx context.Context) (Report, error) {
 			break // the others are younger: what protects these protects them
 		}
 	}
-	return report, g.left(len(keys)-report.Deleted, refusal)
+	return report, g.left(len(keys)-report.Deleted, report.Deleted, refusal)
 }
 
 // remove deletes objects, and returns those that are gone.
@@ -442,15 +482,21 @@ func (g *Collector) remove(ctx context.Context, keys []key.Key) (gone []key.Key,
 	return gone, err
 }
 
-// left notes that so many objects were not deleted because of refusal, and makes
-// an error of that.
-func (g *Collector) left(objects int, refusal error) error {
+// left notes that so many objects were not deleted because of refusal, and others
+// were, and makes an error of that.
+func (g *Collector) left(objects, deleted int, refusal error) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	switch {
+	case objects == 0 || deleted > 0:
+		g.mu.denying = false
+	case objects > g.mu.undeleted.Names: // not only those that it did not delete before
+		g.mu.denying = true
+	}
 	if objects == 0 {
 		g.mu.undeleted = checkpoint.Undeleted{}
 		return nil
 	}
 	g.mu.undeleted = g.mu.undeleted.Again(objects, refusal)
-	return fmt.Errorf("%d objects without live data stay in the store: %w", objects, refusal)
+	return fmt.Errorf("%d %w: %w", objects, errKept, refusal)
 }

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"runtime/debug"
-	"sync"
 	"time"
 
 	"bs3/internal/bs3/layout"
@@ -18,8 +17,8 @@ import (
 // gives the reserve up when nothing gets into the store, and makes it again when
 // it is done. One by time does not: writes that nobody stops would take the room.
 type reserve struct {
-	mu   sync.Mutex // also while it is stored, or deleted
-	have int64      // bytes that are there; 0 = none, or nobody has looked
+	turn chan struct{} // holds a token while it is stored or deleted
+	have int64         // bytes that are there; 0 = none, or nobody has looked. Of who has the token
 }
 
 const (
@@ -32,17 +31,22 @@ const (
 )
 
 // makeRoom gives up the reserve if nothing gets into the store, and reports
-// whether that is so. Errors: as stuck.
+// whether that is so. Errors: as stuck, and that of ctx.
 func (g *Collector) makeRoom(ctx context.Context) (stuck bool, err error) {
 	if stuck, err = g.stuck(ctx); err != nil || !stuck || g.c.Reserve <= 0 {
 		return stuck, err
 	}
-	g.reserve.mu.Lock()
-	defer g.reserve.mu.Unlock()
+	if err := take(ctx, g.reserve.turn); err != nil {
+		return true, err
+	}
+	defer func() { <-g.reserve.turn }()
 	g.reserve.have = 0
-	err = g.c.Store.Delete(ctx, []string{layout.ReserveName})
-	g.c.Logger.Warn().Err(err).Msg("nothing gets into the store: gave up the reserve, so that what was discarded can be given back")
-	return true, nil // without that room it waits for other room
+	if err := g.c.Store.Delete(ctx, []string{layout.ReserveName}); err != nil {
+		g.c.Logger.Warn().Err(err).Msg("nothing gets into the store, and the reserve cannot be deleted: a discard may need other room")
+		return true, nil // it waits for that
+	}
+	g.c.Logger.Warn().Msg("nothing gets into the store: gave up the reserve, so that what was discarded can be given back")
+	return true, nil
 }
 
 // keepReserve stores the reserve if it is missing or has become too small. If it
@@ -51,8 +55,10 @@ func (g *Collector) keepReserve(ctx context.Context) {
 	if g.c.Reserve <= 0 {
 		return
 	}
-	g.reserve.mu.Lock()
-	defer g.reserve.mu.Unlock()
+	if take(ctx, g.reserve.turn) != nil {
+		return
+	}
+	defer func() { <-g.reserve.turn }()
 	within, cancel := context.WithTimeout(ctx, reserveWithin)
 	defer cancel()
 	if err := g.storeReserve(within); err != nil && ctx.Err() == nil {

@@ -29,8 +29,8 @@ const (
 	// raceSize is how many bytes each of them puts: some stores look before the
 	// bytes arrive.
 	raceSize = 8 << 10
-	// cleanUpTime is how long the probe waits for its objects to be deleted. It is
-	// up before a Retry stops trying, whose last answer would be that of the probe.
+	// cleanUpTime is how long the probe waits for its objects to be deleted: less
+	// than a Retry, whose giving up would look as if the store could not be asked.
 	cleanUpTime = deleteFor / 2
 )
 
