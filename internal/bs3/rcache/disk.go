@@ -344,12 +344,8 @@ func (d *Disk) read(loc layout.Location, epoch uint32, n int) *diskRead {
 	if !d.usable() {
 		return nil
 	}
-	timeout := time.NewTimer(hangTime)
-	defer timeout.Stop()
-	select {
-	case d.slots <- struct{}{}:
-	case <-timeout.C:
-		return nil // so slow that it is as good as hanging; those before it find out
+	if !d.enter() {
+		return nil
 	}
 	r := diskReads.Get().(*diskRead)
 	size := n * int(d.head.BlockSize)
@@ -364,6 +360,8 @@ func (d *Disk) read(loc layout.Location, epoch uint32, n int) *diskRead {
 		close(r.done)
 		<-d.slots
 	})
+	timeout := time.NewTimer(hangTime)
+	defer timeout.Stop()
 	select {
 	case <-r.done:
 		return r
@@ -374,6 +372,24 @@ func (d *Disk) read(loc layout.Location, epoch uint32, n int) *diskRead {
 		return r
 	}
 	return nil // r is lost to the goroutine that reads into it
+}
+
+// enter takes a slot. It reports false if none becomes free for so long that the disk
+// is as good as hanging. Whether it hangs, those that have the slots find out.
+func (d *Disk) enter() bool {
+	select {
+	case d.slots <- struct{}{}:
+		return true
+	default:
+	}
+	timeout := time.NewTimer(hangTime)
+	defer timeout.Stop()
+	select {
+	case d.slots <- struct{}{}:
+		return true
+	case <-timeout.C:
+		return false
+	}
 }
 
 // hangs ends the use of the disk for as long as r, among others, does not return.
