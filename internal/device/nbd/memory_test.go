@@ -258,6 +258,30 @@ func TestSilentClients(t *testing.T) {
 	}
 }
 
+// What a request takes is counted, also if a buffer is larger than a block.
+func TestSmallBlocksAreCounted(t *testing.T) {
+	const n = 32
+	vol := devtest.NewMemory(device.Geometry{Size: 1 << 20, BlockSize: 512})
+	s := startServer(t, vol, scarce())
+	c := dial(t, s, clientOptions{})
+	release := vol.Block(devtest.Read)
+	defer release()
+	for i := range uint64(n) {
+		if i%2 == 0 {
+			c.startWrite(i*1024+1, []byte{1})
+		} else {
+			c.start(0, cmdWriteZeroes, i*1024+1, 1, nil)
+		}
+	}
+	awaitBlocked(t, vol, n)
+	one := s.connections()[0]
+	one.mu.Lock()
+	defer one.mu.Unlock()
+	if got := s.buffers.resident.Load() - batchSize; got > one.held {
+		t.Errorf("%d requests take %d bytes, %d are counted", n, got, one.held)
+	}
+}
+
 // failing fails reads and writes of a block.
 type failing struct {
 	slow

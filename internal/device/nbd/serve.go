@@ -94,7 +94,7 @@ func (c *conn) next() error {
 	case req.cmd == cmdBlockStatus:
 		return c.claimAndStart(req, statusBytes)
 	case req.cmd == cmdWriteZeroes && !c.srv.aligned(req):
-		return c.claimAndStart(req, c.srv.geometry.BlockSize)
+		return c.claimAndStart(req, bufferSize(c.srv.geometry.BlockSize)) // see zeroPart
 	default:
 		return c.start(&task{request: req})
 	}
@@ -242,7 +242,7 @@ func (c *conn) write(req request) error {
 	}
 	extra := 0
 	if !aligned {
-		extra = s.geometry.BlockSize // see writeBlocks
+		extra = bufferSize(s.geometry.BlockSize) // see writeBlocks
 	}
 	var parts *split
 	for {
