@@ -47,6 +47,7 @@ func Run(ctx context.Context, c config.Config, o Options) error {
 		defer stop()
 	}
 	becomeIOFlusher(o.Log)
+	defer keepHeapSmall(ctx)()
 	h, end := newHealth(ctx, o.Log)
 	err := serve(ctx, c, h, transports(), o)
 	if ctx.Err() != nil && errors.Is(err, context.Canceled) {

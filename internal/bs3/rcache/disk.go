@@ -31,21 +31,23 @@ import (
 // Get and Put are safe for concurrent use. One goroutine writes. A reader learns
 // from a set's generation that the set changed while it read.
 //
-// A disk may hang: a read of it does not return, and nothing can end it. So each
-// runs on a goroutine of its own, into memory of its own, and Get does not wait
-// longer than hangTime. Then the cache is not used until all reads have returned.
-// There are at most mostReads of them, and the writer.
+// A disk may hang: a read of it does not return, and nothing can end it. So goroutines
+// of the cache read, into memory of their own, and Get does not wait longer than
+// hangTime. Then the cache is not used until all reads have returned. There are at most
+// mostReads of these goroutines, which stay until Close, and the writer.
 type Disk struct {
 	file   diskFile
 	head   layout.CacheHeader
 	sets   []diskSet
 	report func(error)
 
-	slots chan struct{} // one for each read
-	reads sync.WaitGroup
-	mu    sync.Mutex
-	// running counts the reads; hungSince is when one was found that hangs, zero if
-	// none does.
+	pool    sync.Pool      // of *diskRead
+	reads   chan *diskRead // to a reader that has nothing to do
+	readers sync.WaitGroup
+	mu      sync.Mutex
+	// started counts the readers, running those that read; hungSince is when one was
+	// found that hangs, zero if none does.
+	started   int
 	running   int
 	hungSince time.Time
 	hung      atomic.Bool // hungSince is not zero
@@ -126,7 +128,7 @@ func OpenDisk(path string, uuid layout.UUID, blockSize int, bytes int64, report 
 
 func newDisk(f diskFile, head layout.CacheHeader, report func(error)) *Disk {
 	d := &Disk{
-		file: f, head: head, sets: make([]diskSet, head.Sets), report: report, slots: make(chan struct{}, mostReads),
+		file: f, head: head, sets: make([]diskSet, head.Sets), report: report, reads: make(chan *diskRead),
 		jobs: make(chan diskJob, mostJobs), free: make(chan []byte, mostJobs), stop: make(chan struct{}), done: make(chan struct{}),
 	}
 	for range mostJobs {
@@ -184,7 +186,7 @@ func (d *Disk) shut() error {
 	closed := make(chan error, 1)
 	go func() { // ends when the disk answers, or with the process
 		<-d.done
-		d.reads.Wait()
+		d.readers.Wait()
 		closed <- d.file.Close()
 	}()
 	timeout := time.NewTimer(hangTime)
@@ -278,13 +280,31 @@ type diskTable struct {
 // diskRead is a read of a group.
 type diskRead struct {
 	diskTable
+	loc      layout.Location
+	epoch    uint32
 	data     []byte // of the requested blocks
 	found    int
 	returned bool          // under Disk.mu
-	done     chan struct{} // closed when it has returned
+	done     chan struct{} // holds something when it has returned
+	timeout  *time.Timer
 }
 
-var diskReads = sync.Pool{New: func() any { return new(diskRead) }}
+// newRead returns a read of n blocks.
+func (d *Disk) newRead(loc layout.Location, epoch uint32, n int) *diskRead {
+	r, again := d.pool.Get().(*diskRead)
+	if !again {
+		r = &diskRead{done: make(chan struct{}, 1), timeout: time.NewTimer(hangTime)}
+	}
+	size := n * int(d.head.BlockSize)
+	r.loc, r.epoch, r.data, r.returned = loc, epoch, slices.Grow(r.data[:0], size)[:size], false
+	return r
+}
+
+// release takes back a read that has returned, or was never started.
+func (d *Disk) release(r *diskRead) {
+	r.timeout.Stop()
+	d.pool.Put(r)
+}
 
 // load reads the table of a set. A table that does not verify counts as empty.
 func (d *Disk) load(t *diskTable, set uint64) error {
@@ -322,7 +342,7 @@ func (d *Disk) Get(loc layout.Location, epoch uint64, dst []byte, run func(at, n
 			run(first, n, false)
 			return
 		}
-		defer diskReads.Put(r)
+		defer d.release(r)
 		d.hits.Add(uint64(r.found))
 		d.misses.Add(uint64(n - r.found))
 		for i := 0; i < n; {
@@ -344,36 +364,66 @@ func (d *Disk) read(loc layout.Location, epoch uint32, n int) *diskRead {
 	if !d.usable() {
 		return nil
 	}
-	timeout := time.NewTimer(hangTime)
-	defer timeout.Stop()
-	select {
-	case d.slots <- struct{}{}:
-	case <-timeout.C:
-		return nil // so slow that it is as good as hanging; those before it find out
+	r := d.newRead(loc, epoch, n)
+	if !d.start(r) {
+		d.release(r)
+		return nil
 	}
-	r := diskReads.Get().(*diskRead)
-	size := n * int(d.head.BlockSize)
-	r.data = slices.Grow(r.data[:0], size)[:size]
-	r.returned, r.done = false, make(chan struct{})
-	d.mu.Lock()
-	d.running++
-	d.mu.Unlock()
-	d.reads.Go(func() {
-		r.found = d.readGroup(&r.diskTable, loc, epoch, r.data)
-		d.returned(r)
-		close(r.done)
-		<-d.slots
-	})
+	r.timeout.Reset(hangTime)
 	select {
 	case <-r.done:
 		return r
-	case <-timeout.C:
+	case <-r.timeout.C:
 	}
 	if !d.hangs(r) {
 		<-r.done
 		return r
 	}
 	return nil // r is lost to the goroutine that reads into it
+}
+
+// start gives r to a reader. It reports false if none becomes free for so long that the
+// disk is as good as hanging. Whether it hangs, those that the readers read for find out.
+func (d *Disk) start(r *diskRead) bool {
+	select {
+	case d.reads <- r:
+		return true
+	default:
+	}
+	d.mu.Lock()
+	more := d.started < mostReads
+	if more {
+		d.started++
+	}
+	d.mu.Unlock()
+	if more {
+		d.readers.Go(func() { d.reader(r) })
+		return true
+	}
+	r.timeout.Reset(hangTime)
+	select {
+	case d.reads <- r:
+		return true
+	case <-r.timeout.C:
+		return false
+	}
+}
+
+// reader reads r, and then what else there is, until Close.
+func (d *Disk) reader(r *diskRead) {
+	for {
+		d.mu.Lock()
+		d.running++
+		d.mu.Unlock()
+		r.found = d.readGroup(&r.diskTable, r.loc, r.epoch, r.data)
+		d.returned(r)
+		r.done <- struct{}{} // r may be another's from here on
+		select {
+		case r = <-d.reads:
+		case <-d.stop:
+			return
+		}
+	}
 }
 
 // hangs ends the use of the disk for as long as r, among others, does not return.

@@ -346,6 +346,7 @@ type hangingFile struct {
 	mu      sync.Mutex
 	held    chan struct{} // reads and writes wait for it; nil: they do not
 	fails   error         // after that
+	takes   time.Duration // each read
 	hanging int
 }
 
@@ -376,6 +377,7 @@ func (f *hangingFile) await() error {
 }
 
 func (f *hangingFile) ReadAt(p []byte, off int64) (int, error) {
+	time.Sleep(f.takes)
 	if err := f.await(); err != nil {
 		return 0, err
 	}
@@ -501,6 +503,26 @@ func TestDiskHangs(t *testing.T) {
 			t.Errorf("a close took %v, said %v", took, *said)
 		}
 		release()
+	})
+}
+
+// TestSlowDiskDoesNotHang: a disk hangs if a read takes too long, not if many have to
+// wait for their turn.
+func TestSlowDiskDoesNotHang(t *testing.T) {
+	onHangingDisk(t, func(t *testing.T, d *Disk, file *hangingFile, loc layout.Location, said *[]error) {
+		file.takes = hangTime / 3 // and a group takes two
+		var wg sync.WaitGroup
+		for range 2 * mostReads {
+			wg.Go(func() {
+				if n := get(t, d, loc, 1, 10); n != 10 {
+					t.Errorf("%d of 10 blocks", n)
+				}
+			})
+		}
+		wg.Wait()
+		if len(*said) != 0 {
+			t.Errorf("said %v", *said)
+		}
 	})
 }
 

@@ -53,6 +53,9 @@ func startServer(t testing.TB, vol device.Volume, opts Options) *testServer {
 		if left := s.memory.shared.Load(); left != shared {
 			t.Errorf("%d bytes of memory are left, there were %d", left, shared)
 		}
+		if n := len(s.buffers.slabs); n != 0 {
+			t.Errorf("%d slabs are still mapped", n)
+		}
 	})
 	return s
 }

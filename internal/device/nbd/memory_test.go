@@ -7,7 +7,10 @@ import (
 	"io"
 	"math/rand/v2"
 	"sync"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"bs3/internal/device"
 	"bs3/internal/device/devtest"
@@ -123,6 +126,30 @@ func TestIdleBuffersAreGivenBack(t *testing.T) {
 	b.put(used)
 }
 
+func TestAge(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := buffers{limit: 1 << 30}
+		ctx, stop := context.WithCancel(t.Context())
+		var aging sync.WaitGroup
+		aging.Go(func() { b.age(ctx) })
+		b.put(mustGet(t, &b, 4<<20))
+		time.Sleep(idleTime - 1)
+		if got := b.resident.Load(); got != 4<<20 {
+			t.Errorf("%d bytes are in memory before they have aged", got)
+		}
+		time.Sleep(idleTime + 1)
+		synctest.Wait()
+		if got := b.resident.Load(); got != 0 {
+			t.Errorf("%d bytes are in memory although nobody has used them for %v", got, 2*idleTime)
+		}
+		stop()
+		aging.Wait()
+		if err := b.free(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
 // What is idle in other sizes does not add to what is in use.
 func TestIdleBuffersDoNotExceedTheLimit(t *testing.T) {
 	b := buffers{limit: 8 << 20}
@@ -202,6 +229,22 @@ func silence(t *testing.T, s *testServer, b []byte) {
 	})
 }
 
+// awaitHolders waits until n connections hold memory.
+func awaitHolders(t *testing.T, s *testServer, n int) {
+	t.Helper()
+	waitFor(t, "all of them to hold memory", func() bool {
+		holders := 0
+		for _, c := range s.connections() {
+			c.mu.Lock()
+			if c.held >= ownBytes/2 {
+				holders++
+			}
+			c.mu.Unlock()
+		}
+		return holders == n
+	})
+}
+
 // Clients that ask and never read the answers, or announce a write and never send
 // it, get what one budget allows, and do not keep the others from anything.
 func TestSilentClients(t *testing.T) {
@@ -219,17 +262,7 @@ func TestSilentClients(t *testing.T) {
 		}
 		silence(t, s, b)
 	}
-	waitFor(t, "all of them to hold memory", func() bool {
-		n := 0
-		for _, c := range s.connections() {
-			c.mu.Lock()
-			if c.held >= ownBytes/2 {
-				n++
-			}
-			c.mu.Unlock()
-		}
-		return n == 15
-	})
+	awaitHolders(t, s, 15)
 	c := dial(t, s, clientOptions{parts: true})
 	model := make([]byte, size)
 	for i := range model {
@@ -255,6 +288,55 @@ func TestSilentClients(t *testing.T) {
 	wg.Wait()
 	if got := s.buffers.resident.Load(); got > opts.Memory {
 		t.Errorf("%d bytes are in memory, the budget is %d", got, opts.Memory)
+	}
+}
+
+// Clients that hold memory, and whose requests wait for more, do not keep the server
+// from stopping.
+func TestStopDespiteSilentClients(t *testing.T) {
+	for _, parts := range []bool{false, true} {
+		opts := Options{Memory: 512 << 20, MaxConns: 8, StopTimeout: 20 * time.Millisecond}
+		if parts {
+			opts.Memory = 1
+		}
+		s := startServer(t, devtest.NewMemory(device.Geometry{Size: 2 * maxRequest, BlockSize: 4096}), opts)
+		for range opts.MaxConns {
+			var b []byte
+			for i := range uint64(100) {
+				b = append(b, requestBytes(0, cmdRead, i, i, maxRequest)...)
+			}
+			silence(t, s, b)
+		}
+		awaitHolders(t, s, opts.MaxConns)
+		s.stop()
+		if err := <-s.done; err != nil {
+			t.Error(err)
+		}
+		s.done <- nil // for the cleanup
+	}
+}
+
+// What a request takes is counted, also if a buffer is larger than a block.
+func TestSmallBlocksAreCounted(t *testing.T) {
+	const n = 32
+	vol := devtest.NewMemory(device.Geometry{Size: 1 << 20, BlockSize: 512})
+	s := startServer(t, vol, scarce())
+	c := dial(t, s, clientOptions{})
+	release := vol.Block(devtest.Read)
+	defer release()
+	for i := range uint64(n) {
+		if i%2 == 0 {
+			c.startWrite(i*1024+1, []byte{1})
+		} else {
+			c.start(0, cmdWriteZeroes, i*1024+1, 1, nil)
+		}
+	}
+	awaitBlocked(t, vol, n)
+	one := s.connections()[0]
+	one.mu.Lock()
+	defer one.mu.Unlock()
+	if got := s.buffers.resident.Load() - batchSize; got > one.held {
+		t.Errorf("%d requests take %d bytes, %d are counted", n, got, one.held)
 	}
 }
 
@@ -303,19 +385,64 @@ func TestPartFails(t *testing.T) {
 			}
 			c.must(0, cmdFlush, 0, 0, nil)
 		}
-		// One reply in one piece cannot take back what it has promised.
+		// One reply in one piece is not begun if a part fails.
 		for _, o := range []clientOptions{{simple: true}, {}} {
 			c = dial(t, s, o)
-			flags := uint16(0)
-			if !o.simple {
-				flags = cmdFlagDF
-			}
-			a := c.do(flags, cmdRead, 0, size, nil)
+			a := c.do(onePiece(o), cmdRead, 0, size, nil)
 			switch {
-			case bad == 0 && (a.err != nil || a.e != errnoIO), bad == size && (a.err != nil || len(a.data) != size),
-				bad > 0 && bad < size && !errors.Is(a.err, io.ErrUnexpectedEOF):
+			case bad < size && (a.err != nil || a.e != errnoIO), bad == size && (a.err != nil || len(a.data) != size):
 				t.Errorf("a read in one piece, block %d is bad: errno %d, %d bytes, %v", bad, a.e, len(a.data), a.err)
 			}
+		}
+	}
+}
+
+// onePiece returns the flags with which a client gets one piece for a read.
+func onePiece(o clientOptions) uint16 {
+	if o.simple {
+		return 0
+	}
+	return cmdFlagDF
+}
+
+// fading fails all reads after a number of them.
+type fading struct {
+	slow
+	left *atomic.Int64
+}
+
+func (f fading) ReadAt(ctx context.Context, p []byte, off int64) error {
+	if f.left.Add(-1) < 0 {
+		return errBadBlock
+	}
+	return f.slow.ReadAt(ctx, p, off)
+}
+
+// A reply in one piece that has been begun ends with the connection if a part fails.
+func TestPartFailsLate(t *testing.T) {
+	const size = 4 * ownBytes
+	for _, o := range []clientOptions{{simple: true}, {}} {
+		vol := fading{slow{devtest.NewMemory(device.Geometry{Size: size, BlockSize: 4096})}, new(atomic.Int64)}
+		vol.left.Store(4 + 2) // all parts once, and two of them again
+		c := dial(t, startServer(t, vol, scarce()), o)
+		if a := c.do(onePiece(o), cmdRead, 0, size, nil); !errors.Is(a.err, io.ErrUnexpectedEOF) {
+			t.Errorf("%+v: errno %d, %d bytes, %v", o, a.e, len(a.data), a.err)
+		}
+	}
+}
+
+// A read in parts that has to wait holds up no other reply.
+func TestNothingWaitsBehindAReadInParts(t *testing.T) {
+	for _, o := range []clientOptions{{simple: true}, {parts: true}} {
+		vol := devtest.NewMemory(device.Geometry{Size: 2 * ownBytes, BlockSize: 4096})
+		c := dial(t, startServer(t, slow{vol}, scarce()), o)
+		release := vol.Block(devtest.Read)
+		read := c.start(0, cmdRead, 0, 2*ownBytes, nil)
+		awaitBlocked(t, vol, 1)
+		c.must(0, cmdFlush, 0, 0, nil)
+		release()
+		if a := c.await(read); a.err != nil || len(a.data) != 2*ownBytes {
+			t.Errorf("%+v: errno %d, %d bytes, %v", o, a.e, len(a.data), a.err)
 		}
 	}
 }

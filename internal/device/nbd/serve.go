@@ -94,7 +94,7 @@ func (c *conn) next() error {
 	case req.cmd == cmdBlockStatus:
 		return c.claimAndStart(req, statusBytes)
 	case req.cmd == cmdWriteZeroes && !c.srv.aligned(req):
-		return c.claimAndStart(req, c.srv.geometry.BlockSize)
+		return c.claimAndStart(req, bufferSize(c.srv.geometry.BlockSize)) // see zeroPart
 	default:
 		return c.start(&task{request: req})
 	}
@@ -242,7 +242,7 @@ func (c *conn) write(req request) error {
 	}
 	extra := 0
 	if !aligned {
-		extra = s.geometry.BlockSize // see writeBlocks
+		extra = bufferSize(s.geometry.BlockSize) // see writeBlocks
 	}
 	var parts *split
 	for {
@@ -362,50 +362,68 @@ func (c *conn) run(t *task) {
 	}
 }
 
-// runParts serves a read whose memory is for a part of it: one part after another
-// is read and sent. Without structured replies, or if the client forbids several
-// chunks, the parts are one reply. No other one comes between them then, and after
-// the first part an error can only end the connection.
+// runParts serves a read whose memory is for a part of it. With structured replies
+// each part is a chunk of its own, sent as soon as it is read. Without, or if the client
+// forbids several chunks, they are one reply: no other one can come between them, and
+// an error can only end the connection. So all of them are read once before that
+// begins: what fails, or has to be waited for, does it then.
 func (c *conn) runParts(t *task) {
 	whole := !c.structured || t.flags&cmdFlagDF != 0
-	send := c.sender.send
-	if whole {
-		if c.sender.begin() != nil {
-			return
+	err := c.readParts(t, func(part request, data []byte) bool {
+		if whole {
+			return true
 		}
-		defer c.sender.end()
-		send = c.sender.write
+		b := c.appendReadHeader(t.header[:0], part)
+		if part.off+uint64(part.length) < t.off+uint64(t.length) {
+			binary.BigEndian.PutUint16(b[4:], 0) // without replyFlagDone
+		}
+		return c.sender.send(b, data) == nil
+	})
+	switch {
+	case err != nil:
+		c.logFailure(t, err)
+		_ = c.sender.send(c.appendFailure(t.header[:0], t.cookie, errnoOf(err), err.Error())) // as in run
+	case whole:
+		c.sendParts(t)
 	}
+}
+
+// sendParts reads the parts of t and sends them as one reply.
+func (c *conn) sendParts(t *task) {
+	if c.sender.begin() != nil {
+		return // as in run
+	}
+	defer c.sender.end()
+	b := c.appendReadHeader(t.header[:0], t.request)
+	err := c.readParts(t, func(_ request, data []byte) bool {
+		err := c.sender.write(b, data)
+		b = nil
+		return err == nil
+	})
+	if err != nil {
+		c.logFailure(t, err)
+		c.cut()
+	}
+}
+
+// readParts reads the parts of t in order and passes each to use, until that
+// returns false.
+func (c *conn) readParts(t *task, use func(part request, data []byte) bool) error {
 	for rest := t.request; rest.length > 0; {
 		off, n, head := c.srv.cover(rest)
 		p := t.p[:min(len(t.p), int(n))]
 		if err := c.srv.vol.ReadAt(c.ctx, p, off); err != nil {
-			c.logFailure(t, err)
-			if whole && rest.length < t.length {
-				c.cut()
-				return
-			}
-			_ = send(c.appendFailure(t.header[:0], t.cookie, errnoOf(err), err.Error())) // as in run
-			return
+			return err
 		}
 		part := rest
 		part.length = uint32(min(int(rest.length), len(p)-head))
+		if !use(part, p[head:head+int(part.length)]) {
+			return nil
+		}
 		rest.off += uint64(part.length)
 		rest.length -= part.length
-		var b []byte
-		switch {
-		case !whole:
-			b = c.appendReadHeader(t.header[:0], part)
-			if rest.length > 0 {
-				binary.BigEndian.PutUint16(b[4:], 0) // without replyFlagDone
-			}
-		case part.off == t.off:
-			b = c.appendReadHeader(t.header[:0], t.request)
-		}
-		if send(b, p[head:head+int(part.length)]) != nil {
-			return // as in run
-		}
 	}
+	return nil
 }
 
 // logFailure logs the failure of t, unless its client is gone.
