@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
-	"runtime/debug"
 
 	"github.com/rs/zerolog"
 
@@ -46,10 +45,6 @@ func Open(ctx context.Context, opts Options) (*Engine, error) {
 	}
 	switch {
 	case err == nil:
-		if o.found.Map.Bytes() > largeMap {
-			o.found = nil
-			debug.FreeOSMemory() // of what the checkpoint was read into
-		}
 		return e, nil
 	case e != nil:
 		return nil, errors.Join(err, e.stop(ctx, false))
@@ -62,10 +57,6 @@ func Open(ctx context.Context, opts Options) (*Engine, error) {
 	}
 	return nil, err
 }
-
-// largeMap is from what size of a map on, in bytes, the garbage of an open is
-// collected at once.
-const largeMap = 8 << 20
 
 // notRefused is an error of one who has claimed the volume: whatever it is, it is
 // no refusal, for that changes nothing.

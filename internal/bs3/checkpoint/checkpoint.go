@@ -7,7 +7,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"runtime/debug"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -228,17 +227,6 @@ func (k *Keeper) Write(ctx context.Context) error {
 	if err := take(ctx, k.writing); err != nil {
 		return err
 	}
-	large := cost(k.c.Log.Grown()) >= cheapCheckpoint
-	err := k.write(ctx)
-	if large {
-		// The heap would stay as large as it got for this until it was collected twice.
-		debug.FreeOSMemory()
-	}
-	return err
-}
-
-// write is Write for whoever has the token, which it gives back.
-func (k *Keeper) write(ctx context.Context) error {
 	defer func() { <-k.writing }()
 	cut := k.c.Log.Freeze()
 	defer cut.Map.Release()

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
-	"runtime/debug"
 	"time"
 
 	"bs3/internal/bs3/layout"
@@ -83,6 +82,5 @@ func (g *Collector) storeReserve(ctx context.Context) error {
 		return fmt.Errorf("store %s: %w", layout.ReserveName, err)
 	}
 	g.reserve.have = int64(len(b))
-	debug.FreeOSMemory() // megabytes, and no more than once in a while
 	return nil
 }
