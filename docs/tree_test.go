@@ -75,16 +75,7 @@ func TestSourceTree(t *testing.T) {
 // TestPaths: what the paths name exists, and none of them enters a package twice
 // on its way down.
 func TestPaths(t *testing.T) {
-	dirs := make(map[string]string) // of packages, by name
-	err := filepath.WalkDir("../internal", func(path string, d os.DirEntry, err error) error {
-		if err == nil && d.IsDir() {
-			dirs[d.Name()] = path
-		}
-		return err
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	dirs := packageDirs(t)
 	for _, lines := range blocks(t, "Four paths through the engine") {
 		outline(lines, func(path []string) {
 			var packages []string
@@ -96,22 +87,51 @@ func TestPaths(t *testing.T) {
 			if sorted := slices.Sorted(slices.Values(packages)); len(slices.Compact(sorted)) != len(packages) {
 				t.Errorf("%v enters a package twice", path)
 			}
-			if name := path[len(path)-1]; !declared(t, dirs, name) {
+			if name := path[len(path)-1]; !declared(t, dirs, name, "*.go") {
 				t.Errorf("there is no %s", name)
 			}
 		})
 	}
 }
 
-// declared reports whether package.Function or package.Type.Method is there.
-func declared(t *testing.T, dirs map[string]string, name string) bool {
+// TestWhereWhatIsDecided: what is named there exists, in that file.
+func TestWhereWhatIsDecided(t *testing.T) {
+	dirs := packageDirs(t)
+	for _, line := range blocks(t, "Where what is decided")[0] {
+		name, text, _ := strings.Cut(line, " ")
+		file, _, _ := strings.Cut(strings.TrimSpace(text), ":")
+		if !declared(t, dirs, name, file) {
+			t.Errorf("there is no %s in %s", name, file)
+		}
+	}
+}
+
+// packageDirs returns the directories of packages, by name.
+func packageDirs(t *testing.T) map[string]string {
+	t.Helper()
+	dirs := make(map[string]string)
+	err := filepath.WalkDir("../internal", func(path string, d os.DirEntry, err error) error {
+		if err == nil && d.IsDir() {
+			dirs[d.Name()] = path
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return dirs
+}
+
+// declared reports whether package.Function or package.Type.Method is in a file of
+// the package whose name matches.
+func declared(t *testing.T, dirs map[string]string, name, file string) bool {
 	t.Helper()
 	parts := strings.Split(name, ".")
 	pattern := `(?m)^func ` + parts[len(parts)-1] + `\(`
 	if len(parts) == 3 {
 		pattern = fmt.Sprintf(`(?m)^func \(\w+ \*?%s\) %s\(`, parts[1], parts[2])
 	}
-	files, err := filepath.Glob(filepath.Join(dirs[parts[0]], "*.go"))
+	files, err := filepath.Glob(filepath.Join(dirs[parts[0]], file))
 	if err != nil || dirs[parts[0]] == "" {
 		return false
 	}
