@@ -512,9 +512,9 @@ func (e *Readers) Retire(f func()) { f() }
 			return true, next, nil
 `}}},
 	{"VREAD", "what the store returns to a read is believed", []ruleEdit{{"reader/fetch.go", `
-			err = r.verify(g, stored)
+				if _, ok := checks.Verify(some.loc.Index()+i, part[int(i)*r.buffers.stride:][:r.buffers.stride]); !ok {
 `, `
-			_ = r.verify(g, stored)
+				if _, ok := checks.Verify(some.loc.Index()+i, part[int(i)*r.buffers.stride:][:r.buffers.stride]); !ok && false {
 `}}},
 	{"VAGAIN", "a wrong answer to a read is not asked for again", []ruleEdit{{"reader/fetch.go", `
 		if again {

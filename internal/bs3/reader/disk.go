@@ -5,7 +5,9 @@ import "bs3/internal/bs3/layout"
 // Keep puts blocks that were written, and whose object the store has for good,
 // into the caches. stored is as in layout.Stride, epoch that of the object.
 func (r *Reader) Keep(loc layout.Location, stored []byte, epoch uint64) {
-	r.cachePut(miss{loc: loc, epoch: epoch}, stored)
+	m := miss{loc: loc, epoch: epoch}
+	r.memoryPut(m, stored, r.buffers.stride)
+	r.diskPut(m, stored)
 }
 
 // fromDisk fills what the disk cache has of the misses, and returns the rest.
@@ -44,10 +46,9 @@ func (r *Reader) fromDiskRun(m miss, rest []miss) []miss {
 	return rest
 }
 
-// cachePut puts the blocks of m, which were fetched, or could have been, into
-// the caches: the durable key covers their object.
-func (r *Reader) cachePut(m miss, stored []byte) {
-	r.memoryPut(m, stored, layout.Stride(r.c.BlockSize))
+// diskPut puts the blocks of m, which were fetched, or could have been, into the
+// cache on the disk: the durable key covers their object.
+func (r *Reader) diskPut(m miss, stored []byte) {
 	if r.c.Disk != nil && m.epoch > 0 {
 		r.c.Disk.Put(m.loc, m.epoch, stored)
 	}

@@ -80,17 +80,13 @@ func (r *Reader) fetchGroup(ctx context.Context, g []miss) error {
 		return err // and leave the buffer to a request that may have been given up
 	}
 	for _, m := range g {
-		stored := r.buffers.part(*buf, first, m)
-		if m.dst != nil {
-			layout.CopyBlocks(m.dst, stored, r.c.BlockSize)
-		}
-		r.cachePut(m, stored)
+		r.diskPut(m, r.buffers.part(*buf, first, m))
 	}
 	r.buffers.put(buf)
 	return nil
 }
 
-// getVerified reads what the misses of g need into stored. An answer that is not
+// getVerified reads what the misses of g need into stored, and takes it. An answer that is not
 // what was written is asked for once more. Errors: layout.ErrDamaged (wrapped) if
 // it stays wrong, those of get.
 func (r *Reader) getVerified(ctx context.Context, g []miss, stored []byte) error {
@@ -98,7 +94,7 @@ func (r *Reader) getVerified(ctx context.Context, g []miss, stored []byte) error
 		err := r.get(ctx, g[0].loc, stored)
 		switch {
 		case err == nil:
-			err = r.verify(g, stored)
+			err = r.take(g, stored)
 		case volume.IsUnreadable(err):
 			err = volume.WrongObject(err, g[0].block)
 		}
@@ -116,17 +112,29 @@ func (r *Reader) getVerified(ctx context.Context, g []miss, stored []byte) error
 	}
 }
 
-// verify checks the blocks of all misses of g. What lies between them may be
-// damaged: nobody needs it.
-func (r *Reader) verify(g []miss, stored []byte) error {
+// takeBlocks is how many blocks are verified before they are copied: few, so that they
+// are still in the processor's cache.
+const takeBlocks = 32
+
+// take verifies the blocks of all misses of g, and copies them to where they are
+// wanted and into the cache in memory; what does not verify gets no further. What lies
+// between the misses may be damaged: nobody needs it.
+func (r *Reader) take(g []miss, stored []byte) error {
 	first := g[0].loc
 	checks := layout.NewChecks(r.c.UUID, first.Key())
 	for _, m := range g {
-		part := r.buffers.part(stored, first, m)
-		for i := range m.n {
-			if _, ok := checks.Verify(m.loc.Index()+i, part[int(i)*r.buffers.stride:][:r.buffers.stride]); !ok {
-				return volume.WrongBlock(first.Key(), m.loc.Index()+i, m.block+uint64(i))
+		for at := uint32(0); at < m.n; at += takeBlocks {
+			some := m.part(at, min(takeBlocks, m.n-at), r.c.BlockSize)
+			part := r.buffers.part(stored, first, some)
+			for i := range some.n {
+				if _, ok := checks.Verify(some.loc.Index()+i, part[int(i)*r.buffers.stride:][:r.buffers.stride]); !ok {
+					return volume.WrongBlock(first.Key(), some.loc.Index()+i, some.block+uint64(i))
+				}
 			}
+			if some.dst != nil {
+				layout.CopyBlocks(some.dst, part, r.c.BlockSize)
+			}
+			r.memoryPut(some, part, r.buffers.stride)
 		}
 	}
 	return nil
