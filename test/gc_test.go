@@ -228,7 +228,7 @@ func TestStoreComesLater(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	all(os.Rename(path, path+"-hidden"), os.WriteFile(path, nil, 0o600)) // a file in place of the directory
+	all(os.Rename(path, path+"-hidden"), os.Symlink(path+"-nowhere", path)) // a link that leads nowhere, yet
 	d = v.launch()
 	if line := d.expect("trying again"); !strings.Contains(line, path) {
 		t.Errorf("the log does not name what the daemon waits for: %s", line)

@@ -229,6 +229,7 @@ func TestUnitsAreAlike(t *testing.T) {
 	names := strings.NewReplacer(
 		" %i\n", "\n", "/%i.toml", "/config.toml", "bs3/%i\n", "bs3/config\n",
 		":bs3.%i.s3.access_key", "", ":bs3.%i.s3.secret_key", "",
+		":bs3.%i.s3.session_token", "", ":bs3.%i.s3.sse_customer_key", "",
 	)
 	for i, line := range several {
 		several[i] = names.Replace(line)
