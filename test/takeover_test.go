@@ -10,6 +10,9 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"bs3/internal/bs3/layout"
+	"bs3/internal/bs3/objproxy"
 )
 
 const exitFenced = 76
@@ -181,7 +184,21 @@ func TestStoppedDaemonGoesOn(t *testing.T) {
 			b.call(nil, "checkpoint")
 		}
 		b.call(nil, "gc", "--json")
-		before := b.bucket().objects(t)
+		var before map[string]objproxy.Info
+		d.waitFor("the new daemon to have swept what its checkpoints replaced", func() bool {
+			before = b.bucket().objects(t)
+			// The collection has written a checkpoint of what the last one has, in order
+			// to delete: both need the one pack that has the volume's only leaf.
+			checkpoints, packs := 0, 0
+			for name := range before {
+				if strings.Contains(name, "/"+layout.CheckpointPrefix) {
+					checkpoints++
+				} else if strings.Contains(name, "/"+layout.MapPrefix) {
+					packs++
+				}
+			}
+			return checkpoints == layout.MaxCheckpoints && packs == 1
+		})
 
 		old.signal(syscall.SIGCONT)
 		if code := old.wait(); code != exitFenced {
