@@ -206,7 +206,7 @@ func (o *opening) engine(ctx context.Context, r *recovered) *Engine {
 		BlockSize: opts.BlockSize, Blocks: opts.blocks(),
 		Interval: opts.CheckpointInterval, Skip: opts.SkipCheckpoint,
 		Outcome: e.outcome,
-	}, r.kept)
+	}, r.kept, r.base)
 	e.collector = gc.New(gc.Config{
 		Options: opts.GC, Store: opts.Store, UUID: e.owner.UUID, Log: e.log, Map: e.log.View(),
 		Checkpoints: e.keeper, Fetches: e.reader.Fetches(), Misses: e.reader.Misses, Life: e.life, Logger: o.log,

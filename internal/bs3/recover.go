@@ -19,6 +19,7 @@ type recovered struct {
 	writer.Recovered // Last is set with our fence
 	uuid             layout.UUID
 	at               volume.Position     // where it goes on
+	base             string              // the checkpoint that the map was made from; empty = none
 	kept             []volume.Checkpoint // that the record names and that verify, oldest first
 	damaged          []string            // checkpoints that could not be loaded; their directories may verify
 }
@@ -96,7 +97,7 @@ func (o *opening) loadCheckpoint(ctx context.Context, v *layout.Volume) (*recove
 				return nil, err
 			}
 			r.kept = append(r.kept, c)
-			r.Seq, r.at = c.NextSeq, volume.After(c.Checkpoint)
+			r.Seq, r.at, r.base = c.NextSeq, volume.After(c.Checkpoint), name
 			return r, nil
 		}
 		if !volume.IsDamage(err) {

@@ -626,6 +626,66 @@ func (s *otherAnswer) Get(ctx context.Context, name string, p []byte, off int64)
 	return n, info, err
 }
 
+// renewRecord stores the volume record as another one than any open has judged.
+func (w *ruleWorld) renewRecord() {
+	w.t.Helper()
+	v, version, err := volume.ReadRecord(w.t.Context(), w.memory)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	v.Generation++
+	text, err := layout.EncodeVolume(v)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	if _, err := w.memory.Put(w.t.Context(), layout.VolumeName, objproxy.Body{Data: text}, objproxy.IfVersion(version)); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+// flip flips a bit of the last byte of an object.
+func (w *ruleWorld) flip(name string) {
+	w.t.Helper()
+	b, _, err := volume.ReadAll(w.t.Context(), w.memory, name)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	b[len(b)-1] ^= 1
+	if _, err := w.memory.Put(w.t.Context(), name, objproxy.Body{Data: b}, objproxy.Condition{}); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+// TestRuleBASE: the checkpoint that the map was made from may be damaged when the
+// volume is judged again. The next one is not made of the leaves of an older one.
+func TestRuleBASE(t *testing.T) {
+	inRuleWorld(t, func(t *testing.T, w *ruleWorld) {
+		a := w.open("a")
+		a.write(1, 0)
+		a.checkpoint()
+		a.write(2, 0)
+		a.checkpoint()
+		a.kill()
+		newest := w.names(layout.CheckpointPrefix)[1]
+		b := w.start("b")
+		claim := b.hold(isVolumePut)
+		b.launch()
+		claim.wait(t)
+		w.flip(newest)
+		w.renewRecord()
+		claim.letGo()
+		if err := b.opened(); err != nil {
+			t.Fatal(err)
+		}
+		b.holds(2, 0)
+		b.checkpoint()
+		w.intact()
+		b.kill()
+		c := w.open("c")
+		c.holds(2, 0)
+	})
+}
+
 // TestDamagedPackIsNotShared: an open that has found the packs of the newest
 // checkpoint damaged, and has to judge the volume again, builds on none of them:
 // its own checkpoint would be damaged too.
@@ -647,31 +707,13 @@ func TestDamagedPackIsNotShared(t *testing.T) {
 			if slices.Contains(before, name) {
 				continue
 			}
-			b, _, err := volume.ReadAll(t.Context(), w.memory, name)
-			if err != nil {
-				t.Fatal(err)
-			}
-			b[len(b)-1] ^= 1
-			if _, err := w.memory.Put(t.Context(), name, objproxy.Body{Data: b}, objproxy.Condition{}); err != nil {
-				t.Fatal(err)
-			}
+			w.flip(name)
 		}
 		b := w.start("b")
 		claim := b.hold(isVolumePut)
 		b.launch()
 		claim.wait(t)
-		v, version, err := volume.ReadRecord(t.Context(), w.memory)
-		if err != nil {
-			t.Fatal(err)
-		}
-		v.Generation++ // it is another one than b has judged
-		text, err := layout.EncodeVolume(v)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if _, err := w.memory.Put(t.Context(), layout.VolumeName, objproxy.Body{Data: text}, objproxy.IfVersion(version)); err != nil {
-			t.Fatal(err)
-		}
+		w.renewRecord()
 		claim.letGo()
 		if err := b.opened(); err != nil {
 			t.Fatal(err)

@@ -288,6 +288,11 @@ import (
 		again = len(o.found.kept) > 0 && o.found.at.Next > o.found.kept[0].Key
 `, `
 `}}},
+	{"BASE", "leaves that did not change since the open are those of the newest checkpoint that verifies, whichever the map was made from", []ruleEdit{{"checkpoint/checkpoint.go", `
+		if old.Name == base {
+`, `
+		if base != "" {
+`}}},
 	{"TABLE", "an open that goes on where it was keeps objects in its table that were deleted meanwhile", []ruleEdit{{"recover.go", `
 		o.found.forget()
 `, `

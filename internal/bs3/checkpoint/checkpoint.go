@@ -85,18 +85,18 @@ type Keeper struct {
 }
 
 // New returns the keeper of a volume whose record names the checkpoints kept,
-// oldest first. The map was loaded from the last of them, or from one before it
-// and the log behind that.
-func New(c Config, kept []volume.Checkpoint) *Keeper {
+// oldest first. The map was loaded from the one named base, and the log behind that.
+// If base is none of them, the first checkpoint has all leaves anew.
+func New(c Config, kept []volume.Checkpoint, base string) *Keeper {
 	k := &Keeper{
 		c: c, wish: make(chan struct{}, 1), writing: make(chan struct{}, 1),
 		replaced: make(chan struct{}, 1), sweeping: make(chan struct{}, 1),
 	}
 	for _, old := range kept {
 		k.mu.kept = append(k.mu.kept, newKept(old))
-	}
-	if n := len(kept); n > 0 {
-		k.held.leaves = leavesOf(kept[n-1], int((c.Blocks+layout.LeafBlocks-1)/layout.LeafBlocks))
+		if old.Name == base {
+			k.held.leaves = leavesOf(old, int((c.Blocks+layout.LeafBlocks-1)/layout.LeafBlocks))
+		}
 	}
 	return k
 }

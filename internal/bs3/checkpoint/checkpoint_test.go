@@ -78,7 +78,7 @@ func TestKeeperSleepsWhileIdle(t *testing.T) {
 					t.Errorf("%s: %v", what, err)
 				}
 			},
-		}, nil)
+		}, nil, "")
 		if k.next() != nil {
 			t.Error("a checkpoint is to come of a log that has not grown")
 		}
@@ -130,7 +130,7 @@ func (s *taken) Put(context.Context, string, objproxy.Body, objproxy.Condition) 
 func TestPutOncePauses(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		store := &taken{Store: objtest.NewMemory()}
-		k := New(Config{Store: store, Logger: zerolog.Nop()}, nil)
+		k := New(Config{Store: store, Logger: zerolog.Nop()}, nil, "")
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
 		name := func(counter uint32) string { return layout.PackName(1, counter) }

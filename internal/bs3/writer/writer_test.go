@@ -87,7 +87,7 @@ func TestSettleAfterDelete(t *testing.T) {
 		Options: gc.Options{LiveData: 0.5}, Store: l.c.Store, UUID: l.c.Owner.UUID, Log: l, Map: l.View(),
 		Checkpoints: checkpoint.New(checkpoint.Config{
 			Store: l.c.Store, Owner: l.c.Owner, Log: l, Logger: zerolog.Nop(), BlockSize: testBlock, Blocks: testBlocks, Outcome: outcome,
-		}, nil),
+		}, nil, ""),
 		Fetches: &fetches, Misses: func() uint64 { return 0 }, Life: l.c.Life, Logger: zerolog.Nop(),
 		BlockSize: testBlock, ChunkBlocks: testChunk, Outcome: outcome,
 	})
