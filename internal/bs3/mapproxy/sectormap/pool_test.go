@@ -2,9 +2,11 @@ package sectormap
 
 import (
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -76,6 +78,38 @@ func TestMemoryGoesBack(t *testing.T) {
 	within("all of it is unmapped", 0)
 	if len(m.replaced) > 0 || m.pool.used != 0 {
 		t.Errorf("%d arrays wait for a freeze, %d are in use", len(m.replaced), m.pool.used)
+	}
+}
+
+// The end of a checkpoint does not hold writers up, which would wait a millisecond
+// for each array if they had to queue behind one that takes the mutex all the time.
+func TestWritersBesideRelease(t *testing.T) {
+	const leaves = 4000
+	m := New(leaves * LeafBlocks)
+	for b := uint64(0); b < m.Blocks(); b += LeafBlocks {
+		scatter(m, b)
+	}
+	f := m.Freeze()
+	for b := uint64(0); b < m.Blocks(); b += LeafBlocks {
+		m.Set(b, 1, layout.Loc(1, 0), nil)
+	}
+	var released atomic.Bool
+	var checkpoint sync.WaitGroup
+	checkpoint.Go(func() {
+		f.Release()
+		released.Store(true)
+	})
+	var took []time.Duration
+	for len(took) == 0 || !released.Load() {
+		began := time.Now()
+		m.pool.get()
+		took = append(took, time.Since(began))
+		time.Sleep(50 * time.Microsecond)
+	}
+	checkpoint.Wait()
+	slices.Sort(took)
+	if median := took[len(took)/2]; median > time.Millisecond/2 {
+		t.Errorf("an array takes %v, the median of %d", median, len(took))
 	}
 }
 
