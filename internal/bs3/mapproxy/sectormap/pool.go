@@ -57,6 +57,9 @@ func (p *pool) carve() {
 	if err != nil {
 		panic(fmt.Sprintf("sectormap: map %d bytes: %v", slabArrays*leafBytes, err))
 	}
+	// A huge page keeps the memory of all its arrays if the kernel makes it of few. One
+	// without huge pages refuses.
+	_ = unix.Madvise(slab, unix.MADV_NOHUGEPAGE)
 	p.slabs = append(p.slabs, slab)
 	for at := len(slab) - leafBytes; at >= 0; at -= leafBytes {
 		p.bare = append(p.bare, (*array)(unsafe.Pointer(&slab[at])))

@@ -81,6 +81,20 @@ func TestMemoryGoesBack(t *testing.T) {
 	}
 }
 
+// No memory comes to unused arrays because the kernel makes huge pages of what lies
+// among them.
+func TestNoHugePages(t *testing.T) {
+	p := new(pool)
+	defer p.free()
+	for range slabArrays {
+		p.get()[0] = 1
+	}
+	_ = unix.Madvise(p.slabs[0], unix.MADV_COLLAPSE) // as the kernel may do any time
+	if got := p.resident(t); got > slabArrays*unix.Getpagesize() {
+		t.Errorf("%d KiB are in memory for a page of each of %d arrays", got>>10, slabArrays)
+	}
+}
+
 // The end of a checkpoint does not hold writers up, which would wait a millisecond
 // for each array if they had to queue behind one that takes the mutex all the time.
 func TestWritersBesideRelease(t *testing.T) {
