@@ -2,6 +2,7 @@ package sectormap
 
 import (
 	"math/rand/v2"
+	"runtime"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -73,11 +74,31 @@ func TestMemoryGoesBack(t *testing.T) {
 	within("looked through, and frozen before", leaves)
 	f.Release()
 	within("half of it is unmapped", leaves/2)
-	m.Unmap(LeafBlocks/2, m.Blocks()-LeafBlocks/2, nil, nil)
-	m.Unmap(0, LeafBlocks/2, nil, nil)
+	last := m.Blocks() - LeafBlocks + maxSpans // the middle of what is mapped of the last leaf
+	m.Unmap(0, last, nil, nil)
+	m.Unmap(last, m.Blocks()-last, nil, nil)
 	within("all of it is unmapped", 0)
 	if len(m.replaced) > 0 || m.pool.used != 0 {
 		t.Errorf("%d arrays wait for a freeze, %d are in use", len(m.replaced), m.pool.used)
+	}
+}
+
+// A map that nobody has any more gives its arrays back.
+func TestArraysGoWithTheirMap(t *testing.T) {
+	m := New(LeafBlocks)
+	scatter(m, 0)
+	at := uintptr(unsafe.Pointer(m.dir[0].Load().entries))
+	var in byte
+	mapped := func() bool {
+		_, _, err := unix.Syscall(unix.SYS_MINCORE, at, 1, uintptr(unsafe.Pointer(&in)))
+		return err == 0
+	}
+	if runtime.GC(); !mapped() {
+		t.Fatal("the map has lost its arrays")
+	}
+	runtime.KeepAlive(m)
+	for mapped() {
+		runtime.GC()
 	}
 }
 
@@ -130,18 +151,33 @@ func TestWritersBesideRelease(t *testing.T) {
 // An array may serve another leaf while somebody reads what it was. Entries of
 // each leaf tell which one they are of.
 func TestReadersOfReusedArrays(t *testing.T) {
-	const leaves, rounds = 4, 3000
+	const leaves, rounds = 4, 1000
 	m := New(leaves * LeafBlocks)
 	write := func(leaf, round uint64) {
 		for i := range uint64(maxSpans + 1) {
-			m.Set(leaf*LeafBlocks+2*i, 1, layout.Loc(key.Key(leaf), uint32(round)), nil)
+			m.Set(leaf*LeafBlocks+2*i+1, 1, layout.Loc(key.Key(leaf), uint32(round)), nil)
 		}
 	}
 	for leaf := range uint64(leaves) {
 		write(leaf, 0)
 	}
+	// The kernel interrupts those that get one block at a time, at any place, and
+	// goes on with them much later.
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(4 * runtime.NumCPU()))
 	var over atomic.Bool
 	var readers sync.WaitGroup
+	for range 2 * runtime.NumCPU() {
+		readers.Go(func() {
+			for !over.Load() {
+				for leaf := range uint64(leaves) {
+					if loc := m.Get(leaf*LeafBlocks + 1); loc.Mapped() && uint64(loc.Key()) != leaf {
+						t.Errorf("block %d lies at %v", leaf*LeafBlocks+1, loc)
+						return
+					}
+				}
+			}
+		})
+	}
 	for seed := range uint64(2) {
 		readers.Go(func() {
 			r := rand.New(rand.NewPCG(seed, 0))
@@ -159,10 +195,6 @@ func TestReadersOfReusedArrays(t *testing.T) {
 				}
 				if next != block+LeafBlocks {
 					t.Errorf("lookup of %d blocks at %d ends at %d", LeafBlocks, block, next)
-					return
-				}
-				if loc := m.Get(block); loc.Mapped() && uint64(loc.Key()) != block/LeafBlocks {
-					t.Errorf("block %d lies at %v", block, loc)
 					return
 				}
 			}
