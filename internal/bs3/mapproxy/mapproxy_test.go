@@ -1,7 +1,9 @@
 package mapproxy
 
 import (
+	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -134,6 +136,42 @@ func TestTableIsCopiedOnce(t *testing.T) {
 	p.SetTotal(0, 3)
 	if p.objects.pages[0] != second {
 		t.Error("the page was copied though no view is left")
+	}
+}
+
+// Settle counts what a leaf maps before it gives back its memory, and gives it back.
+func TestSettleFreesLeaves(t *testing.T) {
+	const leaves = 256 // 8 MiB
+	resident := func() int {
+		b, err := os.ReadFile("/proc/self/statm")
+		if err != nil {
+			t.Fatal(err)
+		}
+		pages, err := strconv.Atoi(strings.Fields(string(b))[1])
+		if err != nil {
+			t.Fatal(err)
+		}
+		return pages * os.Getpagesize()
+	}
+	p := New(leaves * layout.LeafBlocks)
+	p.AddObject(layout.ObjectInfo{Key: 0})
+	before := resident()
+	for range 20 {
+		for block := uint64(0); block < p.Blocks(); block += layout.LeafBlocks {
+			for i := range uint64(65) {
+				p.Write(block+2*i, 1, layout.Loc(0, 0))
+			}
+			p.Write(block, layout.LeafBlocks, layout.Loc(0, 0))
+		}
+		for u := p.Zero(0, p.Blocks()); !p.Settle(u); {
+			continue
+		}
+		if o, _ := p.Object(0); o.Live != 0 {
+			t.Fatalf("%d blocks are live of an object that nothing is mapped to", o.Live)
+		}
+	}
+	if grown := resident() - before; grown > 64<<20 {
+		t.Errorf("%d MiB more are in memory after leaves of 8 MiB were discarded again and again", grown>>20)
 	}
 }
 

@@ -58,6 +58,26 @@ func TestLoad(t *testing.T) {
 	}
 }
 
+// An array that was used before maps nothing past the end of the volume.
+func TestLoadReusesArrays(t *testing.T) {
+	m := New(LeafBlocks + 2*(maxSpans+1))
+	for b := range uint64(LeafBlocks) {
+		m.Set(b, 1, layout.Loc(0, uint32(2*b)), nil)
+	}
+	m.Unmap(0, LeafBlocks, nil, nil)
+	entries := make([]layout.Location, LeafBlocks)
+	for i := range maxSpans + 1 {
+		entries[2*i] = layout.Loc(1, 0)
+	}
+	m.Load(1, entries)
+	f := m.Freeze()
+	defer f.Release()
+	got := make([]layout.Location, LeafBlocks)
+	if f.Leaf(1).Entries(got); !slices.Equal(got, entries) {
+		t.Error("a loaded leaf has entries that it was not given")
+	}
+}
+
 func TestOutside(t *testing.T) {
 	m := New(LeafBlocks + 2) // the last leaf has room past the end
 	for name, call := range map[string]func(){

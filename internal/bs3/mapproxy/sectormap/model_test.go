@@ -107,6 +107,42 @@ func (o model) check(t *rapid.T, m *Map) {
 	}
 }
 
+// checkArrays checks that each array is in one place: a leaf of the map, one that is
+// gone, one that only a Frozen has, or the pool.
+func checkArrays(t *rapid.T, m *Map, gone []*Leaf) {
+	t.Helper()
+	at := map[*array]string{}
+	see := func(a *array, where string) {
+		if before, here := at[a]; here {
+			t.Fatalf("an array is %s and %s", before, where)
+		}
+		at[a] = where
+	}
+	for i := range m.dir {
+		if leaf := m.dir[i].Load(); leaf != nil && leaf.entries != nil {
+			see(leaf.entries, "in the map")
+		}
+	}
+	for _, leaf := range gone {
+		if leaf.entries != nil {
+			see(leaf.entries, "gone")
+		}
+	}
+	for _, r := range m.replaced {
+		see(r.entries, "replaced")
+	}
+	used := len(at)
+	for _, a := range slices.Concat(m.pool.idle, m.pool.bare) {
+		see(a, "unused")
+	}
+	if len(at) != len(m.pool.slabs)*slabArrays || m.pool.used != used {
+		t.Fatalf("of %d arrays in use, and %d in all, the pool says %d, and %d", used, len(at), m.pool.used, len(m.pool.slabs)*slabArrays)
+	}
+	if len(m.live) == 0 && len(m.replaced) > 0 {
+		t.Fatalf("%d arrays wait for a freeze that is not there", len(m.replaced))
+	}
+}
+
 func (o model) checkFrozen(t *rapid.T, f *Frozen) {
 	t.Helper()
 	if f.Leaves() != modelLeaves || f.Blocks() != modelBlocks {
@@ -153,6 +189,11 @@ func TestAgainstModel(t *testing.T) {
 			dirt [modelLeaves]bool // leaves that changed since
 		}
 		var views []*view
+		type left struct {
+			leaf *Leaf
+			then count
+		}
+		var gone []left // leaves that are not looked through yet
 		touch := func(block, n uint64) {
 			for _, v := range views {
 				for b := block; b < block+n; b++ {
@@ -224,10 +265,27 @@ func TestAgainstModel(t *testing.T) {
 					}
 					now[b] = 0
 				}
-				m.Unmap(block, n, told.run, told.leaf)
+				m.Unmap(block, n, told.run, func(l *Leaf) {
+					told.leaf(l)
+					then := count{}
+					then.leaf(l)
+					gone = append(gone, left{l, then})
+				})
 				if !told.equal(want) {
 					t.Fatalf("unmap %d at %d tells of %v, not %v", n, block, told, want)
 				}
+			},
+			"free": func(t *rapid.T) {
+				if len(gone) == 0 {
+					t.Skip("nothing is gone")
+				}
+				i := rapid.IntRange(0, len(gone)-1).Draw(t, "which")
+				told := count{}
+				if told.leaf(gone[i].leaf); !told.equal(gone[i].then) {
+					t.Fatalf("a leaf that is gone maps %v, not %v", told, gone[i].then)
+				}
+				m.Free(gone[i].leaf)
+				gone = slices.Delete(gone, i, i+1)
 			},
 			"freeze": func(t *rapid.T) {
 				views = append(views, &view{f: m.Freeze(), then: slices.Clone(now)})
@@ -267,7 +325,14 @@ func TestAgainstModel(t *testing.T) {
 					t.Fatalf("get %d: %v, not %v", block, m.Get(block), now[block])
 				}
 			},
-			"": func(t *rapid.T) { now.check(t, m) },
+			"": func(t *rapid.T) {
+				now.check(t, m)
+				var leaves []*Leaf
+				for _, g := range gone {
+					leaves = append(leaves, g.leaf)
+				}
+				checkArrays(t, m, leaves)
+			},
 		})
 		for _, v := range views {
 			v.then.checkFrozen(t, v.f)

@@ -57,6 +57,9 @@ func (p *pool) carve() {
 	if err != nil {
 		panic(fmt.Sprintf("sectormap: map %d bytes: %v", slabArrays*leafBytes, err))
 	}
+	// A huge page keeps the memory of all its arrays if the kernel makes it of few. One
+	// without huge pages refuses.
+	_ = unix.Madvise(slab, unix.MADV_NOHUGEPAGE)
 	p.slabs = append(p.slabs, slab)
 	for at := len(slab) - leafBytes; at >= 0; at -= leafBytes {
 		p.bare = append(p.bare, (*array)(unsafe.Pointer(&slab[at])))
@@ -72,10 +75,18 @@ func (p *pool) put(a *array) {
 	p.idle = append(p.idle, a)
 	for n := len(p.idle); n > idleArrays+p.used/idleShare; n = len(p.idle) {
 		a, p.idle = p.idle[n-1], p.idle[:n-1]
-		// It fails only for what is not mapped.
-		_ = unix.Madvise(unsafe.Slice((*byte)(unsafe.Pointer(a)), leafBytes), unix.MADV_DONTNEED)
+		p.strip(a)
 		p.bare = append(p.bare, a)
 	}
+}
+
+// strip gives the memory of an array to the kernel. Meanwhile it releases the mutex:
+// after a checkpoint thousands of arrays come back, and writers wait in get.
+func (p *pool) strip(a *array) {
+	p.mu.Unlock()
+	defer p.mu.Lock()
+	// It fails only for what is not mapped.
+	_ = unix.Madvise(unsafe.Slice((*byte)(unsafe.Pointer(a)), leafBytes), unix.MADV_DONTNEED)
 }
 
 // free unmaps everything. Nobody may use an array any more.

@@ -124,7 +124,9 @@ func (m *Map) Get(block uint64) layout.Location {
 		if leaf == nil {
 			return 0
 		}
-		if loc := leaf.load(block % LeafBlocks); leaf.entries == nil || slot.Load() == leaf {
+		loc := leaf.load(block % LeafBlocks)
+		runtime.KeepAlive(m) // else its arrays may be gone before they are read
+		if leaf.entries == nil || slot.Load() == leaf {
 			return loc
 		}
 	}
@@ -159,6 +161,7 @@ func (m *Map) lookupLeaf(block uint64, n uint32, runs []Run, first int) []Run {
 			return appendRun(runs, first, Run{Block: block, N: n})
 		}
 		runs = leaf.lookup(block, n, runs, first)
+		runtime.KeepAlive(m) // as in Get
 		if leaf.entries == nil || slot.Load() == leaf {
 			return runs
 		}

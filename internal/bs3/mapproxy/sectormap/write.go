@@ -1,6 +1,7 @@
 package sectormap
 
 import (
+	"runtime"
 	"sync/atomic"
 
 	"bs3/internal/bs3/layout"
@@ -195,6 +196,8 @@ func (m *Map) Free(leaf *Leaf) {
 	if leaf.entries == nil {
 		return
 	}
+	// The mutex also orders the change of the directory before those that the next
+	// user of the array makes, which readers rely on.
 	m.freezes.Lock()
 	shared := len(m.live) > 0
 	if shared {
@@ -204,4 +207,5 @@ func (m *Map) Free(leaf *Leaf) {
 	if !shared {
 		m.pool.put(leaf.entries)
 	}
+	runtime.KeepAlive(m) // as in Get
 }
