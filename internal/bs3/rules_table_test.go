@@ -68,9 +68,9 @@ var rulesOut = []ruleOut{
 `, `
 `}}},
 	{"CKEPOCH", "roll-forward from a checkpoint starts with any epoch", []ruleEdit{{"recover.go", `
-			r.Seq, r.at = c.NextSeq, volume.After(c.Checkpoint)
+			r.Seq, r.at, r.base = c.NextSeq, volume.After(c.Checkpoint), name
 `, `
-			r.Seq, r.at = c.NextSeq, volume.Position{Next: c.Key + 1}
+			r.Seq, r.at, r.base = c.NextSeq, volume.Position{Next: c.Key + 1}, name
 `}}},
 	{"NOBASE", "if no checkpoint verifies the log is read from its start", []ruleEdit{{"recover.go", `
 	return nil, fmt.Errorf("%w: no checkpoint of the volume verifies, and the log before them may be gone: %w", volume.ErrRefused, errors.Join(damage...))

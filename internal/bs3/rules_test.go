@@ -21,7 +21,7 @@ import (
 var (
 	ruleSeeds    = flag.Int("rules.seeds", 3000, "rules: seeds of the simulation to run without each rule")
 	ruleOnly     = flag.String("rules.only", "", "rules: a regular expression of their names; empty = all")
-	ruleDirected = flag.String("rules.directed", "^Test(Rule|TornMemory|FencedByNewerWriter|FlushWaitsForLowerKeys|Changed|DiskCache|OneWrongAnswer|LogDamage|GCLeavesDamageAlone)", "rules: the directed tests")
+	ruleDirected = flag.String("rules.directed", "^Test(Rule[A-Z]|TornMemory|FencedByNewerWriter|FlushWaitsForLowerKeys|Changed|DiskCache|OneWrongAnswer|LogDamage|GCLeavesDamageAlone)", "rules: the directed tests")
 )
 
 // TestLeftOut builds the engine without each rule in turn, and demands
