@@ -273,7 +273,7 @@ func TestOutage(t *testing.T) {
 			}
 			now := d.resident().other
 			t.Logf("resident beyond chunk memory: %d MB, %d MB before the outage", now/mib, before/mib)
-			if now > before+(clients+32)*mib { // what fails takes memory too
+			if now > before+(clients+16)*mib {
 				t.Error("that is too much")
 			}
 			if flush.answered() || miss.answered() {

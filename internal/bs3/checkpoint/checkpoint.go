@@ -68,7 +68,7 @@ type Keeper struct {
 
 	writing chan struct{} // holds a token while a checkpoint is written
 	held    struct {      // whoever has the token
-		leaves   []leafAt // where the newest kept checkpoint has its leaves
+		leaves   []leafAt // where the last one written here, or that the map was made from, has its leaves
 		leavesAt uint32   // the freeze it was made from; 0 = it was loaded
 		counter  uint32   // of checkpoint and pack names in this epoch
 	}
