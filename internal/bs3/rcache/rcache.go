@@ -226,7 +226,7 @@ func (s *shard) put(loc layout.Location, data []byte, stride int, ahead bool) {
 			continue
 		}
 		f := s.free()
-		copy(s.frame(f), data[:s.size])
+		fillFrame(s.frame(f), data[:s.size])
 		s.locs[f] = loc
 		s.reads[f].Store(0)
 		at, _ := s.find(loc) // only now: freeing a frame moves entries

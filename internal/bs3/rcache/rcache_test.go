@@ -196,3 +196,27 @@ func TestTooSmall(t *testing.T) {
 		t.Fatal("no error")
 	}
 }
+
+// A frame takes the whole block, from any address, and nothing of its neighbours.
+func TestFillFrame(t *testing.T) {
+	const size = 512
+	block := make([]byte, size+64)
+	for i := range block {
+		block[i] = byte(i*7 + i/256)
+	}
+	c, err := New(leastFrames*size, size)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	frames := c.mem[:3*size]
+	for from := range 64 {
+		clear(frames)
+		fillFrame(frames[size:2*size], block[from:])
+		want := make([]byte, 3*size)
+		copy(want[size:], block[from:][:size])
+		if !bytes.Equal(frames, want) {
+			t.Fatalf("a block at %d was not copied as it is", from)
+		}
+	}
+}
