@@ -414,14 +414,14 @@ import (
 		n = name(0)
 		_, err := k.c.Store.Put(ctx, n, objproxy.Body{Data: b}, objproxy.Condition{})
 `}}},
-	{"GATE", "what is dead in the newest checkpoint is deleted", []ruleEdit{{"gc/gc.go", `
+	{"GATE", "what is dead in the newest checkpoint is deleted", []ruleEdit{{"gc/dead.go", `
 	keys := g.deletable(kept[0])
 	if len(keys) == 0 {
 `, `
 	keys := g.deletable(kept[len(kept)-1])
 	if len(keys) == 0 {
 `}}},
-	{"GATE'", "what is dead now is deleted", []ruleEdit{{"gc/gc.go", `
+	{"GATE'", "what is dead now is deleted", []ruleEdit{{"gc/dead.go", `
 	keys := g.deletable(kept[0])
 	if len(keys) == 0 {
 `, `
@@ -439,7 +439,7 @@ import (
 `, `
 		if o.Live == 0 {
 `}}},
-	{"NOEMPTY", "the second checkpoint of a collection comes with an empty object", []ruleEdit{{"gc/gc.go", `
+	{"NOEMPTY", "the second checkpoint of a collection comes with an empty object", []ruleEdit{{"gc/dead.go", `
 		if len(newest) > 0 {
 			if err := g.c.Checkpoints.Write(ctx); err != nil {
 `, `

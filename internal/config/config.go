@@ -191,6 +191,7 @@ type GC struct {
 	IdleTimeout int     `toml:"idle_timeout" env:"BS3_GC_IDLETIMEOUT" env-description:"Longest time that a step waits while the device is busy, in ms"`
 	Wait        int     `toml:"wait" env:"BS3_GC_WAIT" env-description:"Time between two automatic collections, in s; 0 = none"`
 	MaxGarbage  float64 `toml:"max_garbage" env:"BS3_GC_MAXGARBAGE" env-description:"Move live blocks automatically if more than this share of the objects that hold some is garbage; 0 = never"`
+	MaxMoves    float64 `toml:"max_moves" env:"BS3_GC_MAXMOVES" env-description:"Most data moved automatically to merge small objects and to put scattered blocks in order, as a share of what was written; 0 = none"`
 }
 
 // Control is how to talk to a running daemon.
@@ -237,7 +238,7 @@ func Default() Config {
 		Read:         Read{BufSize: 32, CacheSize: 256, Readahead: 32},
 		Cache:        Cache{Size: 4},
 		Checkpoint:   Checkpoint{Interval: 60},
-		GC:           GC{Step: 1024, LiveData: 0.3, IdleTimeout: 200, Wait: 600, MaxGarbage: 0.5},
+		GC:           GC{Step: 1024, LiveData: 0.3, IdleTimeout: 200, Wait: 600, MaxGarbage: 0.5, MaxMoves: 0.5},
 		Log:          Log{Level: 1, Pretty: true},
 		ProfilerPort: 6060,
 	}

@@ -70,6 +70,7 @@ const (
 	maxChunks     = 1 << 16   // in write.memory: its file has no more slots
 	maxMemory     = 1 << 20   // MB
 	maxCacheSize  = 1 << 16   // GB
+	maxMoves      = 10        // times what was written
 	maxLinger     = 600_000   // ms
 	maxInterval   = 7 * 86400 // s
 	maxStep       = 1 << 20   // blocks
@@ -258,6 +259,7 @@ func (g GC) check(k *checker) {
 	k.between(int64(g.IdleTimeout), "gc.idle_timeout", 0, maxIdle, " ms")
 	k.between(int64(g.Wait), "gc.wait", 0, maxInterval, " s")
 	share(g.MaxGarbage, "gc.max_garbage")
+	k.require(0 <= g.MaxMoves && g.MaxMoves <= maxMoves, "gc.max_moves", "must be from 0 to %d", maxMoves)
 }
 
 // checkPaths keeps the sockets apart from each other, and the store's directory

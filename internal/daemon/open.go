@@ -135,12 +135,12 @@ func logSize(c config.Config) int64 {
 func gcOptions(c config.Config) gc.Options {
 	o := gc.Options{
 		Wait: c.GC.WaitTime(), Step: c.GC.Step, IdleTimeout: c.GC.IdleTime(),
-		LiveData: c.GC.LiveData, MaxGarbage: c.GC.MaxGarbage,
+		LiveData: c.GC.LiveData, MaxGarbage: c.GC.MaxGarbage, MaxMoves: c.GC.MaxMoves,
 		Reserve: config.MB,
 	}
 	if c.SkipCheckpoint {
 		// Only checkpoints make objects deletable: moving blocks would add garbage.
-		o.MaxGarbage, o.Reserve = 0, 0
+		o.MaxGarbage, o.MaxMoves, o.Reserve = 0, 0, 0
 	}
 	return o
 }

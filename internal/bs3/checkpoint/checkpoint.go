@@ -104,14 +104,15 @@ func New(c Config, kept []volume.Checkpoint, base string) *Keeper {
 // Kept is a checkpoint that the record names, as far as it matters to what may
 // be deleted.
 type Kept struct {
-	Dead map[key.Key]bool // objects without a live block in its table; no fences
+	Last key.Key          // of the objects that it describes
+	Dead map[key.Key]bool // those without a live block in its table; no fences
 
 	name  string
 	packs []string
 }
 
 func newKept(c volume.Checkpoint) Kept {
-	k := Kept{name: c.Name, Dead: make(map[key.Key]bool)}
+	k := Kept{name: c.Name, Last: c.Key, Dead: make(map[key.Key]bool)}
 	for _, p := range c.Packs {
 		k.packs = append(k.packs, p.Name)
 	}

@@ -1,26 +1,46 @@
 package gc
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"sync"
 
 	"bs3/internal/bs3/key"
 	"bs3/internal/bs3/layout"
 	"bs3/internal/bs3/objproxy"
 	"bs3/internal/bs3/volume"
-	"bs3/internal/bs3/wlog"
 )
 
-// compaction lays out live blocks of several objects as the data of a new one.
-// It holds no key until it is complete: a slow read holds nobody up.
+const (
+	// sortChunks is how many chunks of live blocks are gathered before they are
+	// written in the order of their blocks. Each object that comes of it covers about
+	// one part in sortChunks of what those before it did. It bounds the memory.
+	sortChunks = 32
+	// readers is how many objects are read at a time.
+	readers = 8
+)
+
+// compaction gathers live blocks of several objects, and makes new objects of
+// them, in which they lie in the order of the volume. It holds no key meanwhile: a
+// slow read holds nobody up.
 type compaction struct {
 	g      *Collector
-	slot   *wlog.Slot    // nil while it is empty
-	moves  []volume.Move // by data index
-	since  int           // blocks looked at since the foreground had its turn
-	seq    uint64        // the log when it had
+	moves  []volume.Move
+	data   [][]byte // the blocks of moves, a chunk each
+	since  int      // blocks looked at since the foreground had its turn
+	seq    uint64   // the log when it had
 	report Report
+}
+
+// fetched is an object that was read.
+type fetched struct {
+	buf  []byte
+	o    *layout.Object
+	data []byte // its stored blocks, in buf
+	err  error
 }
 
 // Compact writes the live blocks of the objects again, so that nothing of them
@@ -29,58 +49,64 @@ type compaction struct {
 // device.ErrStopped, that of ctx, those of the store.
 func (g *Collector) Compact(ctx context.Context, objects []layout.ObjectInfo) (Report, error) {
 	c := &compaction{g: g}
-	defer c.drop()
-	for _, o := range objects {
-		err := c.addObject(ctx, o.Key)
-		switch {
-		case err == nil:
-			c.report.Compacted++
-		case ctx.Err() != nil:
-			return c.report, context.Cause(ctx)
-		case volume.IsDamage(err):
-			c.report.FailedReads++
-			g.unmovable[o.Key] = true
-			g.c.Logger.Error().Err(err).Uint64("key", uint64(o.Key)).Msg("an object cannot be compacted: it stays as it is")
-		default:
-			return c.report, err
+	var read [readers]fetched
+	for some := range slices.Chunk(objects, readers) {
+		var wg sync.WaitGroup
+		for i, o := range some {
+			wg.Go(func() { g.readObject(ctx, o.Key, &read[i]) })
+		}
+		wg.Wait()
+		for i, o := range some {
+			err := c.addObject(ctx, o.Key, &read[i])
+			switch {
+			case err == nil:
+				c.report.Compacted++
+			case ctx.Err() != nil:
+				return c.report, context.Cause(ctx)
+			case volume.IsDamage(err):
+				c.report.FailedReads++
+				g.unmovable[o.Key] = true
+				g.c.Logger.Error().Err(err).Uint64("key", uint64(o.Key)).Msg("an object cannot be compacted: it stays as it is")
+			default:
+				return c.report, err
+			}
 		}
 	}
-	c.install()
-	return c.report, nil
+	return c.report, c.install(ctx)
 }
 
-// addObject lays out the live blocks of one object. An answer that is not what
-// was written is asked for once more: what it had of it lies there twice then,
-// and is moved once.
-func (c *compaction) addObject(ctx context.Context, k key.Key) error {
-	err := c.tryObject(ctx, k)
+// addObject gathers the live blocks of object k, which was read. An answer that is
+// not what was written is asked for once more: what was gathered of it is there
+// twice then, and is moved once.
+func (c *compaction) addObject(ctx context.Context, k key.Key, read *fetched) error {
+	err := c.tryObject(ctx, k, read)
 	if volume.IsUnreadable(err) {
 		c.g.c.Logger.Warn().Err(err).Msg("the store returned other bytes than were written; asking once more")
-		err = c.tryObject(ctx, k)
+		c.g.readObject(ctx, k, read)
+		err = c.tryObject(ctx, k, read)
 	}
 	return err
 }
 
-func (c *compaction) tryObject(ctx context.Context, k key.Key) error {
-	o, data, err := c.g.readObject(ctx, k)
-	if errors.Is(err, objproxy.ErrNotFound) && !c.g.c.Log.Live(k) {
+func (c *compaction) tryObject(ctx context.Context, k key.Key, read *fetched) error {
+	if errors.Is(read.err, objproxy.ErrNotFound) && !c.g.c.Log.Live(k) {
 		return nil // it died, and was deleted, meanwhile
 	}
-	if err != nil {
-		return err
+	if read.err != nil {
+		return read.err
 	}
-	checks, stride := layout.NewChecks(o.UUID, k), layout.Stride(c.g.c.BlockSize)
-	for _, r := range o.Records {
+	checks, stride := layout.NewChecks(read.o.UUID, k), layout.Stride(c.g.c.BlockSize)
+	for _, r := range read.o.Records {
 		if r.Kind == layout.KindZero {
 			continue
 		}
 		for i := range r.Blocks {
 			index := r.Index + i
 			m := volume.Move{Block: r.Block + uint64(i), Source: layout.Loc(k, index)}
-			if c.g.c.Map.Get(m.Block) != m.Source {
+			if !c.lives(m) {
 				continue
 			}
-			stored := data[int(index)*stride:][:stride]
+			stored := read.data[int(index)*stride:][:stride]
 			var ok bool
 			if m.CRC, ok = checks.Verify(index, stored); !ok {
 				return volume.WrongBlock(k, index, m.Block)
@@ -90,60 +116,81 @@ func (c *compaction) tryObject(ctx context.Context, k key.Key) error {
 			}
 		}
 	}
-	return c.giveWay(ctx, int(o.Blocks))
+	return c.giveWay(ctx, int(read.o.Blocks))
 }
 
-// readObject reads a whole object of the log below the durable key.
-func (g *Collector) readObject(ctx context.Context, k key.Key) (*layout.Object, []byte, error) {
-	b := make([]byte, g.c.ChunkBlocks*layout.Stride(g.c.BlockSize)+layout.MaxTailSize(g.c.ChunkBlocks))
-	n, info, err := g.c.Store.Get(ctx, k.Name(), b, -1)
-	if err != nil {
-		return nil, nil, fmt.Errorf("read object %d (%s): %w", k, k.Name(), err)
+// lives reports whether the block still lies where it was read.
+func (c *compaction) lives(m volume.Move) bool { return c.g.c.Map.Get(m.Block) == m.Source }
+
+// readObject reads a whole object of the log below the durable key into the
+// memory of f.
+func (g *Collector) readObject(ctx context.Context, k key.Key, f *fetched) {
+	if f.buf == nil {
+		f.buf = make([]byte, g.c.ChunkBlocks*layout.Stride(g.c.BlockSize)+layout.MaxTailSize(g.c.ChunkBlocks))
 	}
-	o, err := layout.DecodeTail(b[:n], info.Size)
+	f.o, f.data = nil, nil
+	n, info, err := g.c.Store.Get(ctx, k.Name(), f.buf, -1)
+	if err != nil {
+		f.err = fmt.Errorf("read object %d (%s): %w", k, k.Name(), err)
+		return
+	}
+	o, err := layout.DecodeTail(f.buf[:n], info.Size)
 	switch {
 	case err != nil:
-		return nil, nil, fmt.Errorf("object %d (%s): %w", k, k.Name(), err)
+		err = fmt.Errorf("object %d (%s): %w", k, k.Name(), err)
 	case o.UUID != g.c.UUID || o.Key != k || int64(n) != info.Size:
-		return nil, nil, fmt.Errorf("object %d (%s): %w: it is object %d of volume %s, of %d bytes", k, k.Name(), layout.ErrDamaged, o.Key, o.UUID, info.Size)
+		err = fmt.Errorf("object %d (%s): %w: it is object %d of volume %s, of %d bytes", k, k.Name(), layout.ErrDamaged, o.Key, o.UUID, info.Size)
+	default:
+		err = volume.Fits(o, g.c.BlockSize, g.c.Map.Blocks())
 	}
-	if err := volume.Fits(o, g.c.BlockSize, g.c.Map.Blocks()); err != nil {
-		return nil, nil, err
+	if f.err = err; err == nil {
+		f.o, f.data = o, f.buf[:o.DataSize()]
 	}
-	return o, b[:o.DataSize()], nil
 }
 
-// add lays out one block, and installs what there is when it is full.
-func (c *compaction) add(ctx context.Context, m volume.Move, data []byte) error {
-	if c.slot == nil {
-		var err error
-		if c.slot, err = c.g.c.Log.Slot(ctx); err != nil {
-			return err
-		}
+// add gathers one block, and installs what there is when it is enough.
+func (c *compaction) add(ctx context.Context, m volume.Move, block []byte) error {
+	at := len(c.moves)
+	if at == len(c.data)*c.g.c.ChunkBlocks {
+		c.data = append(c.data, make([]byte, c.g.c.ChunkBlocks*c.g.c.BlockSize))
 	}
-	c.slot.Lay(uint32(len(c.moves)), data)
 	c.moves = append(c.moves, m)
-	if len(c.moves) == c.g.c.ChunkBlocks {
-		c.install()
+	copy(c.block(at), block)
+	if len(c.moves) == sortChunks*c.g.c.ChunkBlocks {
+		return c.install(ctx)
 	}
 	return nil
 }
 
-// install makes the layout an object of the log.
-func (c *compaction) install() {
-	if c.slot == nil {
-		return
-	}
-	c.report.MovedBytes += int64(c.g.c.Log.Rewrite(c.slot, c.moves)) * int64(c.g.c.BlockSize)
-	c.slot, c.moves = nil, c.moves[:0]
+// block returns the memory of the block of move i.
+func (c *compaction) block(i int) []byte {
+	bs := c.g.c.BlockSize
+	return c.data[i/c.g.c.ChunkBlocks][i%c.g.c.ChunkBlocks*bs:][:bs]
 }
 
-// drop gives back what an interrupted compaction holds.
-func (c *compaction) drop() {
-	if c.slot != nil {
-		c.g.c.Log.Drop(c.slot)
-		c.slot = nil
+// install makes objects of the log of what was gathered and still lives.
+func (c *compaction) install(ctx context.Context) error {
+	order := make([]int, 0, len(c.moves))
+	for i, m := range c.moves {
+		if c.lives(m) {
+			order = append(order, i)
+		}
 	}
+	slices.SortFunc(order, func(a, b int) int { return cmp.Compare(c.moves[a].Block, c.moves[b].Block) })
+	for some := range slices.Chunk(order, c.g.c.ChunkBlocks) {
+		slot, err := c.g.c.Log.Slot(ctx)
+		if err != nil {
+			return err
+		}
+		moves := make([]volume.Move, len(some))
+		for i, from := range some {
+			slot.Lay(uint32(i), c.block(from))
+			moves[i] = c.moves[from]
+		}
+		c.report.MovedBytes += int64(c.g.c.Log.Rewrite(slot, moves)) * int64(c.g.c.BlockSize)
+	}
+	c.moves = c.moves[:0]
+	return nil
 }
 
 // giveWay lets the foreground have its turn after some blocks: a while if it

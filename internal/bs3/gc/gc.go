@@ -6,9 +6,6 @@ package gc
 import (
 	"context"
 	"errors"
-	"fmt"
-	"maps"
-	"slices"
 	"sync"
 	"time"
 
@@ -50,6 +47,8 @@ type Log interface {
 	Grown() volume.Growth
 	// FlushToStore returns when all that was written before is in the store.
 	FlushToStore(ctx context.Context) error
+	// Written returns how many bytes were written since the open.
+	Written() int64
 	// Activity returns a number that grows with each write, and whether nothing
 	// was written since the last checkpoint.
 	Activity() (seq uint64, idle bool)
@@ -62,6 +61,7 @@ type Options struct {
 	IdleTimeout time.Duration // how long a step gives way while the foreground is busy
 	LiveData    float64       // objects with a smaller share of live blocks are compacted
 	MaxGarbage  float64       // share of garbage in the log above which compaction starts by itself; 0 = never
+	MaxMoves    float64       // most bytes moved by time to merge and sort objects, as a share of those written; 0 = none
 	Reserve     int64         // least bytes kept in the store for a collection to give up when it is full; 0 = none
 }
 
@@ -106,7 +106,7 @@ type Config struct {
 // Collected and Undeleted are safe for concurrent use; the rest is Run's.
 type Collector struct {
 	c         Config
-	requests  chan chan answer
+	requests  chan request
 	deleting  chan struct{}    // holds a token while what is dead is deleted
 	unmovable map[key.Key]bool // objects that could not be compacted
 	reserve   reserve
@@ -116,7 +116,14 @@ type Collector struct {
 		collected Report               // of all collections
 		undeleted checkpoint.Undeleted // when it was tried last
 		denying   bool                 // the store deleted nothing when it was asked for something new
+		spread    Spread               // when it was looked at last
 	}
+}
+
+// request asks Run for a collection, or to put everything in order.
+type request struct {
+	defrag bool
+	reply  chan answer
 }
 
 type answer struct {
@@ -130,7 +137,7 @@ func New(c Config) *Collector {
 		c.Step = 1024
 	}
 	return &Collector{
-		c: c, requests: make(chan chan answer), deleting: make(chan struct{}, 1), unmovable: make(map[key.Key]bool),
+		c: c, requests: make(chan request), deleting: make(chan struct{}, 1), unmovable: make(map[key.Key]bool),
 		reserve: reserve{turn: make(chan struct{}, 1)},
 	}
 }
@@ -151,18 +158,23 @@ func take(ctx context.Context, token chan struct{}) error {
 // ctx ends Collect returns, but a collection that has begun goes on. It waits
 // until Run takes it up. Errors: volume.ErrFenced, device.ErrStopped, that of
 // ctx, those of the store.
-func (g *Collector) Collect(ctx context.Context) (Report, error) {
-	reply := make(chan answer, 1)
+func (g *Collector) Collect(ctx context.Context) (Report, error) { return g.ask(ctx, false) }
+
+// CollectInOrder is Collect, and puts all live blocks in order: see Defrag.
+func (g *Collector) CollectInOrder(ctx context.Context) (Report, error) { return g.ask(ctx, true) }
+
+func (g *Collector) ask(ctx context.Context, defrag bool) (Report, error) {
+	r := request{defrag, make(chan answer, 1)}
 	var early Report
 	select {
-	case g.requests <- reply:
+	case g.requests <- r:
 	default: // another one is under way, and may wait for room in the store
 		var err error
 		if early, err = g.early(ctx, true); !g.goesOn(err) {
 			return early, err
 		}
 		select {
-		case g.requests <- reply:
+		case g.requests <- r:
 		case <-g.c.Life.Done():
 			return early, g.c.Life.Err()
 		case <-ctx.Done():
@@ -170,7 +182,7 @@ func (g *Collector) Collect(ctx context.Context) (Report, error) {
 		}
 	}
 	select {
-	case a := <-reply:
+	case a := <-r.reply:
 		early.Add(a.report)
 		return early, a.err
 	case <-g.c.Life.Done():
@@ -214,10 +226,10 @@ func (g *Collector) Run(ctx context.Context) {
 	clock.Go(func() { g.keepReserve(behind) })
 	for {
 		select {
-		case reply := <-g.requests:
-			report, err := g.all(behind)
+		case r := <-g.requests:
+			report, err := g.all(behind, r.defrag)
 			g.account(report)
-			reply <- answer{report, err}
+			r.reply <- answer{report, err}
 			g.c.Outcome("garbage collection", err)
 		case <-due:
 			report, err := g.ByTime(behind)
@@ -269,8 +281,12 @@ func (g *Collector) Undeleted() checkpoint.Undeleted {
 }
 
 // all is a whole collection, after which the reserve is there again.
-func (g *Collector) all(ctx context.Context) (Report, error) {
-	report, err := g.everything(ctx)
+func (g *Collector) all(ctx context.Context, defrag bool) (Report, error) {
+	do := g.everything
+	if defrag {
+		do = g.Defrag
+	}
+	report, err := do(ctx)
 	if err == nil || errors.Is(err, errKept) {
 		g.keepReserve(ctx)
 	}
@@ -355,20 +371,16 @@ func (g *Collector) ByTime(ctx context.Context) (Report, error) {
 		return report, refusal
 	}
 	if most := g.c.MaxGarbage; most > 0 && most < 1 {
-		if excess := g.Excess(most); len(excess) > 0 {
-			stuck, err := g.stuck(ctx)
-			switch {
-			case err != nil:
-				return report, err
-			case stuck:
-				return report, refusal
-			}
-			compacted, err := g.Compact(ctx, excess)
-			report.Add(compacted)
-			if err != nil {
-				return report, err
-			}
+		compacted, err := g.compactUnlessStuck(ctx, g.Excess(most))
+		report.Add(compacted)
+		if err != nil {
+			return report, err
 		}
+	}
+	tidied, err := g.tidy(ctx)
+	report.Add(tidied)
+	if err != nil {
+		return report, err
 	}
 	if _, idle := g.c.Log.Activity(); idle {
 		deleted, err := g.settleDead(ctx)
@@ -378,125 +390,28 @@ func (g *Collector) ByTime(ctx context.Context) (Report, error) {
 	return report, refusal
 }
 
-// settleDead deletes all that is dead in the newest checkpoint. Only the older
-// of the two says what may go, so if the newest knows more, another one is
-// written first, at the same key.
-func (g *Collector) settleDead(ctx context.Context) (Report, error) {
-	kept := g.c.Checkpoints.Kept()
-	if n := len(kept); n > 0 {
-		newest := g.deletable(kept[n-1])
-		if n > 1 {
-			newest = slices.DeleteFunc(newest, func(k key.Key) bool { return kept[0].Dead[k] })
-		}
-		if len(newest) > 0 {
-			if err := g.c.Checkpoints.Write(ctx); err != nil {
-				return Report{}, err
-			}
-		}
+// compactUnlessStuck is Compact, but does nothing while nothing gets into the store.
+func (g *Collector) compactUnlessStuck(ctx context.Context, objects []layout.ObjectInfo) (Report, error) {
+	if len(objects) == 0 {
+		return Report{}, nil
 	}
-	return g.DeleteDead(ctx)
+	if stuck, err := g.stuck(ctx); err != nil || stuck {
+		return Report{}, err
+	}
+	return g.Compact(ctx, objects)
 }
 
-// deletable returns the objects that are dead in k and not deleted yet, by key.
-func (g *Collector) deletable(k checkpoint.Kept) []key.Key {
-	dead := slices.Sorted(maps.Keys(k.Dead))
-	keys := dead[:0]
-	for some := range slices.Chunk(dead, g.c.Step) {
-		keys = append(keys, g.c.Log.Dead(some)...)
-	}
-	return keys
-}
-
-// GiveBack deletes what can be deleted without anything being written, whatever
-// else waits: see DeleteDead. It also has old checkpoints asked for again. Errors:
-// those of DeleteDead.
-func (g *Collector) GiveBack(ctx context.Context) (Report, error) {
-	g.c.Checkpoints.SweepAgain()
-	return g.DeleteDead(ctx)
-}
-
-// DeleteDead deletes the objects that were dead already in the older of the
-// two committed checkpoints: whichever of them an open starts from, it needs
-// none of them. Fences are never among them. What the store does not delete stays
-// in the table, and is asked for again another time. Errors: that of ctx, errKept
-// with that of the store.
-func (g *Collector) DeleteDead(ctx context.Context) (Report, error) {
-	var report Report
-	if err := take(ctx, g.deleting); err != nil {
-		return report, err
-	}
-	defer func() { <-g.deleting }()
-	kept := g.c.Checkpoints.Kept()
-	if len(kept) < layout.MaxCheckpoints {
-		return report, nil
-	}
-	keys := g.deletable(kept[0])
-	if len(keys) == 0 {
-		return report, g.left(0, 0, nil)
-	}
-	// Who may have looked up an object that is dead by now is to be done with it.
-	if err := g.c.Fetches.Gone(ctx); err != nil {
-		return report, err
-	}
-	var refusal error
-	for some := range slices.Chunk(keys, 1000) {
-		gone, err := g.remove(ctx, some)
-		report.Deleted += len(gone)
-		report.FreedBytes += int64(g.c.Log.Forget(gone)) * int64(g.c.BlockSize)
-		if ctx.Err() != nil {
-			return report, context.Cause(ctx)
-		}
-		if err != nil {
-			refusal = err
-		}
-		if len(gone) == 0 {
-			break // the others are younger: what protects these protects them
-		}
-	}
-	return report, g.left(len(keys)-report.Deleted, report.Deleted, refusal)
-}
-
-// remove deletes objects, and returns those that are gone.
-func (g *Collector) remove(ctx context.Context, keys []key.Key) (gone []key.Key, err error) {
-	names := make([]string, len(keys))
-	for i, k := range keys {
-		names[i] = k.Name()
-	}
-	err = g.c.Store.Delete(ctx, names)
-	if err == nil {
-		return keys, nil
-	}
-	failed := objproxy.FailedDeletes(err)
-	if failed == nil {
-		return nil, err
-	}
-	still := make(map[string]bool)
-	for _, f := range failed {
-		still[f.Name] = true
-	}
-	for i, k := range keys {
-		if !still[names[i]] {
-			gone = append(gone, k)
-		}
-	}
-	return gone, err
-}
-
-// left notes that so many objects were not deleted because of refusal, and others
-// were, and makes an error of that.
-func (g *Collector) left(objects, deleted int, refusal error) error {
+// note keeps what was seen of the volume.
+func (g *Collector) note(s Spread) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	switch {
-	case objects == 0 || deleted > 0:
-		g.mu.denying = false
-	case objects > g.mu.undeleted.Names: // not only those that it did not delete before
-		g.mu.denying = true
-	}
-	if objects == 0 {
-		g.mu.undeleted = checkpoint.Undeleted{}
-		return nil
-	}
-	g.mu.undeleted = g.mu.undeleted.Again(objects, refusal)
-	return fmt.Errorf("%d %w: %w", objects, errKept, refusal)
+	g.mu.spread = s
+}
+
+// Spread returns how the live blocks were spread over objects when a collection
+// looked last; zero if none has.
+func (g *Collector) Spread() Spread {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.mu.spread
 }

@@ -10,10 +10,6 @@ import (
 	"bs3/internal/bs3/volume"
 )
 
-// gapBytes is how far apart two runs of one object may lie to be fetched with
-// one request: at usual speeds these bytes cost less than a request's latency.
-const gapBytes = 64 << 10
-
 // fetch fills all misses from the disk cache and the store, from that in
 // parallel. An error comes with the location that it is about.
 func (r *Reader) fetch(ctx context.Context, misses []miss) (layout.Location, error) {
@@ -56,7 +52,7 @@ func (r *Reader) group(misses []miss) [][]miss {
 	slices.SortFunc(misses, func(a, b miss) int {
 		return int(min(1, max(-1, int64(a.loc)-int64(b.loc))))
 	})
-	gap := uint32(gapBytes / r.buffers.stride)
+	gap := uint32(volume.RequestBytes / r.buffers.stride)
 	var groups [][]miss
 	for _, m := range misses {
 		if n := len(groups) - 1; n >= 0 {

@@ -63,6 +63,10 @@ func LengthOf(blocks, blockSize, records int) Length {
 	return Length{Objects: 1, Bytes: int64(blocks*layout.Stride(blockSize) + layout.TailSize(records))}
 }
 
+// RequestBytes is how many bytes of transfer a request to a store costs, about: two
+// runs of an object that lie no further apart are fetched together.
+const RequestBytes = 64 << 10
+
 // Move is a live block that is to be written again.
 type Move struct {
 	Block  uint64

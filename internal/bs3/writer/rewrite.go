@@ -53,6 +53,14 @@ func (l *Log) Forget(keys []key.Key) (blocks uint64) {
 	return blocks
 }
 
+// Written returns how many bytes were written since the open, also by the replay of
+// chunk memory.
+func (l *Log) Written() int64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.mu.written
+}
+
 // Activity returns the sequence number of the next record, and whether nothing
 // was written since the last checkpoint.
 func (l *Log) Activity() (seq uint64, idle bool) {
