@@ -200,6 +200,7 @@ func (o *opening) engine(ctx context.Context, r *recovered) *Engine {
 		BlockSize: opts.BlockSize, Size: opts.Size, ChunkSize: opts.ChunkSize,
 		Cache: o.cache, Disk: disk,
 		Readahead: opts.Readahead, CacheSize: opts.ReadCache, Downloaders: opts.Downloaders,
+		WholeObjects: opts.WholeObjects,
 	})
 	e.keeper = checkpoint.New(checkpoint.Config{
 		Store: opts.Store, Owner: e.owner, Log: e.log, Logger: o.log,

@@ -342,9 +342,9 @@ import (
 	l.keep(c)
 	var few [4]*chunk
 `}, {"reader/disk.go", `
-			m.epoch = r.c.Memory.Epoch(m.loc.Key())
+			m.epoch = r.c.Memory.Object(m.loc.Key()).Epoch
 `, `
-			m.epoch = min(1, r.c.Memory.Epoch(m.loc.Key()))
+			m.epoch = min(1, r.c.Memory.Object(m.loc.Key()).Epoch)
 `}, {"reader/disk.go", `
 		r.c.Disk.Put(m.loc, m.epoch, stored)
 `, `

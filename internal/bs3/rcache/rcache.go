@@ -34,6 +34,7 @@ type Cache struct {
 	mem       []byte
 	blockSize int
 	shards    []shard
+	used      atomic.Int64 // frames
 }
 
 const (
@@ -64,6 +65,7 @@ func New(bytes int64, blockSize int) (*Cache, error) {
 	}
 	c := &Cache{mem: mem, blockSize: blockSize, shards: make([]shard, shards)}
 	for i := range c.shards {
+		c.shards[i].all = &c.used
 		c.shards[i].init(int(per), mem[int64(i)*per*int64(blockSize):][:per*int64(blockSize)], blockSize)
 	}
 	return c, nil
@@ -135,15 +137,13 @@ func (c *Cache) put(loc layout.Location, data []byte, stride int, ahead bool) {
 }
 
 // Bytes returns how much data the cache holds.
-func (c *Cache) Bytes() int64 {
-	var n int64
-	for i := range c.shards {
-		s := &c.shards[i]
-		s.mu.RLock()
-		n += int64(s.used) * int64(c.blockSize)
-		s.mu.RUnlock()
-	}
-	return n
+func (c *Cache) Bytes() int64 { return c.used.Load() * int64(c.blockSize) }
+
+// Blocks returns how many blocks the cache has room for, and for how many more than
+// it holds. When one shard is full, others may have room.
+func (c *Cache) Blocks() (all, free int64) {
+	all = int64(len(c.shards) * len(c.shards[0].locs))
+	return all, all - c.used.Load()
 }
 
 // shard is one part of the cache.
@@ -157,8 +157,9 @@ type shard struct {
 	data  []byte
 	size  int
 
-	used               uint32 // frames in use; it never falls
-	small, main, ahead fifo   // of frames
+	used               uint32        // frames in use; it never falls
+	all                *atomic.Int64 // frames in use in all shards
+	small, main, ahead fifo          // of frames
 	ghosts             ghosts
 	_                  [64]byte
 }
@@ -246,6 +247,7 @@ func (s *shard) put(loc layout.Location, data []byte, stride int, ahead bool) {
 func (s *shard) free() uint32 {
 	if int(s.used) < len(s.locs) {
 		s.used++
+		s.all.Add(1)
 		return s.used - 1
 	}
 	for {

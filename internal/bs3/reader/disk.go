@@ -15,7 +15,7 @@ func (r *Reader) fromDisk(misses []miss) (rest []miss) {
 	var last miss // neighbours often lie in one object
 	for _, m := range misses {
 		if m.epoch = last.epoch; last.epoch == 0 || m.loc.Key() != last.loc.Key() {
-			m.epoch = r.c.Memory.Epoch(m.loc.Key())
+			m.epoch = r.c.Memory.Object(m.loc.Key()).Epoch
 		}
 		last = m
 		if m.epoch == 0 { // collected meanwhile

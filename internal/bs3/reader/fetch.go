@@ -10,13 +10,24 @@ import (
 	"bs3/internal/bs3/volume"
 )
 
+// How far apart two runs of one object may lie, in bytes, to be fetched with one
+// request. A stream over scattered blocks is not held up by one request but by their
+// number, and has as many under way as there may be: then a request costs more.
+const (
+	requestGap   = volume.RequestBytes
+	scatteredGap = 2 * volume.RequestBytes
+)
+
 // fetch fills all misses from the disk cache and the store, from that in
 // parallel. An error comes with the location that it is about.
-func (r *Reader) fetch(ctx context.Context, misses []miss) (layout.Location, error) {
+func (r *Reader) fetch(ctx context.Context, misses []miss, gap int) (layout.Location, error) {
 	if r.c.Disk != nil {
 		misses = r.fromDisk(misses)
 	}
-	groups := r.group(misses)
+	if len(misses) == 0 {
+		return 0, nil
+	}
+	groups := r.group(misses, gap)
 	if len(groups) == 1 && !groups[0][0].ahead {
 		return groups[0][0].loc, r.fetchGroup(ctx, groups[0])
 	}
@@ -48,11 +59,11 @@ func (r *Reader) fetch(ctx context.Context, misses []miss) (layout.Location, err
 
 // group sorts misses so that what lies close together in one object is
 // fetched with one request.
-func (r *Reader) group(misses []miss) [][]miss {
+func (r *Reader) group(misses []miss, gapBytes int) [][]miss {
 	slices.SortFunc(misses, func(a, b miss) int {
 		return int(min(1, max(-1, int64(a.loc)-int64(b.loc))))
 	})
-	gap := uint32(volume.RequestBytes / r.buffers.stride)
+	gap := uint32(gapBytes / r.buffers.stride)
 	var groups [][]miss
 	for _, m := range misses {
 		if n := len(groups) - 1; n >= 0 {
