@@ -346,9 +346,9 @@ import (
 `, `
 			m.epoch = min(1, r.c.Memory.Object(m.loc.Key()).Epoch)
 `}, {"reader/disk.go", `
-		r.c.Disk.Put(m.loc, m.epoch, stored)
+		r.c.Disk.Put(loc, epoch, blocks, stored)
 `, `
-		r.c.Disk.Put(m.loc, 1, stored)
+		r.c.Disk.Put(loc, 1, blocks, stored)
 `}}},
 	{"LDUR", "the local log gives up what is stored", []ruleEdit{{"writer/durable.go", `
 	c.stored = true

@@ -39,6 +39,7 @@ type Disk struct {
 	file   diskFile
 	head   layout.CacheHeader
 	sets   []diskSet
+	where  Where
 	report func(error)
 
 	pool    sync.Pool      // of *diskRead
@@ -103,12 +104,12 @@ const (
 )
 
 // OpenDisk opens the cache in the file path. If that is not a cache of this
-// volume, block size and size in bytes, it is created anew.
+// volume, block size and size in bytes, it is created anew. where finds what is dead.
 //
 // When the disk fails later, report is called with the error, and the cache is not
 // used any more. When the disk hangs, it is called with ErrHangs, and with nil when
 // the disk answers again and the cache is used again. Calls do not overlap.
-func OpenDisk(path string, uuid layout.UUID, blockSize int, bytes int64, report func(error)) (*Disk, error) {
+func OpenDisk(path string, uuid layout.UUID, blockSize int, bytes int64, where Where, report func(error)) (*Disk, error) {
 	head := layout.CacheHeader{UUID: uuid, BlockSize: uint32(blockSize)}
 	head.Sets = uint64(max(0, bytes-layout.CacheHeaderSize) / head.SetSize())
 	if head.Sets == 0 || head.Sets > layout.MaxCacheSets {
@@ -123,12 +124,12 @@ func OpenDisk(path string, uuid layout.UUID, blockSize int, bytes int64, report 
 			return nil, errors.Join(fmt.Errorf("create the disk cache %s of %d MiB: %w", path, head.FileSize()>>20, err), f.Close(), os.Remove(path))
 		}
 	}
-	return newDisk(f, head, report), nil
+	return newDisk(f, head, where, report), nil
 }
 
-func newDisk(f diskFile, head layout.CacheHeader, report func(error)) *Disk {
+func newDisk(f diskFile, head layout.CacheHeader, where Where, report func(error)) *Disk {
 	d := &Disk{
-		file: f, head: head, sets: make([]diskSet, head.Sets), report: report, reads: make(chan *diskRead),
+		file: f, head: head, sets: make([]diskSet, head.Sets), where: where, report: report, reads: make(chan *diskRead),
 		jobs: make(chan diskJob, mostJobs), free: make(chan []byte, mostJobs), stop: make(chan struct{}), done: make(chan struct{}),
 	}
 	for range mostJobs {
@@ -531,13 +532,13 @@ func (d *Disk) enqueue(j diskJob) {
 	}
 }
 
-// Put stores copies of stored blocks (layout.Stride), which lie at loc and after
-// it in an object of the given epoch that the durable key covers. It queues them
+// Put stores copies of the given blocks of the volume, as stored (layout.Stride), which
+// lie at loc and after it in an object of the given epoch that the durable key covers. It queues them
 // to be written, or drops them if the queue is full.
-func (d *Disk) Put(loc layout.Location, epoch uint64, stored []byte) {
+func (d *Disk) Put(loc layout.Location, epoch uint64, blocks []uint64, stored []byte) {
 	bs := int(d.head.BlockSize)
 	stride := layout.Stride(bs)
-	groups(loc, len(stored)/stride, func(at, n int) {
+	groups(loc, len(blocks), func(at, n int) {
 		if !d.usable() {
 			return
 		}

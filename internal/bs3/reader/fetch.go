@@ -87,7 +87,8 @@ func (r *Reader) fetchGroup(ctx context.Context, g []miss) error {
 		return err // and leave the buffer to a request that may have been given up
 	}
 	for _, m := range g {
-		r.diskPut(m, r.buffers.part(*buf, first, m))
+		var few [takeBlocks]uint64
+		r.diskPut(m.loc, m.epoch, m.blocks(few[:0]), r.buffers.part(*buf, first, m))
 	}
 	r.buffers.put(buf)
 	return nil

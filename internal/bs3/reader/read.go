@@ -142,6 +142,14 @@ func (m miss) part(at, n uint32, blockSize int) miss {
 	return m
 }
 
+// blocks appends the numbers of m's blocks to few.
+func (m miss) blocks(few []uint64) []uint64 {
+	for i := range m.n {
+		few = append(few, m.block+uint64(i))
+	}
+	return few
+}
+
 // without calls f for each run of the blocks of m of which has says no, by their
 // place in m.
 func (m miss) without(has func(i uint32) bool, blockSize int, f func(miss)) {

@@ -154,7 +154,7 @@ func (r *Reader) fetchWhole(ctx context.Context, k key.Key) error {
 			all.without(has, r.c.BlockSize, func(m miss) {
 				stored := (*buf)[int(m.loc.Index())*stride:][:int(m.n)*stride]
 				if r.take([]miss{m}, stored) == nil {
-					r.diskPut(m, stored)
+					r.diskPut(m.loc, m.epoch, m.blocks(nil), stored)
 				} else {
 					r.wrong.Add(1)
 				}
