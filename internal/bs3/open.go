@@ -206,6 +206,7 @@ func (o *opening) engine(ctx context.Context, r *recovered) *Engine {
 		Cache: o.cache, Disk: disk,
 		Readahead: opts.Readahead, CacheSize: opts.ReadCache, Downloaders: opts.Downloaders,
 		WholeObjects: opts.WholeObjects,
+		Gathered:     func(block, blocks uint64, requests int) { e.collector.Gathered(block, blocks, requests) },
 	})
 	e.keeper = checkpoint.New(checkpoint.Config{
 		Store: opts.Store, Owner: e.owner, Log: e.log, Logger: o.log,
@@ -213,9 +214,13 @@ func (o *opening) engine(ctx context.Context, r *recovered) *Engine {
 		Interval: opts.CheckpointInterval, Skip: opts.SkipCheckpoint,
 		Outcome: e.outcome,
 	}, r.kept, r.base)
+	var cached func(layout.Location, []byte) bool
+	if o.cache != nil {
+		cached = o.cache.Peek
+	}
 	e.collector = gc.New(gc.Config{
 		Options: opts.GC, Store: opts.Store, UUID: e.owner.UUID, Log: e.log, Map: o.places.View,
-		Checkpoints: e.keeper, Fetches: e.reader.Fetches(), Misses: e.reader.Misses, Life: e.life, Logger: o.log,
+		Checkpoints: e.keeper, Fetches: e.reader.Fetches(), Misses: e.reader.Misses, Cached: cached, Life: e.life, Logger: o.log,
 		BlockSize: opts.BlockSize, ChunkBlocks: opts.chunkBlocks(),
 		Outcome: e.outcome,
 	})

@@ -93,6 +93,9 @@ type Config struct {
 	Checkpoints *checkpoint.Keeper
 	Fetches     *era.Readers  // who may still ask for an object that they have looked up
 	Misses      func() uint64 // reads that had to ask the store
+	// Cached copies the block at a location to dst, if the read cache has it, and does
+	// not count as a read; nil without one.
+	Cached      func(loc layout.Location, dst []byte) bool
 	Life        *life.Life
 	Logger      zerolog.Logger
 	BlockSize   int // bytes
@@ -107,8 +110,10 @@ type Config struct {
 type Collector struct {
 	c         Config
 	requests  chan request
+	gathered  chan gathered
 	deleting  chan struct{}    // holds a token while what is dead is deleted
 	unmovable map[key.Key]bool // objects that could not be compacted
+	found     int64            // live bytes when the volume was opened
 	reserve   reserve
 
 	mu struct {
@@ -137,7 +142,8 @@ func New(c Config) *Collector {
 		c.Step = 1024
 	}
 	return &Collector{
-		c: c, requests: make(chan request), deleting: make(chan struct{}, 1), unmovable: make(map[key.Key]bool),
+		c: c, requests: make(chan request), gathered: make(chan gathered, 1), deleting: make(chan struct{}, 1), unmovable: make(map[key.Key]bool),
+		found:   int64(c.Map.Mapped()) * int64(c.BlockSize),
 		reserve: reserve{turn: make(chan struct{}, 1)},
 	}
 }
@@ -235,6 +241,10 @@ func (g *Collector) Run(ctx context.Context) {
 			report, err := g.ByTime(behind)
 			g.account(report)
 			g.c.Outcome("garbage collection", err)
+		case p := <-g.gathered:
+			report, err := g.rewrite(behind, p)
+			g.account(report)
+			g.c.Outcome("putting what was read in order", err)
 		case <-ctx.Done():
 			return
 		}

@@ -28,10 +28,11 @@ const (
 	passGain = 0.9
 )
 
-// allowance returns how many bytes a collection by time may move to merge and sort,
-// so that all collections since the open move no more than MaxMoves allows.
+// allowance returns how many bytes may be moved to merge and sort without being asked,
+// so that all collections since the open move no more than MaxMoves allows of what was
+// written, before the open as far as it was live then.
 func (g *Collector) allowance() int64 {
-	return int64(g.c.MaxMoves*float64(g.c.Log.Written())) - g.Collected().MovedBytes
+	return int64(g.c.MaxMoves*float64(g.found+g.c.Log.Written())) - g.Collected().MovedBytes
 }
 
 // cold returns the key up to which objects are older than both kept checkpoints.

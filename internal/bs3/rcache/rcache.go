@@ -129,6 +129,19 @@ func (c *Cache) Has(loc layout.Location) bool {
 	return ok
 }
 
+// Peek copies the block at loc to dst and reports whether the cache had it. It does
+// not count as a read.
+func (c *Cache) Peek(loc layout.Location, dst []byte) bool {
+	s := c.shard(loc)
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	at, ok := s.find(loc)
+	if ok {
+		copy(dst, s.frame(s.index[at]-1))
+	}
+	return ok
+}
+
 // Put stores copies of the given blocks of the volume, of which one begins every
 // stride bytes of data. They lie at loc and after it in an object that the durable key
 // covers.

@@ -66,6 +66,9 @@ type Config struct {
 	// WholeObjects: objects of which little is wanted are fetched whole where Cache
 	// holds what comes along.
 	WholeObjects bool
+	// Gathered, if set, is told which blocks of the volume are in Cache now that took so
+	// many requests. It must not wait.
+	Gathered func(block, blocks uint64, requests int)
 }
 
 // Reader reads an open volume. It is safe for concurrent use.

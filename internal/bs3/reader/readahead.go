@@ -21,6 +21,9 @@ const (
 	// aheadFetches bounds the pieces that all streams together fetch at a time,
 	// and with them the memory.
 	aheadFetches = 16
+	// late is how far behind the read that follows, in bytes, one of a stream may come
+	// that has several under way.
+	late = 4 << 20
 	// dropAfter is how long nothing was read ahead when its buffers are given back.
 	dropAfter = 10 * time.Second
 	// scatteredRun is how much of a window a request has to bring on average, in
@@ -100,8 +103,11 @@ func (r *readahead) missed(off, n int64) bool {
 	defer r.mu.Unlock()
 	for i := range r.mu.streams {
 		s := &r.mu.streams[i]
-		if s.window == 0 || off < s.next || off > max(s.ahead, s.missed) {
+		if s.window == 0 || off < s.next-late || off > max(s.ahead, s.missed) {
 			continue
+		}
+		if off < s.next {
+			return true
 		}
 		// It is faster than we are, or it has passed its mark before that was there.
 		followed := off == s.missed
@@ -297,6 +303,9 @@ func (r *Reader) prefetchScattered(ctx context.Context, off, n int64) {
 	}
 	close(next)
 	workers.Wait()
+	if bs := int64(r.c.BlockSize); r.c.Gathered != nil && ctx.Err() == nil {
+		r.c.Gathered(uint64(off/bs), uint64(n/bs), len(fetches))
+	}
 }
 
 // missing returns the runs of the n bytes at off that are mapped and neither in

@@ -42,13 +42,12 @@ type order struct {
 	key    key.Key
 	blocks int64         // live ones
 	begun  atomic.Bool   // a worker has taken it
-	stream atomic.Bool   // a stream waits for it
 	done   chan struct{} // closed when it is in the cache, or has failed
 }
 
 // orderWhole has object k fetched whole, of which so many blocks are wanted, if that
 // is worth while. It returns nil if it is not.
-func (r *Reader) orderWhole(k key.Key, wanted uint32, stream bool) *order {
+func (r *Reader) orderWhole(k key.Key, wanted uint32) *order {
 	w := &r.wholes
 	if w.orders == nil {
 		return nil
@@ -73,9 +72,6 @@ func (r *Reader) orderWhole(k key.Key, wanted uint32, stream bool) *order {
 		}
 		w.mu.underWay[k] = o
 		w.mu.blocks += o.blocks
-	}
-	if stream {
-		o.stream.Store(true)
 	}
 	return o
 }
@@ -185,7 +181,7 @@ func (r *Reader) awaitWholes(ctx context.Context, misses []miss, last *attempt) 
 	}
 	var await []*order
 	byObject(misses, func(k key.Key, wanted uint32) {
-		if o := r.orderWhole(k, wanted, false); o != nil && (o.begun.Load() || last.stream && o.stream.Load()) {
+		if o := r.orderWhole(k, wanted); o != nil && (last.stream || o.begun.Load()) {
 			await = append(await, o)
 		}
 	})
@@ -216,7 +212,7 @@ func (r *Reader) fetchWholes(ctx context.Context, misses []miss) {
 	}
 	var await []*order
 	byObject(misses, func(k key.Key, wanted uint32) {
-		if o := r.orderWhole(k, wanted, true); o != nil {
+		if o := r.orderWhole(k, wanted); o != nil {
 			await = append(await, o)
 		}
 	})
