@@ -536,12 +536,12 @@ func (e *Readers) Retire(f func()) { f() }
 `, `
 			if m.CRC, ok = checks.Verify(index, stored); !ok && index > layout.MaxIndex {
 `}}},
-	{"VDISK", "what the disk cache returns is believed", []ruleEdit{{"rcache/disk.go", `
+	{"VDISK", "what the disk cache returns is believed", []ruleEdit{{"rcache/diskread.go", `
 			if checks.Value(loc.Index()+uint32(i), layout.CRC(dst[i*bs:][:bs])) != t.set.Entries[place].Check {
 `, `
 			if checks.Value(loc.Index()+uint32(i), layout.CRC(dst[i*bs:][:bs])) != t.set.Entries[place].Check && place < 0 {
 `}}},
-	{"VDROP", "what does not verify stays in the disk cache", []ruleEdit{{"rcache/disk.go", `
+	{"VDROP", "what does not verify stays in the disk cache", []ruleEdit{{"rcache/diskread.go", `
 		d.enqueue(diskJob{loc: l, epoch: epoch, drop: true})
 `, `
 		_ = l
