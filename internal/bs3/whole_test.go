@@ -40,7 +40,7 @@ func scatteredVolume(t *testing.T, mib, chunk, cache int, latency time.Duration)
 		}
 	}
 	order := rand.New(rnd)
-	for range len(data) / block {
+	for range 2 * len(data) / block {
 		off := order.IntN(len(data)/block) * block
 		_, _ = rnd.Read(data[off : off+8])
 		if err := w.WriteAt(t.Context(), data[off:off+block], int64(off)); err != nil {

@@ -11,11 +11,11 @@ import (
 )
 
 // How far apart two runs of one object may lie, in bytes, to be fetched with one
-// request. A stream over scattered blocks is not held up by one request but by their
-// number, and has as many under way as there may be: then a request costs more.
+// request. What is read ahead is not held up by the latency of a request but by the
+// number of them, so that one costs more.
 const (
-	requestGap   = volume.RequestBytes
-	scatteredGap = 2 * volume.RequestBytes
+	requestGap = volume.RequestBytes
+	aheadGap   = 2 * volume.RequestBytes
 )
 
 // fetch fills all misses from the disk cache and the store, from that in

@@ -86,18 +86,18 @@ func (f *flights) land(own *flight) {
 // them: then it waits for that and returns errAgain, for the cache may have all of it
 // now. Where that has not begun, only a stream waits, for which it may be, and not
 // for ever. Other errors come with the location that they are about.
-func (r *Reader) fetchOnce(ctx context.Context, misses []miss, last *attempt) (layout.Location, error) {
+func (r *Reader) fetchOnce(ctx context.Context, misses []miss, gap int, last *attempt) (layout.Location, error) {
 	if r.c.Cache == nil {
-		return r.fetch(ctx, misses, requestGap)
+		return r.fetch(ctx, misses, gap)
 	}
 	own, other := r.flights.take(misses)
 	if own != nil {
 		own.begun.Store(true)
 		defer r.flights.land(own)
-		return r.fetch(ctx, misses, requestGap)
+		return r.fetch(ctx, misses, gap)
 	}
 	if !other.begun.Load() && (!last.stream || last.waited >= patience) {
-		return r.fetch(ctx, misses, requestGap)
+		return r.fetch(ctx, misses, gap)
 	}
 	began := time.Now()
 	timeout := time.NewTimer(patience)

@@ -290,7 +290,7 @@ func (r *Reader) try(ctx context.Context, p []byte, off int64, last *attempt) (l
 	if r.awaitWholes(ctx, misses, last) {
 		return 0, errAgain
 	}
-	return r.fetchOnce(ctx, misses, last)
+	return r.fetchOnce(ctx, misses, requestGap, last)
 }
 
 // Peek reads the first block as a user would, if it is in memory.

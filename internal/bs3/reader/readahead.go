@@ -259,7 +259,7 @@ func (r *Reader) prefetch(ctx context.Context, off, n int64) {
 	v := r.fetches.Enter()
 	defer r.fetches.Leave(v)
 	for {
-		if _, err := r.fetchOnce(ctx, r.missing(off, n), &attempt{stream: true}); !errors.Is(err, errAgain) {
+		if _, err := r.fetchOnce(ctx, r.missing(off, n), aheadGap, &attempt{stream: true}); !errors.Is(err, errAgain) {
 			return
 		}
 	}
@@ -280,7 +280,7 @@ func (r *Reader) prefetchScattered(ctx context.Context, off, n int64) {
 		flight *flight
 	}
 	var fetches []fetch
-	for _, g := range r.group(misses, scatteredGap) {
+	for _, g := range r.group(misses, aheadGap) {
 		if own, rest := r.flights.takeRest(g, r.c.BlockSize); len(rest) > 0 {
 			fetches = append(fetches, fetch{rest, own})
 		}
@@ -292,7 +292,7 @@ func (r *Reader) prefetchScattered(ctx context.Context, off, n int64) {
 			for f := range next {
 				if ctx.Err() == nil {
 					f.flight.begun.Store(true)
-					_, _ = r.fetch(ctx, f.misses, scatteredGap)
+					_, _ = r.fetch(ctx, f.misses, aheadGap)
 				}
 				r.flights.land(f.flight)
 			}
