@@ -62,6 +62,7 @@ type Options struct {
 	LiveData    float64       // objects with a smaller share of live blocks are compacted
 	MaxGarbage  float64       // share of garbage in the log above which compaction starts by itself; 0 = never
 	MaxMoves    float64       // most bytes moved by time to merge and sort objects, as a share of those written; 0 = none
+	Eager       bool          // merge and sort for any gain: in tests of small volumes
 	Reserve     int64         // least bytes kept in the store for a collection to give up when it is full; 0 = none
 }
 
@@ -102,21 +103,29 @@ type Config struct {
 	Outcome func(what string, err error)
 }
 
-// Collector collects the garbage of an open volume. Collect, Plan, GiveBack,
-// Collected and Undeleted are safe for concurrent use; the rest is Run's.
+// Collector collects the garbage of an open volume. Collect, CollectInOrder, Plan,
+// PlanDefrag, Look, GiveBack, Collected, Progress, Spread and Undeleted are safe for
+// concurrent use; the rest is Run's.
 type Collector struct {
-	c         Config
-	requests  chan request
-	deleting  chan struct{}    // holds a token while what is dead is deleted
-	unmovable map[key.Key]bool // objects that could not be compacted
-	reserve   reserve
+	c          Config
+	sortChunks int // of live blocks that are written in order
+	readers    int // objects read at a time
+	requests   chan request
+	deleting   chan struct{} // holds a token while what is dead is deleted
+	reserve    reserve
+
+	// Run's:
+	tidied int64    // bytes moved by time to merge and sort, since the open
+	tidyAt tidiness // when there was nothing to tidy; zero: not known
 
 	mu struct {
 		sync.Mutex
 		collected Report               // of all collections
 		undeleted checkpoint.Undeleted // when it was tried last
 		denying   bool                 // the store deleted nothing when it was asked for something new
+		unmovable map[key.Key]bool     // objects that could not be compacted
 		spread    Spread               // when it was looked at last
+		progress  *Progress            // of the collection under way; nil: none is
 	}
 }
 
@@ -136,10 +145,14 @@ func New(c Config) *Collector {
 	if c.Step <= 0 {
 		c.Step = 1024
 	}
-	return &Collector{
-		c: c, requests: make(chan request), deleting: make(chan struct{}, 1), unmovable: make(map[key.Key]bool),
+	chunk := c.ChunkBlocks * c.BlockSize
+	g := &Collector{
+		c: c, requests: make(chan request), deleting: make(chan struct{}, 1),
+		sortChunks: chunks(gatherBytes, chunk, leastSorted, mostSorted), readers: chunks(readBytes, chunk, leastRead, mostRead),
 		reserve: reserve{turn: make(chan struct{}, 1)},
 	}
+	g.mu.unmovable = make(map[key.Key]bool)
+	return g
 }
 
 // take takes a token; whoever has it gives it back by receiving from token.
@@ -227,12 +240,16 @@ func (g *Collector) Run(ctx context.Context) {
 	for {
 		select {
 		case r := <-g.requests:
+			g.underWay(true)
 			report, err := g.all(behind, r.defrag)
+			g.underWay(false)
 			g.account(report)
 			r.reply <- answer{report, err}
 			g.c.Outcome("garbage collection", err)
 		case <-due:
+			g.underWay(true)
 			report, err := g.ByTime(behind)
+			g.underWay(false)
 			g.account(report)
 			g.c.Outcome("garbage collection", err)
 		case <-ctx.Done():
@@ -289,6 +306,7 @@ func (g *Collector) all(ctx context.Context, defrag bool) (Report, error) {
 	report, err := do(ctx)
 	if err == nil || errors.Is(err, errKept) {
 		g.keepReserve(ctx)
+		_, _ = g.takeCensus(ctx) // for Spread
 	}
 	g.c.Logger.Info().Int("compacted", report.Compacted).Int64("moved_bytes", report.MovedBytes).Int("deleted", report.Deleted).
 		Int64("freed_bytes", report.FreedBytes).Int("failed_reads", report.FailedReads).Msg("garbage collection")
@@ -298,6 +316,7 @@ func (g *Collector) all(ctx context.Context, defrag bool) (Report, error) {
 // everything gives back all that can be given back now. What is dead already goes
 // first: all else needs room in the store.
 func (g *Collector) everything(ctx context.Context) (Report, error) {
+	g.progress(func(p *Progress) { *p = Progress{} })
 	report, err := g.GiveBack(ctx)
 	if !g.goesOn(err) {
 		return report, err
@@ -371,7 +390,7 @@ func (g *Collector) ByTime(ctx context.Context) (Report, error) {
 		return report, refusal
 	}
 	if most := g.c.MaxGarbage; most > 0 && most < 1 {
-		compacted, err := g.compactUnlessStuck(ctx, g.Excess(most))
+		compacted, err := g.compactUnlessStuck(ctx, batch{objects: g.Excess(most)})
 		report.Add(compacted)
 		if err != nil {
 			return report, err
@@ -388,30 +407,4 @@ func (g *Collector) ByTime(ctx context.Context) (Report, error) {
 		return report, err
 	}
 	return report, refusal
-}
-
-// compactUnlessStuck is Compact, but does nothing while nothing gets into the store.
-func (g *Collector) compactUnlessStuck(ctx context.Context, objects []layout.ObjectInfo) (Report, error) {
-	if len(objects) == 0 {
-		return Report{}, nil
-	}
-	if stuck, err := g.stuck(ctx); err != nil || stuck {
-		return Report{}, err
-	}
-	return g.Compact(ctx, objects)
-}
-
-// note keeps what was seen of the volume.
-func (g *Collector) note(s Spread) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	g.mu.spread = s
-}
-
-// Spread returns how the live blocks were spread over objects when a collection
-// looked last; zero if none has.
-func (g *Collector) Spread() Spread {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	return g.mu.spread
 }
