@@ -50,6 +50,7 @@ type Status struct {
 	WrittenBytes int64     `json:"written_bytes"` // data that was written, also by the replay of chunk memory
 	WrongAnswers uint64    `json:"wrong_answers"` // of the store to reads: other bytes than were written
 	Collected    gc.Report `json:"collected"`     // by all garbage collections
+	TidiedBytes  int64     `json:"tidied_bytes"`  // of those moved, to merge and sort objects by time
 }
 
 // Undeleted is what the store was asked to delete, and did not.
@@ -93,7 +94,7 @@ func (e *Engine) Status() Status {
 		LocalLog: now.LocalLog, DiskCache: e.reader.DiskStatus(),
 		Objects: now.Objects, StoredBytes: int64(now.Total) * bs, LiveBytes: int64(now.Growth.Live) * bs,
 		LogObjects: now.Growth.Objects, LogBytes: now.Growth.Bytes,
-		WrittenBytes: now.Written, WrongAnswers: e.reader.WrongAnswers(), Collected: e.collector.Collected(),
+		WrittenBytes: now.Written, WrongAnswers: e.reader.WrongAnswers(), Collected: e.collector.Collected(), TidiedBytes: e.collector.Tidied(),
 		Undeleted:  undeleted(e.collector.Undeleted(), e.keeper.Undeleted()),
 		Collection: e.collector.Progress(),
 	}

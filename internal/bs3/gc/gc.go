@@ -104,7 +104,7 @@ type Config struct {
 }
 
 // Collector collects the garbage of an open volume. Collect, CollectInOrder, Plan,
-// PlanDefrag, Look, GiveBack, Collected, Progress, Spread and Undeleted are safe for
+// PlanDefrag, Look, GiveBack, Collected, Tidied, Progress, Spread and Undeleted are safe for
 // concurrent use; the rest is Run's.
 type Collector struct {
 	c          Config
@@ -113,14 +113,12 @@ type Collector struct {
 	requests   chan request
 	deleting   chan struct{} // holds a token while what is dead is deleted
 	reserve    reserve
-
-	// Run's:
-	tidied int64    // bytes moved by time to merge and sort, since the open
-	tidyAt tidiness // when there was nothing to tidy; zero: not known
+	tidyAt     tidiness // when there was nothing to tidy; zero: not known. Run's
 
 	mu struct {
 		sync.Mutex
 		collected Report               // of all collections
+		tidied    int64                // bytes of it that were moved by time to merge and sort
 		undeleted checkpoint.Undeleted // when it was tried last
 		denying   bool                 // the store deleted nothing when it was asked for something new
 		unmovable map[key.Key]bool     // objects that could not be compacted
@@ -288,6 +286,14 @@ func (g *Collector) Collected() Report {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	return g.mu.collected
+}
+
+// Tidied returns how many bytes were moved by time to merge and sort: those that
+// MaxMoves bounds.
+func (g *Collector) Tidied() int64 {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.mu.tidied
 }
 
 // Undeleted returns which objects without live data the store did not delete.

@@ -231,7 +231,7 @@ type tidiness struct{ next, cold key.Key }
 // it found nothing, it does not look again.
 func (g *Collector) tidy(ctx context.Context) (Report, error) {
 	chunk := int64(g.c.ChunkBlocks) * int64(g.c.BlockSize)
-	allowed := int64(g.c.MaxMoves*float64(g.c.Log.Written())) - g.tidied
+	allowed := int64(g.c.MaxMoves*float64(g.c.Log.Written())) - g.Tidied()
 	if allowed < chunk { // objects that are not full would come of it
 		return Report{}, nil
 	}
@@ -258,6 +258,8 @@ func (g *Collector) tidy(ctx context.Context) (Report, error) {
 		return Report{}, nil
 	}
 	report, err := g.compactUnlessStuck(ctx, chosen...)
-	g.tidied += report.MovedBytes
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.mu.tidied += report.MovedBytes
 	return report, err
 }
