@@ -127,6 +127,34 @@ func TestDefrag(t *testing.T) {
 	shut(t, e)
 }
 
+// TestDefragOfManyObjects: the first of three passes saves hardly a request, and is
+// made all the same.
+func TestDefragOfManyObjects(t *testing.T) {
+	o := orderOptions(t, objtest.NewMemory())
+	o.Size, o.ChunkSize = 16384*blockSize, 8*blockSize
+	e := open(t, o)
+	s := newShadow(e)
+	s.scatter(t, e, rand.New(rand.NewPCG(8, 12)))
+	plan, err := e.PlanDefrag(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	report, err := e.Defrag(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	after := look(t, e)
+	t.Logf("plan: %+v, done: %+v, after: %+v", plan, report, after)
+	if plan.Passes != 3 || after.Requests > 2*after.FullRequests {
+		t.Errorf("plan: %+v, after: %+v", plan, after)
+	}
+	if report.MovedBytes > 5*plan.Bytes/4 || report.MovedBytes < 3*plan.Bytes/4 {
+		t.Errorf("it moved %d bytes, not about %d", report.MovedBytes, plan.Bytes)
+	}
+	s.compare(t, e)
+	shut(t, e)
+}
+
 // TestDefragIsKilled: a volume whose writer dies in the middle of it has everything,
 // and can be put in order by the next one.
 func TestDefragIsKilled(t *testing.T) {
