@@ -153,6 +153,22 @@ func (e *Engine) GC(ctx context.Context) (gc.Report, error) { return e.collector
 // gc.Collector.Plan.
 func (e *Engine) PlanGC(ctx context.Context) (gc.Report, error) { return e.collector.Plan(ctx) }
 
+// Defrag is GC, and puts all live blocks in the order of the volume first, so that
+// they can be read with few requests. Errors: those of GC.
+func (e *Engine) Defrag(ctx context.Context) (gc.Report, error) {
+	return e.collector.CollectInOrder(ctx)
+}
+
+// PlanDefrag returns what Defrag would do now, and changes nothing; see
+// gc.Collector.PlanDefrag.
+func (e *Engine) PlanDefrag(ctx context.Context) (gc.DefragPlan, error) {
+	return e.collector.PlanDefrag(ctx)
+}
+
+// Spread looks how the live blocks are spread over objects. It sends no request, but
+// walks over the whole map. Errors: those of gc.Collector.Look.
+func (e *Engine) Spread(ctx context.Context) (gc.Spread, error) { return e.collector.Look(ctx) }
+
 // Probe returns nil when the volume has shown that it moves: that the chunk
 // lock can be had, blocks can be looked up, readers of chunk memory leave, and
 // writers do not wait for nothing. It does not return while the chunk lock

@@ -26,6 +26,7 @@ type failRun struct {
 	memory *objtest.Memory
 	store  *failStore
 	root   string
+	tidy   bool     // collections by time merge and sort
 	disk   *simDisk // of the local log, in its mode
 
 	e       *Engine
@@ -60,6 +61,9 @@ func (f *failRun) options(host string) Options {
 		Size: 2 * 4096 * simBlockSize, BlockSize: simBlockSize, ChunkSize: 3 * simBlockSize,
 		Durable: true, Memory: 5 * 3 * simBlockSize, Uploaders: 2,
 		GC: gc.Options{Step: 4, LiveData: 0.9},
+	}
+	if f.tidy {
+		o.GC.MaxMoves, o.GC.Eager = 1, true
 	}
 	if f.disk != nil {
 		o.Durable, o.CachePath, o.LogSize, o.openLog = false, filepath.Join(f.root, host+"-cache"), logFrames(32), f.disk.open
@@ -253,6 +257,33 @@ var failScenarios = []struct {
 	}, func(f *failRun) error {
 		_, err := f.e.GC(f.t.Context())
 		return err
+	}, "a", false},
+	{"put in order", func(f *failRun) {
+		f.do(f.open("a"))
+		for i := range uint64(12) { // three blocks an object
+			f.do(f.write(i*5%12, 1))
+		}
+		f.do(f.flush(), f.e.Checkpoint(f.t.Context()))
+	}, func(f *failRun) error {
+		r, err := f.e.Defrag(f.t.Context())
+		if err == nil && r.MovedBytes == 0 {
+			f.t.Error("nothing was moved")
+		}
+		return err
+	}, "a", false},
+	{"tidy by time", func(f *failRun) {
+		f.tidy = true
+		f.do(f.open("a"))
+		for i := range uint64(12) {
+			f.do(f.write(i*5%12, 1))
+		}
+		f.do(f.flush(), f.e.Checkpoint(f.t.Context()), f.e.Checkpoint(f.t.Context()))
+	}, func(f *failRun) error {
+		r, err := f.e.collector.ByTime(f.t.Context())
+		if err == nil && r.MovedBytes == 0 {
+			f.t.Error("nothing was moved")
+		}
+		return errors.Join(err, f.flush()) // which waits for what was moved, too
 	}, "a", false},
 	{"close", func(f *failRun) { f.do(f.open("a"), f.some(2), f.write(1, 1)) }, (*failRun).close, "a", false},
 	{"open", func(f *failRun) {

@@ -440,6 +440,17 @@ func (d *simDaemon) gc() {
 	})
 }
 
+// defrag asks for one that puts all in order.
+func (d *simDaemon) defrag() {
+	d.background("defrags", func(e *Engine, ctx context.Context) error {
+		r, err := e.Defrag(ctx)
+		if r.MovedBytes > 0 {
+			d.w.add("defrags that moved", 1)
+		}
+		return err
+	})
+}
+
 func (d *simDaemon) background(what string, f func(*Engine, context.Context) error) {
 	d.request(0, func(ctx context.Context, e *Engine, s *simSession) {
 		err := f(e, ctx)

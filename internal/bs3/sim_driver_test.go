@@ -76,6 +76,9 @@ func newSimRun(seed uint64) *simRun {
 		Wait: ms(0, 0, 23.7, 91.9), Step: 1 + r.IntN(8), IdleTimeout: ms(0, 3.1),
 		LiveData: share(0.3, 0.7, 1), MaxGarbage: share(0, 0.3, 0.6),
 	}
+	if moves := rand.New(rand.NewPCG(seed, 0x5027)); moves.IntN(2) == 0 {
+		collect.MaxMoves, collect.Eager = []float64{0.5, 2, 10}[moves.IntN(3)], true
+	}
 	run.cfg = simConfig{
 		gc:          collect,
 		cache:       int64(max(0, r.IntN(4)-2) * 64 * simBlockSize),
@@ -198,6 +201,9 @@ func (run *simRun) drive(w *simWorld) {
 	close(w.over)
 	w.late.Wait()
 	for _, d := range w.daemons {
+		if d.e != nil {
+			w.count["tidied"] += int(d.e.collector.Tidied())
+		}
 		if d.e != nil && d.e.reader.DiskStatus() != nil {
 			w.count["disk hits"] += int(d.e.reader.DiskStatus().Hits)
 		}
@@ -347,7 +353,11 @@ func (run *simRun) gc(w *simWorld, op simOp) {
 		return // which comes first, if both are due, is not the same each time
 	}
 	if d := run.client(w, op); d != nil {
-		d.gc()
+		if op.bits[0]%3 == 0 {
+			d.defrag()
+		} else {
+			d.gc()
+		}
 	}
 }
 
@@ -556,7 +566,11 @@ func (run *simRun) settle(w *simWorld, d *simDaemon) {
 			w.fail("FINAL: collecting the garbage of e%d at rest does not come to an end", d.epoch)
 			return
 		}
-		report, err := d.e.GC(context.Background())
+		collect := d.e.GC
+		if run.seed%2 == 1 {
+			collect = d.e.Defrag
+		}
+		report, err := collect(context.Background())
 		if err != nil {
 			w.fail("FINAL: gc of e%d: %v", d.epoch, err)
 			return

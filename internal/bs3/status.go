@@ -32,8 +32,15 @@ type Status struct {
 	Objects     int   `json:"objects"`      // of the log
 	StoredBytes int64 `json:"stored_bytes"` // their data blocks
 	LiveBytes   int64 `json:"live_bytes"`   // of them, what the map needs
+	FullObjects int   `json:"full_objects"` // that would hold these, were they full
 	LogObjects  int   `json:"log_objects"`  // since the last checkpoint
 	LogBytes    int64 `json:"log_bytes"`
+
+	// Spread is how the live blocks were spread over objects when a collection, or the
+	// plan of one, looked last; nil if none has.
+	Spread *gc.Spread `json:"spread,omitempty"`
+
+	Collection *gc.Progress `json:"collection,omitempty"` // that is under way; nil if none is
 
 	// Undeleted is what the store did not delete although nothing needs it; nil =
 	// nothing. It is asked again with the next collection.
@@ -43,6 +50,7 @@ type Status struct {
 	WrittenBytes int64     `json:"written_bytes"` // data that was written, also by the replay of chunk memory
 	WrongAnswers uint64    `json:"wrong_answers"` // of the store to reads: other bytes than were written
 	Collected    gc.Report `json:"collected"`     // by all garbage collections
+	TidiedBytes  int64     `json:"tidied_bytes"`  // of those moved, to merge and sort objects by time
 }
 
 // Undeleted is what the store was asked to delete, and did not.
@@ -86,8 +94,14 @@ func (e *Engine) Status() Status {
 		LocalLog: now.LocalLog, DiskCache: e.reader.DiskStatus(),
 		Objects: now.Objects, StoredBytes: int64(now.Total) * bs, LiveBytes: int64(now.Growth.Live) * bs,
 		LogObjects: now.Growth.Objects, LogBytes: now.Growth.Bytes,
-		WrittenBytes: now.Written, WrongAnswers: e.reader.WrongAnswers(), Collected: e.collector.Collected(),
-		Undeleted: undeleted(e.collector.Undeleted(), e.keeper.Undeleted()),
+		WrittenBytes: now.Written, WrongAnswers: e.reader.WrongAnswers(), Collected: e.collector.Collected(), TidiedBytes: e.collector.Tidied(),
+		Undeleted:  undeleted(e.collector.Undeleted(), e.keeper.Undeleted()),
+		Collection: e.collector.Progress(),
+	}
+	chunk := e.opts.chunkBlocks()
+	s.FullObjects = (int(now.Growth.Live) + chunk - 1) / chunk
+	if spread := e.collector.Spread(); !spread.At.IsZero() {
+		s.Spread = &spread
 	}
 	if err := e.life.Err(); err != nil {
 		s.Failed = err.Error()

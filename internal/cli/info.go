@@ -65,6 +65,9 @@ func printInfo(out io.Writer, v *volume.Info) error {
 	}
 	row("checkpoints", "%d", len(v.Checkpoints))
 	row("as of the newest", "%d objects, %s of data, %s of it live", v.Objects, size(v.StoredBytes), size(v.LiveBytes))
+	if v.LiveObjects > 0 {
+		row("", "%d objects hold live data, %d full ones would do; it lies in about %d pieces of %s", v.LiveObjects, v.FullObjects, v.Pieces, size(v.LiveBytes/int64(max(1, v.Pieces))))
+	}
 	row("log after it", "%d objects, %s of data", v.LogObjects, size(v.LogBytes))
 	return w.Flush()
 }

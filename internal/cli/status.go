@@ -80,6 +80,15 @@ func printStatus(out io.Writer, s daemon.Status, now time.Time) error {
 		row("", "%d of its answers to reads held other bytes than were written; the log names them", s.WrongAnswers)
 	}
 	row("stored", "%d objects, %s of data, %s of it live (%s is garbage)", s.Objects, size(s.StoredBytes), size(s.LiveBytes), share(s.StoredBytes-s.LiveBytes, s.StoredBytes))
+	if d := s.Spread; d == nil {
+		row("", "%d full objects would hold what lives; nobody has looked yet how scattered it is", s.FullObjects)
+	} else {
+		row("", "%d full objects would hold what lives", s.FullObjects)
+		row("", "%v ago %s", now.Sub(d.At).Round(time.Second), spreadText(*d))
+	}
+	if p := s.Collection; p != nil {
+		row("", "%s: moved %s of about %s", stageOf(*p), size(p.MovedBytes), size(p.TotalBytes))
+	}
 	if u := s.Undeleted; u != nil {
 		row("", "%d objects and %d old checkpoints that nothing needs stay there: the store does not delete them since %s (%v): %s",
 			u.Objects, u.Checkpoints, u.Since.Format(time.RFC3339), now.Sub(u.Since).Round(time.Second), u.Error)
@@ -88,6 +97,9 @@ func printStatus(out io.Writer, s daemon.Status, now time.Time) error {
 	row("since the start", "%s written by clients and %s more by garbage collection (amplification %.2f), which deleted %d objects with %s",
 		size(s.WrittenBytes), size(s.Collected.MovedBytes), float64(s.WrittenBytes+s.Collected.MovedBytes)/float64(max(1, s.WrittenBytes)),
 		s.Collected.Deleted, size(s.Collected.FreedBytes))
+	if s.TidiedBytes > 0 {
+		row("", "%s of that to merge small objects and to put scattered blocks in order", size(s.TidiedBytes))
+	}
 	row("log", "next key %d, all below %d are in the store", s.NextKey, s.DurableKey+1)
 	row("memory", "%d of %d slots are free, %d objects are not in the store, %d writers wait", s.FreeSlots, s.Slots, s.ChunksInMemory, s.WritersWaiting)
 	return w.Flush()

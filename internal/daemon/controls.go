@@ -9,17 +9,29 @@ import (
 	"github.com/rs/zerolog"
 
 	"bs3/internal/bs3"
+	"bs3/internal/bs3/gc"
 	"bs3/internal/control"
 	"bs3/internal/stores"
 )
 
 // The calls on the control socket, and their results.
 const (
-	CallStatus     = "status"     // Status
-	CallGC         = "gc"         // gc.Report
-	CallPlanGC     = "gc-plan"    // gc.Report
-	CallCheckpoint = "checkpoint" // none
+	CallStatus     = "status"      // Status
+	CallGC         = "gc"          // Collection
+	CallPlanGC     = "gc-plan"     // Collection
+	CallDefrag     = "defrag"      // Collection
+	CallPlanDefrag = "defrag-plan" // gc.DefragPlan
+	CallCheckpoint = "checkpoint"  // none
 )
+
+// Collection is what a garbage collection did, or would do. Its JSON form is a
+// contract.
+type Collection struct {
+	gc.Report
+	// Spread is how the live blocks are spread over objects, after it or before; nil
+	// if nobody has looked.
+	Spread *gc.Spread `json:"spread,omitempty"`
+}
 
 // Status is how a daemon is doing. Its JSON form is a contract.
 type Status struct {
@@ -60,10 +72,25 @@ func (d *controls) calls() control.Calls {
 	}
 	return control.Calls{
 		CallStatus:     func(context.Context) (any, error) { return d.status(), nil },
-		CallGC:         withCheckpoints(func(ctx context.Context) (any, error) { return d.engine.GC(ctx) }),
-		CallPlanGC:     withCheckpoints(func(ctx context.Context) (any, error) { return d.engine.PlanGC(ctx) }),
+		CallGC:         withCheckpoints(func(ctx context.Context) (any, error) { return d.collection(d.engine.GC(ctx)) }),
+		CallPlanGC:     withCheckpoints(d.plan),
+		CallDefrag:     withCheckpoints(func(ctx context.Context) (any, error) { return d.collection(d.engine.Defrag(ctx)) }),
+		CallPlanDefrag: withCheckpoints(func(ctx context.Context) (any, error) { return d.engine.PlanDefrag(ctx) }),
 		CallCheckpoint: withCheckpoints(func(ctx context.Context) (any, error) { return nil, d.engine.Checkpoint(ctx) }),
 	}
+}
+
+// collection adds to a report what is known of the volume.
+func (d *controls) collection(r gc.Report, err error) (Collection, error) {
+	return Collection{r, d.engine.Status().Spread}, err
+}
+
+// plan says what a collection would do, and looks at the volume for it.
+func (d *controls) plan(ctx context.Context) (any, error) {
+	if _, err := d.engine.Spread(ctx); err != nil {
+		return nil, err
+	}
+	return d.collection(d.engine.PlanGC(ctx))
 }
 
 // collect runs a garbage collection that nobody waits for.

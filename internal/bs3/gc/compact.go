@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"sync"
 
@@ -14,24 +15,31 @@ import (
 	"bs3/internal/bs3/volume"
 )
 
+// What a compaction holds in memory: live blocks until they are written in the order
+// of the volume, gatherBytes of them, but no more than mostSorted chunks and no
+// less than leastSorted, or there would be many passes; and objects that are read at
+// a time, readBytes of them, no more than mostRead. The more chunks are gathered, the
+// less of the volume does each object cover that comes of them.
 const (
-	// sortChunks is how many chunks of live blocks are gathered before they are
-	// written in the order of their blocks. Each object that comes of it covers about
-	// one part in sortChunks of what those before it did. It bounds the memory.
-	sortChunks = 32
-	// readers is how many objects are read at a time.
-	readers = 8
+	gatherBytes             = 128 << 20
+	leastSorted, mostSorted = 8, 32
+	readBytes               = 32 << 20
+	leastRead, mostRead     = 1, 8
 )
+
+// chunks returns how many chunks of so many bytes there may be in bytes.
+func chunks(bytes, chunk, least, most int) int { return min(most, max(least, bytes/chunk)) }
 
 // compaction gathers live blocks of several objects, and makes new objects of
 // them, in which they lie in the order of the volume. It holds no key meanwhile: a
 // slow read holds nobody up.
 type compaction struct {
 	g      *Collector
+	read   []fetched
 	moves  []volume.Move
 	data   [][]byte // the blocks of moves, a chunk each
-	since  int      // blocks looked at since the foreground had its turn
-	seq    uint64   // the log when it had
+	since  int      // blocks looked at or moved since the foreground had its turn
+	turn   turn
 	report Report
 }
 
@@ -48,31 +56,64 @@ type fetched struct {
 // are and in charge. Only Run, or a test in its place, may call it. Errors:
 // device.ErrStopped, that of ctx, those of the store.
 func (g *Collector) Compact(ctx context.Context, objects []layout.ObjectInfo) (Report, error) {
-	c := &compaction{g: g}
-	var read [readers]fetched
-	for some := range slices.Chunk(objects, readers) {
-		var wg sync.WaitGroup
-		for i, o := range some {
-			wg.Go(func() { g.readObject(ctx, o.Key, &read[i]) })
+	return g.compact(ctx, batch{objects: objects})
+}
+
+// compact is Compact for batches, which do not share new objects.
+func (g *Collector) compact(ctx context.Context, batches ...batch) (Report, error) {
+	g.progress(func(p *Progress) {
+		if p.Pass == 0 {
+			*p = Progress{TotalBytes: g.bytes(batches)}
 		}
-		wg.Wait()
-		for i, o := range some {
-			err := c.addObject(ctx, o.Key, &read[i])
-			switch {
-			case err == nil:
-				c.report.Compacted++
-			case ctx.Err() != nil:
-				return c.report, context.Cause(ctx)
-			case volume.IsDamage(err):
-				c.report.FailedReads++
-				g.unmovable[o.Key] = true
-				g.c.Logger.Error().Err(err).Uint64("key", uint64(o.Key)).Msg("an object cannot be compacted: it stays as it is")
-			default:
+	})
+	c := &compaction{g: g, read: make([]fetched, g.readers)}
+	for _, b := range batches {
+		for some := range slices.Chunk(b.objects, g.readers) {
+			if err := c.addObjects(ctx, some); err != nil {
 				return c.report, err
 			}
 		}
+		if err := c.install(ctx); err != nil {
+			return c.report, err
+		}
 	}
-	return c.report, c.install(ctx)
+	return c.report, nil
+}
+
+// compactUnlessStuck is compact, but does nothing while nothing gets into the store.
+func (g *Collector) compactUnlessStuck(ctx context.Context, batches ...batch) (Report, error) {
+	if g.bytes(batches) == 0 {
+		return Report{}, nil
+	}
+	if stuck, err := g.stuck(ctx); err != nil || stuck {
+		return Report{}, err
+	}
+	return g.compact(ctx, batches...)
+}
+
+// addObjects gathers the live blocks of some objects, which it reads all at a time.
+func (c *compaction) addObjects(ctx context.Context, objects []layout.ObjectInfo) error {
+	var wg sync.WaitGroup
+	for i, o := range objects {
+		wg.Go(func() { c.g.readObject(ctx, o.Key, &c.read[i]) })
+	}
+	wg.Wait()
+	for i, o := range objects {
+		err := c.addObject(ctx, o.Key, &c.read[i])
+		switch {
+		case err == nil:
+			c.report.Compacted++
+		case ctx.Err() != nil:
+			return context.Cause(ctx)
+		case volume.IsDamage(err):
+			c.report.FailedReads++
+			c.g.spoiled(o.Key)
+			c.g.c.Logger.Error().Err(err).Uint64("key", uint64(o.Key)).Msg("an object cannot be compacted: it stays as it is")
+		default:
+			return err
+		}
+	}
+	return nil
 }
 
 // addObject gathers the live blocks of object k, which was read. An answer that is
@@ -119,6 +160,20 @@ func (c *compaction) tryObject(ctx context.Context, k key.Key, read *fetched) er
 	return c.giveWay(ctx, int(read.o.Blocks))
 }
 
+// spoiled notes that object k could not be compacted.
+func (g *Collector) spoiled(k key.Key) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.mu.unmovable[k] = true
+}
+
+// unreadable returns the objects that could not be compacted.
+func (g *Collector) unreadable() map[key.Key]bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return maps.Clone(g.mu.unmovable)
+}
+
 // lives reports whether the block still lies where it was read.
 func (c *compaction) lives(m volume.Move) bool { return c.g.c.Map.Get(m.Block) == m.Source }
 
@@ -156,7 +211,7 @@ func (c *compaction) add(ctx context.Context, m volume.Move, block []byte) error
 	}
 	c.moves = append(c.moves, m)
 	copy(c.block(at), block)
-	if len(c.moves) == sortChunks*c.g.c.ChunkBlocks {
+	if len(c.moves) == c.g.sortChunks*c.g.c.ChunkBlocks {
 		return c.install(ctx)
 	}
 	return nil
@@ -187,7 +242,12 @@ func (c *compaction) install(ctx context.Context) error {
 			slot.Lay(uint32(i), c.block(from))
 			moves[i] = c.moves[from]
 		}
-		c.report.MovedBytes += int64(c.g.c.Log.Rewrite(slot, moves)) * int64(c.g.c.BlockSize)
+		moved := int64(c.g.c.Log.Rewrite(slot, moves)) * int64(c.g.c.BlockSize)
+		c.report.MovedBytes += moved
+		c.g.progress(func(p *Progress) { p.MovedBytes += moved })
+		if err := c.giveWay(ctx, len(some)); err != nil {
+			return err
+		}
 	}
 	c.moves = c.moves[:0]
 	return nil
@@ -201,12 +261,21 @@ func (c *compaction) giveWay(ctx context.Context, blocks int) error {
 		return nil
 	}
 	c.since = 0
-	seq, _ := c.g.c.Log.Activity()
-	seq += c.g.c.Misses()
-	busy := seq != c.seq
-	c.seq = seq
-	if !busy || c.g.c.IdleTimeout <= 0 {
+	if !c.g.busy(&c.turn) {
 		return nil
 	}
 	return objproxy.Sleep(ctx, c.g.c.IdleTimeout)
+}
+
+// turn is what the foreground had done when it had its turn last.
+type turn uint64
+
+// busy reports whether the foreground has done anything since its last turn, and is
+// to have another one.
+func (g *Collector) busy(last *turn) bool {
+	seq, _ := g.c.Log.Activity()
+	now := turn(seq + g.c.Misses())
+	busy := now != *last
+	*last = now
+	return busy && g.c.IdleTimeout > 0
 }

@@ -41,23 +41,34 @@ func (g *Collector) Gathered(block, blocks uint64, requests int) {
 // rewrite writes what was gathered in order, as far as it is cold and still in the
 // cache.
 func (g *Collector) rewrite(ctx context.Context, p gathered) (Report, error) {
-	c := &compaction{g: g}
-	chunk := uint64(g.c.ChunkBlocks)
-	puts := (p.blocks + chunk - 1) / chunk
+	puts := g.full(p.blocks)
 	if again*getCost*float64(p.requests) <= putCost*float64(puts) || g.allowance() < int64(p.blocks)*int64(g.c.BlockSize) {
-		return c.report, nil
+		return Report{}, nil
 	}
-	cold := g.cold()
-	b := make([]byte, g.c.BlockSize)
+	if _, _, durable, _ := g.c.Log.Objects(0, 0); durable < g.rewritten {
+		return Report{}, nil // or a store that takes nothing would get more and more to do
+	}
+	c := &compaction{g: g}
+	err := c.addCached(ctx, p)
+	g.tidied(c.report)
+	_, _, _, next := g.c.Log.Objects(0, 0)
+	g.rewritten = next - 1
+	return c.report, err
+}
+
+// addCached moves what of p is cold and in the cache.
+func (c *compaction) addCached(ctx context.Context, p gathered) error {
+	cold := c.g.cold()
+	b := make([]byte, c.g.c.BlockSize)
 	for block := p.block; block < p.block+p.blocks; block++ {
-		m := volume.Move{Block: block, Source: g.c.Map.Get(block)}
-		if !m.Source.Mapped() || m.Source.Key() > cold || !g.c.Cached(m.Source, b) {
+		m := volume.Move{Block: block, Source: c.g.c.Map.Get(block)}
+		if !m.Source.Mapped() || m.Source.Key() > cold || !c.g.c.Cached(m.Source, b) {
 			continue
 		}
 		m.CRC = layout.CRC(b)
 		if err := c.add(ctx, m, b); err != nil {
-			return c.report, err
+			return err
 		}
 	}
-	return c.report, c.install(ctx)
+	return c.install(ctx)
 }

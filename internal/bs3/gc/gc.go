@@ -62,6 +62,7 @@ type Options struct {
 	LiveData    float64       // objects with a smaller share of live blocks are compacted
 	MaxGarbage  float64       // share of garbage in the log above which compaction starts by itself; 0 = never
 	MaxMoves    float64       // most bytes moved by time to merge and sort objects, as a share of those written; 0 = none
+	Eager       bool          // merge and sort for any gain: in tests of small volumes
 	Reserve     int64         // least bytes kept in the store for a collection to give up when it is full; 0 = none
 }
 
@@ -105,23 +106,30 @@ type Config struct {
 	Outcome func(what string, err error)
 }
 
-// Collector collects the garbage of an open volume. Collect, Plan, GiveBack,
-// Collected and Undeleted are safe for concurrent use; the rest is Run's.
+// Collector collects the garbage of an open volume. Collect, CollectInOrder, Plan,
+// PlanDefrag, Look, GiveBack, Collected, Tidied, Progress, Spread and Undeleted are safe for
+// concurrent use; the rest is Run's.
 type Collector struct {
-	c         Config
-	requests  chan request
-	gathered  chan gathered
-	deleting  chan struct{}    // holds a token while what is dead is deleted
-	unmovable map[key.Key]bool // objects that could not be compacted
-	found     int64            // live bytes when the volume was opened
-	reserve   reserve
+	c          Config
+	sortChunks int // of live blocks that are written in order
+	readers    int // objects read at a time
+	requests   chan request
+	gathered   chan gathered
+	rewritten  key.Key       // the last one after what was gathered was written back. Run's
+	found      int64         // live bytes when the volume was opened
+	deleting   chan struct{} // holds a token while what is dead is deleted
+	reserve    reserve
+	tidyAt     tidiness // when there was nothing to tidy; zero: not known. Run's
 
 	mu struct {
 		sync.Mutex
 		collected Report               // of all collections
+		tidied    int64                // bytes of it that were moved by time to merge and sort
 		undeleted checkpoint.Undeleted // when it was tried last
 		denying   bool                 // the store deleted nothing when it was asked for something new
+		unmovable map[key.Key]bool     // objects that could not be compacted
 		spread    Spread               // when it was looked at last
+		progress  *Progress            // of the collection under way; nil: none is
 	}
 }
 
@@ -141,11 +149,14 @@ func New(c Config) *Collector {
 	if c.Step <= 0 {
 		c.Step = 1024
 	}
-	return &Collector{
-		c: c, requests: make(chan request), gathered: make(chan gathered, 1), deleting: make(chan struct{}, 1), unmovable: make(map[key.Key]bool),
-		found:   int64(c.Map.Mapped()) * int64(c.BlockSize),
+	chunk := c.ChunkBlocks * c.BlockSize
+	g := &Collector{
+		c: c, requests: make(chan request), gathered: make(chan gathered, 1), found: int64(c.Map.Mapped()) * int64(c.BlockSize), deleting: make(chan struct{}, 1),
+		sortChunks: chunks(gatherBytes, chunk, leastSorted, mostSorted), readers: chunks(readBytes, chunk, leastRead, mostRead),
 		reserve: reserve{turn: make(chan struct{}, 1)},
 	}
+	g.mu.unmovable = make(map[key.Key]bool)
+	return g
 }
 
 // take takes a token; whoever has it gives it back by receiving from token.
@@ -233,12 +244,16 @@ func (g *Collector) Run(ctx context.Context) {
 	for {
 		select {
 		case r := <-g.requests:
+			g.underWay(true)
 			report, err := g.all(behind, r.defrag)
+			g.underWay(false)
 			g.account(report)
 			r.reply <- answer{report, err}
 			g.c.Outcome("garbage collection", err)
 		case <-due:
+			g.underWay(true)
 			report, err := g.ByTime(behind)
+			g.underWay(false)
 			g.account(report)
 			g.c.Outcome("garbage collection", err)
 		case p := <-g.gathered:
@@ -283,6 +298,14 @@ func (g *Collector) Collected() Report {
 	return g.mu.collected
 }
 
+// Tidied returns how many bytes were moved by time to merge and sort: those that
+// MaxMoves bounds.
+func (g *Collector) Tidied() int64 {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.mu.tidied
+}
+
 // Undeleted returns which objects without live data the store did not delete.
 func (g *Collector) Undeleted() checkpoint.Undeleted {
 	g.mu.Lock()
@@ -299,6 +322,7 @@ func (g *Collector) all(ctx context.Context, defrag bool) (Report, error) {
 	report, err := do(ctx)
 	if err == nil || errors.Is(err, errKept) {
 		g.keepReserve(ctx)
+		_, _ = g.takeCensus(ctx) // for Spread
 	}
 	g.c.Logger.Info().Int("compacted", report.Compacted).Int64("moved_bytes", report.MovedBytes).Int("deleted", report.Deleted).
 		Int64("freed_bytes", report.FreedBytes).Int("failed_reads", report.FailedReads).Msg("garbage collection")
@@ -308,6 +332,7 @@ func (g *Collector) all(ctx context.Context, defrag bool) (Report, error) {
 // everything gives back all that can be given back now. What is dead already goes
 // first: all else needs room in the store.
 func (g *Collector) everything(ctx context.Context) (Report, error) {
+	g.progress(func(p *Progress) { *p = Progress{} })
 	report, err := g.GiveBack(ctx)
 	if !g.goesOn(err) {
 		return report, err
@@ -381,7 +406,7 @@ func (g *Collector) ByTime(ctx context.Context) (Report, error) {
 		return report, refusal
 	}
 	if most := g.c.MaxGarbage; most > 0 && most < 1 {
-		compacted, err := g.compactUnlessStuck(ctx, g.Excess(most))
+		compacted, err := g.compactUnlessStuck(ctx, batch{objects: g.Excess(most)})
 		report.Add(compacted)
 		if err != nil {
 			return report, err
@@ -398,30 +423,4 @@ func (g *Collector) ByTime(ctx context.Context) (Report, error) {
 		return report, err
 	}
 	return report, refusal
-}
-
-// compactUnlessStuck is Compact, but does nothing while nothing gets into the store.
-func (g *Collector) compactUnlessStuck(ctx context.Context, objects []layout.ObjectInfo) (Report, error) {
-	if len(objects) == 0 {
-		return Report{}, nil
-	}
-	if stuck, err := g.stuck(ctx); err != nil || stuck {
-		return Report{}, err
-	}
-	return g.Compact(ctx, objects)
-}
-
-// note keeps what was seen of the volume.
-func (g *Collector) note(s Spread) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	g.mu.spread = s
-}
-
-// Spread returns how the live blocks were spread over objects when a collection
-// looked last; zero if none has.
-func (g *Collector) Spread() Spread {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	return g.mu.spread
 }

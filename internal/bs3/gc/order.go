@@ -10,29 +10,143 @@ import (
 	"bs3/internal/bs3/layout"
 )
 
+// Sorting is a radix sort by passes. A batch of objects is written again in the
+// order of the volume, so that each of its new objects covers one part of what all
+// of them covered before. What a batch gains is known in advance: its objects
+// cover the places between its ends once then. So a batch is sorted only where its
+// objects cover these places several times over, and never again for nothing.
 const (
-	// smallObjects is how many more objects than full ones would do there may be,
-	// beside twice as many, before small ones are merged.
-	smallObjects = 64
-	// sortDensity is the least share of objects of one width among all live blocks
-	// where they lie for that sorting them is worth while: others would only be spread
-	// over the same place again.
-	sortDensity = 1.0 / 8
-	// timelyObjects is how many objects one collection by time sorts.
-	timelyObjects = 8 * sortChunks
-	// defragObjects is how many objects Defrag sorts before it gives back what is dead
-	// then: it bounds the room that it takes.
-	defragObjects = 64 * sortChunks
-	// passGain is the most requests, as a share of those before, that a pass may leave
-	// for another one to be worth while.
-	passGain = 0.9
+	// timelyOverlap and defragOverlap are how often the objects of a batch must cover
+	// its places, for a collection by time and for Defrag.
+	timelyOverlap, defragOverlap = 2, 1.5
+	// timelyGain and defragGain are how many requests the objects of a class must take
+	// for each chunk of the places that they cover. It may take several passes to gain
+	// that, of which the first alone gain nothing.
+	timelyGain, defragGain = 2, 1.25
+	// timelyRequests is the least number of requests that an object takes to be
+	// sorted by time.
+	timelyRequests = 4
+	// timelyBatches is how many batches one collection by time sorts at least, if
+	// MaxMoves allows, and timelyShare the part of the live data that it does at least.
+	// Less would not be worth a census.
+	timelyBatches = 8
+	timelyShare   = 1.0 / 64
+	// manyTimes and manyMore: as many times what full ones would do, and as many
+	// more, are too many objects.
+	manyTimes, manyMore = 2, 64
 )
 
-// allowance returns how many bytes may be moved to merge and sort without being asked,
-// so that all collections since the open move no more than MaxMoves allows of what was
-// written, before the open as far as it was live then.
-func (g *Collector) allowance() int64 {
-	return int64(g.c.MaxMoves*float64(g.found+g.c.Log.Written())) - g.Collected().MovedBytes
+// batch is objects whose live blocks are gathered together.
+type batch struct {
+	objects     []layout.ObjectInfo
+	live        uint64 // blocks
+	spans       uint64 // of the objects
+	first, last uint64 // places
+	passes      int    // that part its blocks from those of others, about
+}
+
+func (b *batch) add(w wide) {
+	if len(b.objects) == 0 {
+		b.first = w.first
+	}
+	b.objects = append(b.objects, w.ObjectInfo)
+	b.live += uint64(w.extent.live)
+	b.spans += w.span()
+	b.first, b.last = min(b.first, w.first), max(b.last, w.last)
+}
+
+// overlap returns how often the objects cover the places between the batch's ends.
+func (b *batch) overlap() float64 { return float64(b.spans) / float64(b.last-b.first+1) }
+
+// wide is an object with its extent.
+type wide struct {
+	layout.ObjectInfo
+	extent
+}
+
+// passes returns how many passes of sorting part the blocks of an object so wide
+// from those of others.
+func (g *Collector) passes(w wide) int {
+	return max(1, int(math.Ceil(math.Log(w.width())/math.Log(float64(g.sortChunks)))))
+}
+
+// choice says what to sort.
+type choice struct {
+	which         func(wide) bool
+	overlap, gain float64
+}
+
+// classes returns the objects that may be sorted, in classes of those that need
+// the same number of passes, the most first, and each in the order of the volume.
+// Classes that sorting would not gain enough are left out.
+func (g *Collector) classes(ctx context.Context, c *census, how choice) ([][]wide, error) {
+	var found []wide
+	bad := g.unreadable()
+	err := g.eachObject(ctx, func(o layout.ObjectInfo, durable, _ key.Key) {
+		w := wide{o, c.extent(o.Key)}
+		if o.Live > 0 && w.extent.live > 0 && o.Key <= durable && !bad[o.Key] && how.which(w) {
+			found = append(found, w)
+		}
+	})
+	if err != nil {
+		return nil, err
+	}
+	slices.SortStableFunc(found, func(a, b wide) int {
+		return cmp.Or(cmp.Compare(g.passes(b), g.passes(a)), cmp.Compare(a.first, b.first))
+	})
+	var classes [][]wide
+	for len(found) > 0 {
+		n := 1
+		for n < len(found) && g.passes(found[n]) == g.passes(found[0]) {
+			n++
+		}
+		if class := found[:n]; g.gains(class, how.gain) {
+			classes = append(classes, class)
+		}
+		found = found[n:]
+	}
+	return classes, nil
+}
+
+// gains reports whether the objects, in the order of the volume, take at least
+// least times the requests that they would if all were in order.
+func (g *Collector) gains(class []wide, least float64) bool {
+	var requests, covered, end uint64
+	for _, w := range class {
+		requests += uint64(w.requests)
+		if w.last >= end {
+			covered += w.last + 1 - max(end, w.first)
+			end = w.last + 1
+		}
+	}
+	return float64(requests) >= least*float64(g.full(covered))
+}
+
+// batches cuts classes into batches, and returns those that are worth sorting and
+// have together at most so many live blocks.
+func (g *Collector) batches(classes [][]wide, how choice, most uint64) []batch {
+	var found []batch
+	full := uint64(g.sortChunks * g.c.ChunkBlocks)
+	for _, class := range classes {
+		for len(class) > 0 {
+			b := batch{passes: g.passes(class[0])}
+			n := 0
+			for n < len(class) && (n == 0 || b.live+uint64(class[n].extent.live) <= full) {
+				b.add(class[n])
+				n++
+			}
+			class = class[n:]
+			if n < 2 || b.overlap() < how.overlap {
+				continue
+			}
+			if most < b.live {
+				return found // half a batch would be half as good, for the same moves
+			}
+			most -= b.live
+			found = append(found, b)
+		}
+	}
+	return found
 }
 
 // cold returns the key up to which objects are older than both kept checkpoints.
@@ -45,202 +159,118 @@ func (g *Collector) cold() key.Key {
 	return kept[0].Last
 }
 
-// within returns as many of the objects, in order, as have no more than bytes of
-// live data together.
-func (g *Collector) within(objects []layout.ObjectInfo, bytes int64) []layout.ObjectInfo {
-	for i, o := range objects {
-		if bytes -= int64(o.Live) * int64(g.c.BlockSize); bytes < 0 {
-			return objects[:i]
-		}
+// tooMany reports whether there are many more objects than full ones would do.
+func (g *Collector) tooMany(objects int, live uint64) bool {
+	if g.c.Eager {
+		return objects > g.full(live)
 	}
-	return objects
+	return objects > manyTimes*g.full(live)+manyMore
 }
 
-// Small returns the objects to merge by time, which have at most so many bytes of
-// live data: none while there are not many more objects than full ones would do.
-// Those with the least live data come first.
-func (g *Collector) Small(allowed int64) []layout.ObjectInfo {
-	var objects, live int
-	var small []layout.ObjectInfo
-	cold := g.cold()
-	_ = g.eachObject(context.Background(), func(o layout.ObjectInfo, durable, _ key.Key) {
+// small returns the objects to merge by time, those with the least live data
+// first, which have together at most so many live blocks. None if there are not
+// too many objects.
+func (g *Collector) small(ctx context.Context, most uint64) (small []layout.ObjectInfo, tooMany bool, err error) {
+	var objects int
+	var live uint64
+	cold, bad := g.cold(), g.unreadable()
+	err = g.eachObject(ctx, func(o layout.ObjectInfo, durable, _ key.Key) {
 		if o.Live == 0 {
 			return
 		}
 		objects++
-		live += int(o.Live)
-		if o.Key <= min(cold, durable) && int(o.Live) <= g.c.ChunkBlocks/2 && !g.unmovable[o.Key] {
+		live += uint64(o.Live)
+		if o.Key <= min(cold, durable) && int(o.Live) <= g.c.ChunkBlocks/2 && !bad[o.Key] {
 			small = append(small, o)
 		}
 	})
-	if full := (live + g.c.ChunkBlocks - 1) / g.c.ChunkBlocks; objects <= 2*full+smallObjects {
-		return nil
+	if err != nil || !g.tooMany(objects, live) {
+		return nil, false, err
 	}
 	slices.SortStableFunc(small, func(a, b layout.ObjectInfo) int { return cmp.Compare(a.Live, b.Live) })
-	if small = g.within(small, allowed); len(small) < 2 {
-		return nil
+	n := 0
+	for n < len(small) && uint64(small[n].Live) <= most {
+		most -= uint64(small[n].Live)
+		n++
 	}
-	return small
-}
-
-// wide is an object with its extent.
-type wide struct {
-	layout.ObjectInfo
-	*extent
-}
-
-// passes returns how many passes of sorting part the blocks of an object so wide
-// from those of others.
-func (w wide) passes() int {
-	return int(math.Ceil(math.Log(max(1, w.width())) / math.Log(sortChunks)))
-}
-
-// widest returns the objects for which choose returns true, those that need the
-// most passes first, and of these in the order of the volume.
-func (g *Collector) widest(c *census, choose func(wide) bool) []wide {
-	var found []wide
-	_ = g.eachObject(context.Background(), func(o layout.ObjectInfo, durable, _ key.Key) {
-		e := c.extents[o.Key]
-		if e == nil || o.Live == 0 || o.Key > durable || g.unmovable[o.Key] {
-			return
-		}
-		if w := (wide{o, e}); choose(w) {
-			found = append(found, w)
-		}
-	})
-	slices.SortStableFunc(found, func(a, b wide) int {
-		return cmp.Or(cmp.Compare(b.passes(), a.passes()), cmp.Compare(a.first, b.first))
-	})
-	return found
-}
-
-func infos(ws []wide) []layout.ObjectInfo {
-	objects := make([]layout.ObjectInfo, len(ws))
-	for i, w := range ws {
-		objects[i] = w.ObjectInfo
+	if n < 2 {
+		return nil, true, nil
 	}
-	return objects
+	return small[:n], true, nil
 }
 
-// Scattered returns the objects to sort by time, which have at most so many bytes
-// of live data: those of the greatest width of which there are enough to part them.
-func (g *Collector) Scattered(ctx context.Context, allowed int64) ([]layout.ObjectInfo, error) {
+// scattered returns the batches to sort by time, which have together at most so
+// many live blocks.
+func (g *Collector) scattered(ctx context.Context, most uint64) ([]batch, error) {
+	live := g.c.Map.Mapped()
+	worth := max(timelyBatches*uint64(g.sortChunks*g.c.ChunkBlocks), uint64(timelyShare*float64(live)))
+	if most < min(worth, live) {
+		return nil, nil
+	}
 	c, err := g.takeCensus(ctx)
 	if err != nil {
 		return nil, err
 	}
-	g.note(c.Spread)
 	cold := g.cold()
-	found := g.widest(c, func(w wide) bool { return w.Key <= cold && w.width() >= 2 })
-	for len(found) > 0 {
-		n := 0
-		for n < len(found) && found[n].passes() == found[0].passes() {
-			n++
-		}
-		if class := found[:n]; density(class) >= sortDensity {
-			return g.within(infos(class[:min(n, timelyObjects)]), allowed), nil
-		}
-		found = found[n:]
+	how := choice{func(w wide) bool { return w.Key <= cold && w.requests >= timelyRequests }, timelyOverlap, timelyGain}
+	if g.c.Eager {
+		how = choice{func(w wide) bool { return w.Key <= cold }, math.Nextafter(1, 2), 0}
 	}
-	return nil, nil
+	classes, err := g.classes(ctx, c, how)
+	if err != nil {
+		return nil, err
+	}
+	return g.batches(classes, how, min(most, worth)), nil
 }
 
-// density returns the share of the objects among the blocks where they lie.
-func density(objects []wide) float64 {
-	var live, first, last uint64 = 0, math.MaxUint64, 0
-	for _, w := range objects {
-		live += uint64(w.extent.live)
-		first, last = min(first, w.first), max(last, w.last)
-	}
-	return float64(live) / float64(last-first+1)
+// tidiness is what a collection by time that found nothing to tidy depended on.
+type tidiness struct{ next, cold key.Key }
+
+// allowance returns how many bytes may be moved to merge and sort without being
+// asked: MaxMoves of what was written, before the open as far as it was live then.
+func (g *Collector) allowance() int64 {
+	return int64(g.c.MaxMoves*float64(g.found+g.c.Log.Written())) - g.Tidied()
 }
 
 // tidy is what a collection by time does for reads: it merges small objects and
-// sorts scattered ones, as far as MaxMoves allows.
+// sorts scattered ones, as far as MaxMoves allows. Where nothing has changed since
+// it found nothing, it does not look again.
 func (g *Collector) tidy(ctx context.Context) (Report, error) {
-	var report Report
+	chunk := int64(g.c.ChunkBlocks) * int64(g.c.BlockSize)
 	allowed := g.allowance()
-	if allowed < int64(g.c.ChunkBlocks)*int64(g.c.BlockSize) {
-		return report, nil
+	if allowed < chunk { // objects that are not full would come of it
+		return Report{}, nil
 	}
-	objects := g.Small(allowed)
-	if len(objects) == 0 {
-		var err error
-		if objects, err = g.Scattered(ctx, allowed); err != nil {
-			return report, err
+	most := uint64(allowed / int64(g.c.BlockSize))
+	_, _, _, next := g.c.Log.Objects(0, 0)
+	now := tidiness{next, g.cold()}
+	if now == g.tidyAt {
+		return Report{}, nil
+	}
+	objects, tooMany, err := g.small(ctx, most)
+	if err != nil {
+		return Report{}, err
+	}
+	var chosen []batch
+	if len(objects) > 0 {
+		chosen = []batch{{objects: objects}}
+	} else if !tooMany { // or a census would take much memory
+		if chosen, err = g.scattered(ctx, most); err != nil {
+			return Report{}, err
 		}
 	}
-	return g.compactUnlessStuck(ctx, objects)
-}
-
-// Defrag puts all live blocks in order, in passes, and gives back what is dead
-// then. It ends when a pass gains little. Only Run, or a test in its place, may call
-// it. Errors: those of Collect.
-func (g *Collector) Defrag(ctx context.Context) (Report, error) {
-	report, err := g.GiveBack(ctx)
-	if !g.goesOn(err) {
-		return report, err
+	if len(chosen) == 0 {
+		g.tidyAt = now
+		return Report{}, nil
 	}
-	for before := math.MaxInt; ; {
-		c, err := g.takeCensus(ctx)
-		if err != nil {
-			return report, err
-		}
-		g.note(c.Spread)
-		objects := infos(g.widest(c, wide.outOfOrder))
-		if len(objects) < 2 || float64(c.Requests) > passGain*float64(before) {
-			break
-		}
-		before = c.Requests
-		for some := range slices.Chunk(objects, defragObjects) {
-			sorted, err := g.Compact(ctx, some)
-			report.Add(sorted)
-			if err != nil {
-				return report, err
-			}
-			if err := g.settle(ctx, &report); !g.goesOn(err) {
-				return report, err
-			}
-		}
-	}
-	rest, err := g.everything(ctx)
-	report.Add(rest)
+	report, err := g.compactUnlessStuck(ctx, chosen...)
+	g.tidied(report)
 	return report, err
 }
 
-func (w wide) outOfOrder() bool { return w.scattered }
-
-// DefragPlan is what Defrag would do, about.
-type DefragPlan struct {
-	Spread
-	Passes int   `json:"passes"`
-	Bytes  int64 `json:"bytes"` // read and written, in all passes
-	Gets   int   `json:"gets"`
-	Puts   int   `json:"puts"`
-}
-
-// PlanDefrag returns what Defrag would do now, and changes nothing. Errors: those
-// of Plan.
-func (g *Collector) PlanDefrag(ctx context.Context) (DefragPlan, error) {
-	if err := g.c.Life.Err(); err != nil {
-		return DefragPlan{}, err
-	}
-	c, err := g.takeCensus(ctx)
-	if err != nil {
-		return DefragPlan{}, err
-	}
-	p := DefragPlan{Spread: c.Spread}
-	objects := g.widest(c, wide.outOfOrder)
-	if len(objects) < 2 {
-		return p, nil
-	}
-	var live int64
-	for _, w := range objects {
-		live += int64(w.extent.live)
-	}
-	p.Passes = max(1, objects[0].passes())
-	p.Bytes = int64(p.Passes) * live * int64(g.c.BlockSize)
-	full := int((live + int64(g.c.ChunkBlocks) - 1) / int64(g.c.ChunkBlocks))
-	p.Gets, p.Puts = len(objects)+(p.Passes-1)*full, p.Passes*full
-	return p, nil
+// tidied counts what was moved to merge and sort.
+func (g *Collector) tidied(r Report) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.mu.tidied += r.MovedBytes
 }

@@ -22,12 +22,13 @@ func (g *Collector) Thin() []layout.ObjectInfo {
 func (g *Collector) Excess(most float64) []layout.ObjectInfo {
 	objects, used := g.survey()
 	allowed := uint64(float64(used.live) / (1 - most))
+	bad := g.unreadable()
 	var chosen []layout.ObjectInfo
 	for _, o := range objects {
 		if used.total <= allowed {
 			break
 		}
-		if !g.unmovable[o.Key] {
+		if !bad[o.Key] {
 			chosen = append(chosen, o)
 			used.total -= uint64(o.Total - o.Live)
 		}

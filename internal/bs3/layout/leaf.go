@@ -26,6 +26,14 @@ const (
 	packedSize = packedHead + 4*LeafBlocks
 )
 
+// runSize is what a run takes in a leaf of runs, in bytes, about.
+const runSize = 5
+
+// Runs returns about how many runs of blocks the leaf has, from what it takes: its
+// neighbours in the volume lie beside each other in one object, too, or are not
+// mapped.
+func (l LeafRef) Runs() int { return int(min(LeafBlocks, max(1, l.Length/runSize))) }
+
 // AppendLeaf appends entries, which must be LeafBlocks many (those beyond the
 // end of the volume unmapped), in the smallest of the three encodings; of two
 // that are equally small, in runs. Equal entries make equal bytes. AppendLeaf

@@ -31,6 +31,9 @@ type Info struct {
 	Objects     int   `json:"objects"`      // of the log
 	StoredBytes int64 `json:"stored_bytes"` // data blocks of these objects
 	LiveBytes   int64 `json:"live_bytes"`   // of them, what the map still needs
+	LiveObjects int   `json:"live_objects"` // that hold some of these
+	FullObjects int   `json:"full_objects"` // that would do, were they full
+	Pieces      int   `json:"pieces"`       // of the volume that lie in one piece of an object, about
 
 	// What an open would read after it:
 	LogObjects int   `json:"log_objects"`
@@ -90,6 +93,13 @@ func tryInfo(ctx context.Context, store objproxy.Store) (*Info, error) {
 			info.Objects++
 			info.StoredBytes += int64(o.Total) * int64(v.BlockSize)
 			info.LiveBytes += int64(o.Live) * int64(v.BlockSize)
+			if o.Live > 0 {
+				info.LiveObjects++
+			}
+		}
+		info.FullObjects = int((info.LiveBytes + int64(v.ChunkSize) - 1) / int64(v.ChunkSize))
+		for _, l := range c.Leaves {
+			info.Pieces += l.Runs()
 		}
 		p = After(c.Checkpoint)
 	}
