@@ -537,14 +537,14 @@ func (e *Readers) Retire(f func()) { f() }
 			if m.CRC, ok = checks.Verify(index, stored); !ok && index > layout.MaxIndex {
 `}}},
 	{"VDISK", "what the disk cache returns is believed", []ruleEdit{{"rcache/diskread.go", `
-			if checks.Value(loc.Index()+uint32(i), layout.CRC(dst[i*bs:][:bs])) != t.set.Entries[place].Check {
+		good[i] = checks.Value(r.loc.Index()+uint32(i), layout.CRC(r.data[i*bs:][:bs])) == r.table.Entries[place].Check
 `, `
-			if checks.Value(loc.Index()+uint32(i), layout.CRC(dst[i*bs:][:bs])) != t.set.Entries[place].Check && place < 0 {
+		good[i] = checks.Value(r.loc.Index()+uint32(i), layout.CRC(r.data[i*bs:][:bs])) == r.table.Entries[place].Check || place >= 0
 `}}},
 	{"VDROP", "what does not verify stays in the disk cache", []ruleEdit{{"rcache/diskread.go", `
-		d.enqueue(diskJob{loc: l, epoch: epoch, drop: true})
+			d.drop(set, r.loc.Add(uint32(i)), r.epoch)
 `, `
-		_ = l
+			_ = set
 `}}},
 	{"VMEM", "the blocks of chunk memory are replayed as they are", []ruleEdit{{"wlog/slot.go", `
 		if crcs[b], ok = s.checks.Verify(s.blocks+uint32(b), stored[b*stride:][:stride]); !ok {

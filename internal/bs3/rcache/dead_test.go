@@ -1,11 +1,14 @@
 package rcache
 
 import (
+	"bytes"
 	"math/rand/v2"
+	"path/filepath"
 	"testing"
 
 	"bs3/internal/bs3/key"
 	"bs3/internal/bs3/layout"
+	"bs3/internal/bs3/layout/layouttest"
 )
 
 // overwriter writes the blocks of a volume at random, an object of some at a time.
@@ -25,7 +28,7 @@ func (o *overwriter) where(block uint64) layout.Location { return o.places[block
 // write overwrites n blocks, which lie in one object.
 func (o *overwriter) write(n int) (loc layout.Location, blocks []uint64) {
 	loc = layout.Loc(o.next, 0)
-	o.next++
+	o.next += key.Key(1 + o.rnd.IntN(100)) // others write objects, too
 	for i := range n {
 		b := o.rnd.Uint64N(uint64(len(o.places)))
 		blocks = append(blocks, b)
@@ -67,5 +70,52 @@ func TestDeadBlocksGoFirst(t *testing.T) {
 		if err := c.Close(); err != nil {
 			t.Fatal(err)
 		}
+	}
+}
+
+// TestDiskDropsTheDeadFirst checks the same for the cache on the disk, and for the next
+// process that finds its file.
+func TestDiskDropsTheDeadFirst(t *testing.T) {
+	const sets, object = 200, 1024
+	const blocks = sets * layout.CacheSetBlocks / 2
+	path := filepath.Join(t.TempDir(), "cache")
+	o := newOverwriter(blocks)
+	d := openDiskOf(t, path, sets, o.where)
+	data := bytes.Repeat([]byte{7}, diskBlock)
+	stored := func(loc layout.Location, n int) []byte {
+		return layouttest.Stored(diskUUID, loc.Key(), loc.Index(), bytes.Repeat(data, n), diskBlock)
+	}
+	for i := range 4 * 2 * blocks / object {
+		loc, numbers := o.write(object)
+		ended := make(chan struct{})
+		if d.Lend(loc, 1, numbers, stored(loc, object), func() { close(ended) }) == nil {
+			t.Fatal("nothing was lent")
+		}
+		<-ended
+		if i%40 == 20 {
+			if err := d.Close(); err != nil {
+				t.Fatal(err)
+			}
+			d = openDiskOf(t, path, sets, o.where)
+		}
+	}
+	missing := 0
+	for _, loc := range o.places {
+		if loc.Mapped() {
+			d.Get(loc, 1, make([]byte, diskBlock), func(_, _ int, found bool) {
+				if !found {
+					missing++
+				}
+			})
+		}
+	}
+	if t.Logf("%d of %d blocks are missing", missing, blocks); missing > blocks/100 {
+		t.Errorf("of %d blocks %d are not in a cache twice as large", blocks, missing)
+	}
+	if s := d.Stats(); s.Dropped > 0 || s.Damaged > 0 || s.Err != nil {
+		t.Errorf("%+v", s)
+	}
+	if err := d.Close(); err != nil {
+		t.Fatal(err)
 	}
 }

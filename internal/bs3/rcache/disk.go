@@ -3,7 +3,6 @@ package rcache
 import (
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"sync"
 	"sync/atomic"
@@ -20,13 +19,15 @@ import (
 // stands in the table of its set, and each table against its own checksum. A
 // block that does not match is dropped. Nothing is ever synced.
 //
-// A block belongs to a set, together with its neighbours in the object. The
-// blocks of a set replace each other in turn, but one that was read meanwhile is
-// passed over once. A set, which is 1 MiB of blocks of 4 KiB, takes 40 bytes of
-// memory.
+// A block belongs to one of two sets, together with its neighbours in the object. A
+// new one takes the place of a dead one, whose number in the volume, which stands in the
+// table too, lies elsewhere now. Where all live they replace each other in turn, but one
+// that was read meanwhile is passed over once. A set, which is 1.3 MiB of blocks of
+// 4 KiB, takes 56 bytes of memory.
 //
-// Get and Put are safe for concurrent use. One goroutine writes. A reader learns
-// from a set's generation that the set changed while it read.
+// Get, Put and Lend are safe for concurrent use. One goroutine writes, from copies (Put)
+// or from memory that it may lose (Lend). A reader learns from a set's generation that
+// the set changed while it read.
 //
 // A disk may hang: a read of it does not return, and nothing can end it. So goroutines
 // of the cache read, into memory of their own, and Get does not wait longer than
@@ -50,54 +51,27 @@ type Disk struct {
 	hungSince time.Time
 	hung      atomic.Bool // hungSince is not zero
 
-	jobs  chan diskJob
-	free  chan []byte // a buffer, or nil, for each job that may still be queued
-	stop  chan struct{}
-	done  chan struct{}
-	close func() error // Close, once
+	jobs      chan *diskJob
+	free      chan []byte // a buffer, or nil, for each job that may still be queued
+	loans     chan *Loan
+	loan      atomic.Pointer[Loan] // the one that is being written from
+	abandoned atomic.Bool          // no loan may be used any more
+	stop      chan struct{}
+	done      chan struct{}
+	close     func() error // Close, once
 
 	err                   atomic.Pointer[error] // the first error of the disk, which ends its use
 	hits, misses, dropped atomic.Uint64         // blocks
 	damaged               atomic.Uint64
-	written               atomic.Uint64 // jobs
-}
-
-// diskFile is the file of a Disk.
-type diskFile interface {
-	io.ReaderAt
-	io.WriterAt
-	io.Closer
-}
-
-type diskSet struct {
-	generation atomic.Uint32    // odd while the set is being written
-	read       [4]atomic.Uint64 // a bit for each place that was read since the hand passed it
-}
-
-// diskJob is a run of blocks of one group to be written, or one block to be
-// dropped.
-type diskJob struct {
-	loc    layout.Location
-	epoch  uint32
-	data   []byte // part of a buffer from free
-	checks [groupBlocks]uint32
-	drop   bool // without data
+	written               atomic.Uint64 // jobs, and parts of loans
 }
 
 const (
-	// groupBlocks is how many neighbouring blocks of an object share a set.
-	groupBlocks = 64
 	// hangTime is how long a read of the disk may take. By then the store has
 	// answered many times.
 	hangTime = 2 * time.Second
 	// mostReads bounds the reads of the disk at a time.
 	mostReads = 128
-	// mostJobs bounds the queue of jobs. What exceeds it is dropped: nobody waits
-	// for this cache.
-	mostJobs = 128
-	// setMultiplier spreads groups over sets (docs/FORMAT.md): 2^64 divided by the
-	// golden ratio.
-	setMultiplier = 0x9E3779B97F4A7C15
 )
 
 // OpenDisk opens the cache in the file path. If that is not a cache of this
@@ -121,13 +95,14 @@ func OpenDisk(path string, uuid layout.UUID, blockSize int, bytes int64, where W
 			return nil, errors.Join(fmt.Errorf("create the disk cache %s of %d MiB: %w", path, head.FileSize()>>20, err), f.Close(), os.Remove(path))
 		}
 	}
-	return newDisk(f, head, where, report), nil
+	return newDisk(osFile{f}, head, where, report), nil
 }
 
 func newDisk(f diskFile, head layout.CacheHeader, where Where, report func(error)) *Disk {
 	d := &Disk{
 		file: f, head: head, sets: make([]diskSet, head.Sets), where: where, report: report, reads: make(chan *diskRead),
-		jobs: make(chan diskJob, mostJobs), free: make(chan []byte, mostJobs), stop: make(chan struct{}), done: make(chan struct{}),
+		jobs: make(chan *diskJob, mostJobs), free: make(chan []byte, mostJobs), loans: make(chan *Loan, mostJobs),
+		stop: make(chan struct{}), done: make(chan struct{}),
 	}
 	for range mostJobs {
 		d.free <- nil
@@ -169,7 +144,7 @@ func makeCache(f *os.File, head layout.CacheHeader) error {
 }
 
 // Close writes what is still queued and closes the file. If the disk hangs, it
-// leaves the file to what hangs. The cache must not be used afterwards. Closing again
+// leaves the file to what hangs. Either way all loans end. The cache must not be used afterwards. Closing again
 // has no effect.
 func (d *Disk) Close() error {
 	if err := d.close(); err != nil {
@@ -197,12 +172,22 @@ func (d *Disk) shut() error {
 		case <-timeout.C:
 		}
 		if d.written.Load() == progress {
+			d.abandon()
 			d.mu.Lock()
 			defer d.mu.Unlock()
 			d.reportHang()
 			return nil // nothing is lost
 		}
 		timeout.Reset(hangTime)
+	}
+}
+
+// abandon ends all loans, although the writer hangs: it may still hang in a write from
+// the last, whose memory only the kernel looks at then.
+func (d *Disk) abandon() {
+	d.abandoned.Store(true) // before the loan is looked at, see diskWriter.borrow
+	if l := d.loan.Load(); l != nil {
+		l.Revoke()
 	}
 }
 

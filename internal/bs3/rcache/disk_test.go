@@ -23,8 +23,13 @@ var diskUUID = layout.UUID{7}
 
 func openDisk(t testing.TB, path string, sets int64) *Disk {
 	t.Helper()
+	return openDiskOf(t, path, sets, nil)
+}
+
+func openDiskOf(t testing.TB, path string, sets int64, where Where) *Disk {
+	t.Helper()
 	head := layout.CacheHeader{BlockSize: diskBlock}
-	d, err := OpenDisk(path, diskUUID, diskBlock, layout.CacheHeaderSize+sets*head.SetSize()+100, nil, func(err error) { t.Error(err) })
+	d, err := OpenDisk(path, diskUUID, diskBlock, layout.CacheHeaderSize+sets*head.SetSize()+100, where, func(err error) { t.Error(err) })
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -220,24 +225,25 @@ func TestDiskReplaces(t *testing.T) {
 		d.Put(layout.Loc(k, 0), 1, numbers(n), storedOf(layout.Loc(k, 0), 1, n))
 		settle(d)
 	}
+	const part = layout.CacheSetBlocks / 5
 	for k := range key.Key(5) {
-		put(k, 51)
+		put(k, part)
 	}
 	for k := range key.Key(5) {
-		if n := get(t, d, layout.Loc(k, 0), 1, 51); n != 51 {
-			t.Fatalf("object %d: %d of 51 blocks of a cache that is just full", k, n)
+		if n := get(t, d, layout.Loc(k, 0), 1, part); n != part {
+			t.Fatalf("object %d: %d of %d blocks of a cache that is just full", k, n, part)
 		}
 	}
-	put(5, 51) // all were read: the oldest goes
-	if n := get(t, d, layout.Loc(0, 0), 1, 51); n != 0 {
+	put(5, part) // all were read: the oldest goes
+	if n := get(t, d, layout.Loc(0, 0), 1, part); n != 0 {
 		t.Errorf("%d blocks of the oldest object are left", n)
 	}
-	get(t, d, layout.Loc(1, 0), 1, 51)
-	put(6, 51)
-	if n := get(t, d, layout.Loc(1, 0), 1, 51); n != 51 {
-		t.Errorf("%d of 51 blocks are left of the object that was read", n)
+	get(t, d, layout.Loc(1, 0), 1, part)
+	put(6, part)
+	if n := get(t, d, layout.Loc(1, 0), 1, part); n != part {
+		t.Errorf("%d of %d blocks are left of the object that was read", n, part)
 	}
-	if n := get(t, d, layout.Loc(2, 0), 1, 51); n != 0 {
+	if n := get(t, d, layout.Loc(2, 0), 1, part); n != 0 {
 		t.Errorf("%d blocks are left of the one that was not", n)
 	}
 }
@@ -290,14 +296,14 @@ func (f *brokenFile) ReadAt(p []byte, off int64) (int, error) {
 	return f.diskFile.ReadAt(p, off)
 }
 
-func (f *brokenFile) WriteAt(p []byte, off int64) (int, error) {
+func (f *brokenFile) WritePieces(pieces [][]byte, off int64) error {
 	if f.held != nil {
 		<-f.held
 	}
 	if f.writes != nil {
-		return 0, f.writes
+		return f.writes
 	}
-	return f.diskFile.WriteAt(p, off)
+	return f.diskFile.WritePieces(pieces, off)
 }
 
 // TestDiskBreaks checks that a disk that fails is not used any more, which is
@@ -385,11 +391,11 @@ func (f *hangingFile) ReadAt(p []byte, off int64) (int, error) {
 	return f.diskFile.ReadAt(p, off)
 }
 
-func (f *hangingFile) WriteAt(p []byte, off int64) (int, error) {
+func (f *hangingFile) WritePieces(pieces [][]byte, off int64) error {
 	if err := f.await(); err != nil {
-		return 0, err
+		return err
 	}
-	return f.diskFile.WriteAt(p, off)
+	return f.diskFile.WritePieces(pieces, off)
 }
 
 // onHangingDisk runs f, in virtual time, with a cache that holds ten blocks at loc.

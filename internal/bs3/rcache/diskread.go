@@ -1,10 +1,11 @@
 package rcache
 
 import (
-	"bs3/internal/bs3/layout"
 	"fmt"
 	"slices"
 	"time"
+
+	"bs3/internal/bs3/layout"
 )
 
 // diskRead is a read of a group.
@@ -12,8 +13,9 @@ type diskRead struct {
 	diskTable
 	loc      layout.Location
 	epoch    uint32
-	data     []byte // of the requested blocks
-	found    int
+	n        int    // blocks
+	data     []byte // of the blocks
+	has      [groupBlocks]bool
 	returned bool          // under Disk.mu
 	done     chan struct{} // holds something when it has returned
 	timeout  *time.Timer
@@ -26,7 +28,8 @@ func (d *Disk) newRead(loc layout.Location, epoch uint32, n int) *diskRead {
 		r = &diskRead{done: make(chan struct{}, 1), timeout: time.NewTimer(hangTime)}
 	}
 	size := n * int(d.head.BlockSize)
-	r.loc, r.epoch, r.data, r.returned = loc, epoch, slices.Grow(r.data[:0], size)[:size], false
+	r.loc, r.epoch, r.n, r.data, r.returned = loc, epoch, n, slices.Grow(r.data[:0], size)[:size], false
+	clear(r.has[:])
 	return r
 }
 
@@ -50,15 +53,16 @@ func (d *Disk) Get(loc layout.Location, epoch uint64, dst []byte, run func(at, n
 			return
 		}
 		defer d.release(r)
-		d.hits.Add(uint64(r.found))
-		d.misses.Add(uint64(n - r.found))
 		for i := 0; i < n; {
-			from, has := i, r.places[i] >= 0
-			for i < n && r.places[i] >= 0 == has {
+			from, has := i, r.has[i]
+			for i < n && r.has[i] == has {
 				i++
 			}
 			if has {
 				copy(dst[(first+from)*bs:], r.data[from*bs:i*bs])
+				d.hits.Add(uint64(i - from))
+			} else {
+				d.misses.Add(uint64(i - from))
 			}
 			run(first+from, i-from, has)
 		}
@@ -122,7 +126,7 @@ func (d *Disk) reader(r *diskRead) {
 		d.mu.Lock()
 		d.running++
 		d.mu.Unlock()
-		r.found = d.readGroup(&r.diskTable, r.loc, r.epoch, r.data)
+		d.readGroup(r)
 		d.returned(r)
 		r.done <- struct{}{} // r may be another's from here on
 		select {
@@ -131,6 +135,85 @@ func (d *Disk) reader(r *diskRead) {
 			return
 		}
 	}
+}
+
+// readGroup reads what there is of the blocks of r; r.has tells which.
+func (d *Disk) readGroup(r *diskRead) {
+	sets := d.setsOf(r.loc)
+	if d.readSet(r, sets[0]) && sets[1] != sets[0] {
+		d.readSet(r, sets[1])
+	}
+}
+
+// readSet is readGroup of one set, for the blocks that r does not have yet. It reports
+// whether some are still missing, and the disk can be asked for them.
+func (d *Disk) readSet(r *diskRead, set uint64) (more bool) {
+	s := &d.sets[set]
+	generation := s.generation.Load()
+	if d.err.Load() != nil {
+		return false
+	}
+	if generation%2 == 1 {
+		return true
+	}
+	if err := d.load(&r.diskTable, set); err != nil {
+		d.failed(err)
+		return false
+	}
+	r.find(r.loc, r.epoch, r.n)
+	bs := int(d.head.BlockSize)
+	for i := 0; i < r.n; {
+		if r.has[i] {
+			r.places[i] = -1
+		}
+		if r.places[i] < 0 {
+			i++
+			continue
+		}
+		run := 1
+		for i+run < r.n && !r.has[i+run] && r.places[i+run] == r.places[i]+run {
+			run++
+		}
+		if _, err := d.file.ReadAt(r.data[i*bs:][:run*bs], d.blockOffset(set, r.places[i])); err != nil {
+			d.failed(fmt.Errorf("read the disk cache: %w", err))
+			return false
+		}
+		i += run
+	}
+	return d.verify(r, set, generation)
+}
+
+// verify takes those of the blocks of r that were read from a set and match their check
+// values, and drops the others from the set. It takes none if the set was written since
+// it had the given generation. It reports whether some are still missing.
+func (d *Disk) verify(r *diskRead, set uint64, generation uint32) (missing bool) {
+	bs := int(d.head.BlockSize)
+	checks := layout.NewChecks(d.head.UUID, r.loc.Key())
+	var good, bad [groupBlocks]bool
+	for i := range r.n {
+		place := r.places[i]
+		if place < 0 {
+			continue
+		}
+		good[i] = checks.Value(r.loc.Index()+uint32(i), layout.CRC(r.data[i*bs:][:bs])) == r.table.Entries[place].Check
+		bad[i] = !good[i]
+	}
+	s := &d.sets[set]
+	if s.generation.Load() != generation {
+		return true
+	}
+	for i := range r.n {
+		switch {
+		case good[i]:
+			r.has[i] = true
+			s.read.set(r.places[i])
+		case bad[i]:
+			d.damaged.Add(1)
+			d.drop(set, r.loc.Add(uint32(i)), r.epoch)
+		}
+		missing = missing || !r.has[i]
+	}
+	return missing
 }
 
 // hangs ends the use of the disk for as long as r, among others, does not return.
@@ -168,62 +251,4 @@ func (d *Disk) returned(r *diskRead) {
 			d.report(nil)
 		}
 	}
-}
-
-// readGroup fills dst with blocks of one group and returns how many it found;
-// t.places tells which.
-func (d *Disk) readGroup(t *diskTable, loc layout.Location, epoch uint32, dst []byte) (found int) {
-	bs := int(d.head.BlockSize)
-	n := len(dst) / bs
-	checks := layout.NewChecks(d.head.UUID, loc.Key())
-	var bad []layout.Location
-	none := func() int {
-		for i := range n {
-			t.places[i] = -1
-		}
-		return 0
-	}
-	set := d.setOf(loc)
-	s := &d.sets[set]
-	generation := s.generation.Load()
-	if d.err.Load() != nil || generation%2 == 1 {
-		return none()
-	}
-	if err := d.load(t, set); err != nil {
-		d.failed(err)
-		return none()
-	}
-	t.find(loc, epoch, n)
-	for i := 0; i < n; {
-		if t.places[i] < 0 {
-			i++
-			continue
-		}
-		run := 1
-		for i+run < n && t.places[i+run] == t.places[i]+run {
-			run++
-		}
-		if _, err := d.file.ReadAt(dst[i*bs:][:run*bs], d.blockOffset(set, t.places[i])); err != nil {
-			d.failed(fmt.Errorf("read the disk cache: %w", err))
-			return none()
-		}
-		for end := i + run; i < end; i++ {
-			place := t.places[i]
-			if checks.Value(loc.Index()+uint32(i), layout.CRC(dst[i*bs:][:bs])) != t.set.Entries[place].Check {
-				t.places[i] = -1
-				bad = append(bad, loc.Add(uint32(i)))
-				continue
-			}
-			s.read[place/64].Or(1 << (place % 64))
-			found++
-		}
-	}
-	if s.generation.Load() != generation {
-		return none()
-	}
-	for _, l := range bad {
-		d.damaged.Add(1)
-		d.enqueue(diskJob{loc: l, epoch: epoch, drop: true})
-	}
-	return found
 }

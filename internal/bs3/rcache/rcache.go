@@ -144,7 +144,7 @@ func (c *Cache) Peek(loc layout.Location, dst []byte) bool {
 
 // Put stores copies of the given blocks of the volume, of which one begins every
 // stride bytes of data. They lie at loc and after it in an object that the durable key
-// covers.
+// covers. layout.NoBlock stands for one that is not to be stored.
 func (c *Cache) Put(loc layout.Location, blocks []uint64, data []byte, stride int) {
 	c.put(loc, blocks, data, stride, false)
 }
@@ -255,7 +255,7 @@ func (s *shard) put(loc layout.Location, blocks []uint64, data []byte, stride in
 	defer s.mu.Unlock()
 	for i, block := range blocks {
 		loc := loc.Add(uint32(i))
-		if _, ok := s.find(loc); ok {
+		if _, ok := s.find(loc); ok || block == layout.NoBlock {
 			continue
 		}
 		f := s.free()
