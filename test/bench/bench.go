@@ -103,6 +103,8 @@ func measurements() []measurement {
 		{"warm-read", measureWarmRead},
 		{"fsync", measureFsync},
 		{"local-log", measureLocalLog},
+		{"scattered", measureScattered},
+		{"collected", measureCollected},
 		{"store", measureStore},
 		{"memory", measureMemory},
 		{"idle", measureIdle},

@@ -1,0 +1,239 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+)
+
+// scanLimit bounds a read of a volume in order: what it has read by then counts.
+const scanLimit = 30 * time.Second
+
+// scan is a way to read a volume in order.
+type scan struct {
+	name string
+	job  fioJob
+}
+
+func (b *bench) scans() [2]scan {
+	return [2]scan{
+		{"1 MiB depth 4", fioJob{rw: "read", bs: mib, depth: 4, size: b.region, most: scanLimit}},
+		{"128 KiB depth 1", fioJob{rw: "read", bs: 128 * kib, depth: 1, size: b.region, most: scanLimit}},
+	}
+}
+
+// scan reads the volume in order, and puts into f what that took.
+func (d *daemon) scan(ctx context.Context, j fioJob, f figures, name string) error {
+	if err := d.b.store.latency(ctx, slowGet, slowPut); err != nil {
+		return err
+	}
+	var s sample
+	asked, err := d.counted(ctx, func() (err error) {
+		s, err = d.fio(ctx, j)
+		return err
+	})
+	f[name+"/bytes"] = s.Bytes
+	f[name+"/gets"] = 1e6 * float64(asked.Get) / s.Moved
+	f[name+"/fetched"] = float64(asked.Out) / s.Moved
+	f[name+"/read"] = s.Moved / float64(d.b.region)
+	return err
+}
+
+// scanCold returns a trial of all scans of a volume with settings s, each with nothing
+// cached.
+func (b *bench) scanCold(bucket string, s settings) trial {
+	return func(ctx context.Context) (figures, error) {
+		f := figures{}
+		for _, c := range b.scans() {
+			if err := b.onCopy(ctx, bucket, s, func(d *daemon) error { return d.scan(ctx, c.job, f, c.name) }); err != nil {
+				return nil, err
+			}
+		}
+		return f, nil
+	}
+}
+
+// scanTwice returns a trial of two scans of a volume, the second one with nothing
+// cached either: what is faster about it the first one has written.
+func (b *bench) scanTwice(bucket string, s settings) trial {
+	return func(ctx context.Context) (figures, error) {
+		to, f, j := b.name("bucket"), figures{}, b.scans()[0].job
+		if err := b.store.copyTo(ctx, bucket, to); err != nil {
+			return nil, err
+		}
+		for _, name := range []string{"first", "second"} {
+			d, err := b.bs3(ctx, to, s.with(settings{"takeover": "auto"}))
+			if err != nil {
+				return nil, err
+			}
+			err = d.scan(ctx, j, f, name)
+			if err == nil {
+				_, err = d.silent(ctx, 2*time.Second, time.Minute)
+			}
+			if err != nil {
+				d.kill()
+				return nil, err
+			}
+			if err := d.close(); err != nil {
+				return nil, err
+			}
+		}
+		return f, b.store.drop(ctx, to)
+	}
+}
+
+// slowPairs is how many pairs of runs are made where one takes a minute.
+func (b *bench) slowPairs() int { return min(b.pairs, 3) }
+
+// scanRows returns the rows of the scans of a comparison, rates and GETs, of a
+// scattered volume in the state that how says.
+func (b *bench) scanRows(p paired, how string, rate, gets float64) (rows []row) {
+	for _, c := range b.scans() {
+		name := fmt.Sprintf("scattered volume, %s: cold read in order at GET latency %v, %s, ", how, slowGet, c.name)
+		r := p.row(name+"against a volume written in order", c.name+"/bytes", "MB/s", 1e-6, rate, false)
+		r = p.with(r, "read", c.name+"/read", "of the volume", 1)
+		r = p.with(r, "fetched", c.name+"/fetched", "bytes for each byte read", 1)
+		rows = append(rows, r, p.plain(name+"GETs", c.name+"/gets", "GETs/MB", 1, gets))
+	}
+	return rows
+}
+
+// measureScattered measures reads in order of what was written at random.
+func measureScattered(ctx context.Context, b *bench) (rows []row, err error) {
+	ordered, err := b.written(ctx, byHand(), []fioJob{b.inOrder()}, nil)
+	if err != nil {
+		return nil, err
+	}
+	bucket, err := b.scattered(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, c := range []struct {
+		name       string
+		cache      int64 // bytes
+		rate, gets float64
+	}{
+		{"cache 1.5 times as large", b.region * 3 / 2, 0.2, 2},
+		// Twice the rate, and half of the GETs, of reads that fetch block by block.
+		{"cache a quarter as large", b.region / 4, 2 * 0.02, 205. / 2},
+	} {
+		s := byHand().with(settings{"read.cache_size": c.cache / mib})
+		p, err := b.compareSome(ctx, b.slowPairs(), b.scanCold(bucket, s), b.scanCold(ordered, s), b.scanCold(ordered, s))
+		if err != nil {
+			return nil, err
+		}
+		rows = append(rows, b.scanRows(p, c.name, c.rate, c.gets)...)
+	}
+	p, err := b.compareSome(ctx, b.slowPairs(), b.scanTwice(bucket, byHand()), nil, nil)
+	if err != nil {
+		return nil, err
+	}
+	single := ratios(all(p.ours, "second/bytes"), all(p.ours, "first/bytes"))
+	twice := row{
+		Name:   fmt.Sprintf("scattered volume: second cold read in order at GET latency %v, %s, against the first", slowGet, b.scans()[0].name),
+		Target: 2, Value: median(single), Single: single,
+		Details: []detail{
+			{"second", 1e-6 * median(all(p.ours, "second/bytes")), "MB/s"}, {"first", 1e-6 * median(all(p.ours, "first/bytes")), "MB/s"},
+			{"second", median(all(p.ours, "second/gets")), "GETs/MB"}, {"first", median(all(p.ours, "first/gets")), "GETs/MB"},
+		},
+	}
+	return append(rows, twice), b.dropAll(ctx, ordered, bucket)
+}
+
+// measureCollected measures reads in order, and the map, of what was written at
+// random and then put in order.
+func measureCollected(ctx context.Context, b *bench) (rows []row, err error) {
+	ordered, err := b.written(ctx, byHand(), []fioJob{b.inOrder()}, nil)
+	if err != nil {
+		return nil, err
+	}
+	scattered, err := b.scattered(ctx)
+	if err != nil {
+		return nil, err
+	}
+	before, err := b.mapBytes(ctx, scattered)
+	if err != nil {
+		return nil, err
+	}
+	judge := func(name, bucket string, moved float64, took time.Duration) error {
+		after, err := b.mapBytes(ctx, bucket)
+		if err != nil {
+			return err
+		}
+		p, err := b.compare(ctx, b.scanCold(bucket, byHand()), b.scanCold(ordered, byHand()), b.scanCold(ordered, byHand()))
+		if err != nil {
+			return err
+		}
+		rows = append(rows, b.scanRows(p, "after "+name, 0.7, 1)...)
+		rows = append(rows, row{
+			Name:   "scattered volume, after " + name + ": memory of the map, against before",
+			Target: 0.2, AtMost: true, Value: float64(after) / float64(before),
+			Details: []detail{
+				{"before", float64(before) / mib, "MiB"}, {"after", float64(after) / mib, "MiB"},
+				{"moved", moved, "bytes for each byte written"}, {"it took", took.Seconds(), "s"},
+			},
+		})
+		return b.dropAll(ctx, bucket)
+	}
+
+	const timely = "collections by time"
+	var end status
+	var took time.Duration
+	bucket, err := b.written(ctx, byTime(), []fioJob{b.inOrder(), b.atRandom()}, func(d *daemon) (err error) {
+		end, took, err = d.collected(ctx)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	if err := judge(timely, bucket, end.amplification(), took); err != nil {
+		return nil, err
+	}
+
+	const asked = "gc --defrag"
+	began := time.Now()
+	bucket = b.name("bucket")
+	if err := b.store.copyTo(ctx, scattered, bucket); err != nil {
+		return nil, err
+	}
+	d, err := b.bs3(ctx, bucket, byHand())
+	if err != nil {
+		return nil, err
+	}
+	if _, err := d.verb(ctx, "gc", "--defrag"); err != nil {
+		d.kill()
+		if !strings.Contains(err.Error(), "unknown flag") {
+			return nil, err
+		}
+		for _, r := range b.scanRows(paired{}, "after "+asked, 0.7, 1) {
+			r.Note = "this version has no gc --defrag"
+			rows = append(rows, r)
+		}
+		return rows, b.dropAll(ctx, ordered, scattered, bucket)
+	}
+	end, err = d.status(ctx)
+	if err != nil {
+		d.kill()
+		return nil, err
+	}
+	took = time.Since(began)
+	if err := d.close(); err != nil {
+		return nil, err
+	}
+	moved := float64(end.Collected.MovedBytes) / float64(3*b.region)
+	if err := judge(asked, bucket, moved, took); err != nil {
+		return nil, err
+	}
+	return rows, b.dropAll(ctx, ordered, scattered)
+}
+
+// dropAll removes buckets.
+func (b *bench) dropAll(ctx context.Context, buckets ...string) error {
+	for _, bucket := range buckets {
+		if err := b.store.drop(ctx, bucket); err != nil {
+			return err
+		}
+	}
+	return nil
+}
