@@ -25,7 +25,7 @@ type fioJob struct {
 	ios     int64         // the most requests; 0 = no limit
 	total   int64         // bytes to move, if not size
 	rate    int64         // bytes a second, the most; 0 = no limit
-	most    time.Duration // a job that is not timed ends then; 0 = no limit
+	most    time.Duration // it ends then; 0 = the time of a run if it is timed, else no limit
 	mix     int           // percentage of reads of a mixed job
 	fsync   bool          // after each write
 	flushed bool          // a flush at the end is part of the job
@@ -100,7 +100,10 @@ func (b *bench) runFio(ctx context.Context, socket string, j fioJob) (s sample, 
 		"--randrepeat=0", "--lat_percentiles=1", "--percentile_list=50:99:99.9", "--output-format=json", "--output=" + out,
 	}
 	if j.timed {
-		args = append(args, "--time_based", "--runtime="+milliseconds(b.runtime))
+		args = append(args, "--time_based")
+		if j.most == 0 {
+			j.most = b.runtime
+		}
 		if !j.cold {
 			args = append(args, "--ramp_time="+milliseconds(b.ramp))
 		}
