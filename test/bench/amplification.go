@@ -202,19 +202,18 @@ func measureAmplification(ctx context.Context, b *bench) (rows []row, err error)
 			if err != nil {
 				return nil, fmt.Errorf("%s, %.0f %%: %w", pattern, 100*allowed, err)
 			}
-			fmt.Println(a)
 			of[pattern] = a
 			all = append(all, a)
 		}
 		uniform, zipf := of[uniformly], of[byZipf]
-		name := fmt.Sprintf("write amplification of overwrites with %.0f %% live data allowed, ", 100*allowed)
+		name := fmt.Sprintf("write amplification, %.0f %% live data allowed: ", 100*allowed)
 		rows = append(rows,
 			row{
-				Name: name + "uniform, against the bound of greedy cleaning", Target: 1.15, AtMost: true, Value: uniform.Write / uniform.Bound,
+				Name: name + "uniform overwrites, against greedy cleaning", Target: 1.15, AtMost: true, Value: uniform.Write / uniform.Bound,
 				Details: []detail{{"bs3", uniform.Write, ""}, {"bound", uniform.Bound, ""}},
 			},
 			row{
-				Name: name + "Zipf 0.99, against uniform", Target: 1, AtMost: true, Value: zipf.Write / uniform.Write,
+				Name: name + "Zipf 0.99, against uniform overwrites", Target: 1, AtMost: true, Value: zipf.Write / uniform.Write,
 				Details: []detail{{"Zipf", zipf.Write, ""}, {"uniform", uniform.Write, ""}},
 			})
 	}

@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"time"
+
+	"bs3/test/bench/s3server"
 )
 
 // measureSmallObjects measures what becomes of the objects of single flushed blocks.
@@ -15,24 +17,26 @@ func measureSmallObjects(ctx context.Context, b *bench) (rows []row, err error) 
 		flushes = 5_000
 	}
 	const moves = 1 // gc.max_moves
-	s, note := byTime(), ""
+	s := byTime()
 	if ok, err := b.knows(ctx, settings{"gc.max_moves": moves}); err != nil {
 		return nil, err
 	} else if ok {
 		s = s.with(settings{"gc.max_moves": moves})
-	} else {
-		note = "this version does not merge objects"
 	}
 	for _, rw := range []string{"write", "randwrite"} {
 		how := map[string]string{"write": "in order", "randwrite": "at random"}[rw]
 		j := fioJob{rw: rw, bs: 4 * kib, depth: 1, size: b.region, ios: flushes, fsync: true, once: true, flushed: true}
 		var written, end status
+		var kept s3server.Kept
 		var took time.Duration
 		bucket, err := b.written(ctx, s, []fioJob{j}, func(d *daemon) (err error) {
 			if written, err = d.status(ctx); err != nil {
 				return err
 			}
-			end, took, err = d.collected(ctx)
+			if end, took, err = d.collected(ctx); err != nil {
+				return err
+			}
+			kept, err = b.store.kept(ctx, d.bucket)
 			return err
 		})
 		if err != nil {
@@ -42,19 +46,16 @@ func measureSmallObjects(ctx context.Context, b *bench) (rows []row, err error) 
 		if full == 0 {
 			return nil, fmt.Errorf("the volume has nothing after %d writes", flushes)
 		}
-		name := fmt.Sprintf("%d writes of 4 KiB %s, each flushed, after collections by time: ", flushes, how)
+		name := fmt.Sprintf("%d flushed 4 KiB writes %s, after collections: ", flushes, how)
 		rows = append(rows, row{
 			Name: name + "objects, against full ones", Target: 1.25, AtMost: true, Value: float64(end.Objects) / float64(full),
 			Details: []detail{
 				{"objects", float64(end.Objects), "at the end"}, {"objects", float64(written.Objects), "before the last collections"},
-				{"full ones", float64(full), "would do"}, {"it took", took.Seconds(), "s"},
+				{"full ones", float64(full), "would do"}, {"in the store", float64(kept.Objects), "with checkpoints"}, {"it took", took.Seconds(), "s"},
 			},
 		}, row{
 			Name: name + "bytes moved for each byte written", Target: moves, AtMost: true, Value: end.amplification(),
 		})
-		if note != "" {
-			rows[len(rows)-1].Details = append(rows[len(rows)-1].Details, detail{note, 0, ""})
-		}
 		if err := b.store.drop(ctx, bucket); err != nil {
 			return nil, err
 		}
