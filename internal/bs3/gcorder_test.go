@@ -12,6 +12,7 @@ import (
 	"bs3/internal/bs3/gc"
 	"bs3/internal/bs3/objproxy"
 	"bs3/internal/bs3/objproxy/objtest"
+	"bs3/internal/bs3/volume"
 )
 
 // orderBlocks and orderChunk are the size of the volumes of these tests, and of
@@ -122,6 +123,10 @@ func TestDefrag(t *testing.T) {
 	}
 	s.compare(t, e)
 	shut(t, e)
+	info, err := volume.ReadInfo(t.Context(), memory)
+	if err != nil || info.LiveObjects != after.Objects || info.FullObjects != after.FullObjects || info.Pieces < after.Objects/2 || info.Pieces > 2*after.Objects {
+		t.Errorf("info: %+v, %v", info, err)
+	}
 	e = open(t, o)
 	s.compare(t, e)
 	shut(t, e)
