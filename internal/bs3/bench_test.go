@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/rs/zerolog"
+	"golang.org/x/sys/unix"
 
 	"bs3/internal/bs3"
 	"bs3/internal/bs3/objproxy"
@@ -197,4 +198,59 @@ func BenchmarkFlush(b *testing.B) {
 			b.Fatal(err)
 		}
 	}
+}
+
+// BenchmarkWriteDiskCache writes 4 KiB at random, with and without a cache on a disk.
+// cpu-ns/op is the time of the processors, the kernel's included; dropped-% what of it
+// the disk cache did not take.
+func BenchmarkWriteDiskCache(b *testing.B) {
+	for _, c := range []struct {
+		name string
+		size int64
+		rate int // writes a second; 0 = as many as there can be
+	}{
+		{"off", 0, 0},
+		{"on", 1 << 30, 0},
+		{"off, 100k a second", 0, 100_000},
+		{"on, 100k a second", 1 << 30, 100_000},
+	} {
+		b.Run(c.name, func(b *testing.B) {
+			o := bigOptions(b, sink{objtest.NewMemory()}, 512<<20)
+			o.Memory, o.Log, o.ReadCache = 128<<20, zerolog.Nop(), 64<<20
+			o.CachePath, o.DiskCache, o.Durable = b.TempDir(), c.size, true
+			e, err := bs3.Open(b.Context(), o)
+			if err != nil {
+				b.Fatal(err)
+			}
+			defer func() { _ = e.Close(context.Background()) }()
+			p := make([]byte, 4096)
+			rnd := rand.New(rand.NewPCG(1, 1))
+			one := func() { write(b, e, p, rnd.Int64N(512<<20/4096)*4096) }
+			for range 2 << 30 / 4096 { // all of the file is there then
+				one()
+			}
+			b.SetBytes(4096)
+			b.ResetTimer()
+			began, cpu, n := time.Now(), cpuTime(b), 0
+			for b.Loop() {
+				if n++; c.rate > 0 && n%64 == 0 {
+					time.Sleep(time.Until(began.Add(time.Duration(n) * time.Second / time.Duration(c.rate))))
+				}
+				one()
+			}
+			b.ReportMetric(float64(cpuTime(b)-cpu)/float64(b.N), "cpu-ns/op")
+			if s := e.Status().DiskCache; s != nil {
+				b.ReportMetric(100*float64(s.Dropped)/float64(n+2<<30/4096), "dropped-%")
+			}
+		})
+	}
+}
+
+// cpuTime returns how long the processors have worked for the process.
+func cpuTime(b *testing.B) time.Duration {
+	var u unix.Rusage
+	if err := unix.Getrusage(unix.RUSAGE_SELF, &u); err != nil {
+		b.Fatal(err)
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }

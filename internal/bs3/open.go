@@ -13,6 +13,7 @@ import (
 	"bs3/internal/bs3/key"
 	"bs3/internal/bs3/layout"
 	"bs3/internal/bs3/life"
+	"bs3/internal/bs3/mapproxy"
 	"bs3/internal/bs3/objproxy"
 	"bs3/internal/bs3/rcache"
 	"bs3/internal/bs3/reader"
@@ -32,10 +33,10 @@ func Open(ctx context.Context, opts Options) (*Engine, error) {
 	if err := opts.complete(); err != nil {
 		return nil, err
 	}
-	o := &opening{opts: opts, log: opts.Log, nonce: layout.NewNonce()}
+	o := &opening{opts: opts, log: opts.Log, nonce: layout.NewNonce(), places: new(places)}
 	if opts.ReadCache > 0 {
 		var err error
-		if o.cache, err = rcache.New(opts.ReadCache, opts.BlockSize); err != nil {
+		if o.cache, err = rcache.New(opts.ReadCache, opts.BlockSize, o.places.where); err != nil {
 			return nil, err
 		}
 	}
@@ -71,11 +72,12 @@ func (e notRefused) Is(target error) bool {
 
 // opening is what exists only while a volume is opened.
 type opening struct {
-	opts  Options
-	log   zerolog.Logger
-	nonce layout.Nonce
-	cache *rcache.Cache // nil without one
-	files *files
+	opts   Options
+	log    zerolog.Logger
+	nonce  layout.Nonce
+	places *places       // what the caches ask
+	cache  *rcache.Cache // nil without one
+	files  *files
 
 	store objproxy.Store // of opts, with limited patience if nothing is lost by giving up
 
@@ -191,15 +193,20 @@ func (o *opening) engine(ctx context.Context, r *recovered) *Engine {
 	}
 	disk := o.openDisk()
 	if o.cache != nil || disk != nil {
-		c.Keep = func(loc layout.Location, data []byte, epoch uint64) { e.reader.Keep(loc, data, epoch) }
+		c.Keep = func(loc layout.Location, blocks []uint64, stored []byte, epoch uint64) {
+			e.reader.Keep(loc, blocks, stored, epoch)
+		}
 	}
 	e.log = writer.New(c, r.Recovered)
+	o.places.View = e.log.View()
 	e.owner.LogFrom(func() key.Key { return e.log.Now().Durable + 1 })
 	e.reader = reader.New(reader.Config{
-		Store: opts.Store, UUID: e.owner.UUID, Map: e.log.View(), Memory: e.log, Life: e.life, Log: o.log,
+		Store: opts.Store, UUID: e.owner.UUID, Map: o.places.View, Memory: e.log, Life: e.life, Log: o.log,
 		BlockSize: opts.BlockSize, Size: opts.Size, ChunkSize: opts.ChunkSize,
 		Cache: o.cache, Disk: disk,
 		Readahead: opts.Readahead, CacheSize: opts.ReadCache, Downloaders: opts.Downloaders,
+		WholeObjects: opts.WholeObjects,
+		Gathered:     func(block, blocks uint64, requests int) { e.collector.Gathered(block, blocks, requests) },
 	})
 	e.keeper = checkpoint.New(checkpoint.Config{
 		Store: opts.Store, Owner: e.owner, Log: e.log, Logger: o.log,
@@ -207,14 +214,30 @@ func (o *opening) engine(ctx context.Context, r *recovered) *Engine {
 		Interval: opts.CheckpointInterval, Skip: opts.SkipCheckpoint,
 		Outcome: e.outcome,
 	}, r.kept, r.base)
+	var cached func(layout.Location, []byte) bool
+	if o.cache != nil {
+		cached = o.cache.Peek
+	}
 	e.collector = gc.New(gc.Config{
-		Options: opts.GC, Store: opts.Store, UUID: e.owner.UUID, Log: e.log, Map: e.log.View(),
-		Checkpoints: e.keeper, Fetches: e.reader.Fetches(), Misses: e.reader.Misses, Life: e.life, Logger: o.log,
+		Options: opts.GC, Store: opts.Store, UUID: e.owner.UUID, Log: e.log, Map: o.places.View,
+		Checkpoints: e.keeper, Fetches: e.reader.Fetches(), Misses: e.reader.Misses, Cached: cached, Life: e.life, Logger: o.log,
 		BlockSize: opts.BlockSize, ChunkBlocks: opts.chunkBlocks(),
 		Outcome: e.outcome,
 	})
 	e.log.Start()
 	return e
+}
+
+// places is what the caches know of the map. It has a View once there is an engine:
+// before that they are empty.
+type places struct{ mapproxy.View }
+
+// where is an rcache.Where.
+func (p *places) where(block uint64) layout.Location {
+	if block >= p.Blocks() { // the file of the disk cache may name any
+		return 0
+	}
+	return p.Get(block)
 }
 
 const diskCacheFile = "cache"
@@ -226,7 +249,7 @@ func (o *opening) openDisk() *rcache.Disk {
 		return nil
 	}
 	log, path := o.log, filepath.Join(o.files.cache.Path(), diskCacheFile)
-	disk, err := rcache.OpenDisk(path, o.owner.UUID, o.opts.BlockSize, o.opts.DiskCache, func(err error) {
+	disk, err := rcache.OpenDisk(path, o.owner.UUID, o.opts.BlockSize, o.opts.DiskCache, o.places.where, func(err error) {
 		switch {
 		case err == nil:
 			log.Info().Msg("the disk of the cache answers again: the disk cache is used again")

@@ -37,6 +37,8 @@ type Options struct {
 
 	ReadCache int64 // bytes of memory for what was read or written lately; 0 = none
 	Readahead int64 // bytes, the most that is read ahead of a sequential stream into the read cache; 0 = nothing
+	// WholeObjects: see reader.Config. Without Readahead it has no effect.
+	WholeObjects bool
 
 	StatePath string // directory for the chunk memory; empty = on the heap, it dies with the process
 

@@ -342,13 +342,13 @@ import (
 	l.keep(c)
 	var few [4]*chunk
 `}, {"reader/disk.go", `
-			m.epoch = r.c.Memory.Epoch(m.loc.Key())
+			m.epoch = r.c.Memory.Object(m.loc.Key()).Epoch
 `, `
-			m.epoch = min(1, r.c.Memory.Epoch(m.loc.Key()))
+			m.epoch = min(1, r.c.Memory.Object(m.loc.Key()).Epoch)
 `}, {"reader/disk.go", `
-		r.c.Disk.Put(m.loc, m.epoch, stored)
+		r.c.Disk.Put(loc, epoch, blocks, stored)
 `, `
-		r.c.Disk.Put(m.loc, 1, stored)
+		r.c.Disk.Put(loc, 1, blocks, stored)
 `}}},
 	{"LDUR", "the local log gives up what is stored", []ruleEdit{{"writer/durable.go", `
 	c.stored = true
@@ -536,15 +536,15 @@ func (e *Readers) Retire(f func()) { f() }
 `, `
 			if m.CRC, ok = checks.Verify(index, stored); !ok && index > layout.MaxIndex {
 `}}},
-	{"VDISK", "what the disk cache returns is believed", []ruleEdit{{"rcache/disk.go", `
-			if checks.Value(loc.Index()+uint32(i), layout.CRC(dst[i*bs:][:bs])) != t.set.Entries[place].Check {
+	{"VDISK", "what the disk cache returns is believed", []ruleEdit{{"rcache/diskread.go", `
+		good[i] = checks.Value(r.loc.Index()+uint32(i), layout.CRC(r.data[i*bs:][:bs])) == r.table.Entries[place].Check
 `, `
-			if checks.Value(loc.Index()+uint32(i), layout.CRC(dst[i*bs:][:bs])) != t.set.Entries[place].Check && place < 0 {
+		good[i] = checks.Value(r.loc.Index()+uint32(i), layout.CRC(r.data[i*bs:][:bs])) == r.table.Entries[place].Check || place >= 0
 `}}},
-	{"VDROP", "what does not verify stays in the disk cache", []ruleEdit{{"rcache/disk.go", `
-		d.enqueue(diskJob{loc: l, epoch: epoch, drop: true})
+	{"VDROP", "what does not verify stays in the disk cache", []ruleEdit{{"rcache/diskread.go", `
+			d.drop(set, r.loc.Add(uint32(i)), r.epoch)
 `, `
-		_ = l
+			_ = set
 `}}},
 	{"VMEM", "the blocks of chunk memory are replayed as they are", []ruleEdit{{"wlog/slot.go", `
 		if crcs[b], ok = s.checks.Verify(s.blocks+uint32(b), stored[b*stride:][:stride]); !ok {

@@ -51,6 +51,9 @@ const (
 	PathStyleAlways = "always"
 	PathStyleNever  = "never"
 
+	WholeObjectsAuto = "auto"
+	WholeObjectsOff  = "off"
+
 	SSENone = ""
 	SSEAES  = "AES256"
 	SSEKMS  = "aws:kms"
@@ -168,9 +171,10 @@ type Write struct {
 
 // Read is the path of a read.
 type Read struct {
-	BufSize   int `toml:"shared_buffer_size" env:"BS3_READ_BUFSIZE" env-description:"BUSE: memory per thread shared with the kernel for reads, in MB"`
-	CacheSize int `toml:"cache_size" env:"BS3_READ_CACHESIZE" env-description:"Memory for recently read or written data, in MB; 0 = none"`
-	Readahead int `toml:"readahead" env:"BS3_READ_READAHEAD" env-description:"Most data to read ahead of a sequential stream, in MB; 0 = none"`
+	BufSize      int    `toml:"shared_buffer_size" env:"BS3_READ_BUFSIZE" env-description:"BUSE: memory per thread shared with the kernel for reads, in MB"`
+	CacheSize    int    `toml:"cache_size" env:"BS3_READ_CACHESIZE" env-description:"Memory for recently read or written data, in MB; 0 = none"`
+	Readahead    int    `toml:"readahead" env:"BS3_READ_READAHEAD" env-description:"Most data to read ahead of a sequential stream, in MB; 0 = none"`
+	WholeObjects string `toml:"whole_objects" env:"BS3_READ_WHOLEOBJECTS" env-description:"auto: fetch objects whole of which little is wanted, where the read cache has room for all that is mapped; off: never"`
 }
 
 // Cache is the local log and the disk cache.
@@ -235,7 +239,7 @@ func Default() Config {
 			Memory:        160,
 			Linger:        1000,
 		},
-		Read:         Read{BufSize: 32, CacheSize: 256, Readahead: 32},
+		Read:         Read{BufSize: 32, CacheSize: 256, Readahead: 32, WholeObjects: WholeObjectsAuto},
 		Cache:        Cache{Size: 4},
 		Checkpoint:   Checkpoint{Interval: 60},
 		GC:           GC{Step: 1024, LiveData: 0.3, IdleTimeout: 200, Wait: 600, MaxGarbage: 0.5, MaxMoves: 0.5},

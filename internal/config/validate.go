@@ -246,6 +246,7 @@ func (c Config) checkWrite(k *checker) {
 	k.between(int64(c.Write.Linger), "write.linger", 1, maxLinger, " ms")
 	k.between(int64(c.Read.CacheSize), "read.cache_size", 0, maxMemory, " MB")
 	k.between(int64(c.Read.Readahead), "read.readahead", 0, maxMemory, " MB")
+	k.oneOf(c.Read.WholeObjects, "read.whole_objects", WholeObjectsAuto, WholeObjectsOff)
 	k.between(int64(c.Cache.Size), "cache.size", 1, maxCacheSize, " GB")
 	k.between(int64(c.Checkpoint.Interval), "checkpoint.interval", 1, maxInterval, " s")
 }

@@ -72,7 +72,7 @@ func openVolume(ctx context.Context, c config.Config, h *health, known table, t 
 		Memory:    int64(c.Write.Memory) * config.MB,
 		Uploaders: store.Uploaders, Downloaders: store.Downloaders,
 		ReadCache: int64(c.Read.CacheSize) * config.MB,
-		Readahead: int64(c.Read.Readahead) * config.MB,
+		Readahead: int64(c.Read.Readahead) * config.MB, WholeObjects: c.Read.WholeObjects == config.WholeObjectsAuto,
 		StatePath: state,
 
 		CachePath:      cache,

@@ -94,6 +94,9 @@ type Config struct {
 	Checkpoints *checkpoint.Keeper
 	Fetches     *era.Readers  // who may still ask for an object that they have looked up
 	Misses      func() uint64 // reads that had to ask the store
+	// Cached copies the block at a location to dst, if the read cache has it, and does
+	// not count as a read; nil without one.
+	Cached      func(loc layout.Location, dst []byte) bool
 	Life        *life.Life
 	Logger      zerolog.Logger
 	BlockSize   int // bytes
@@ -111,6 +114,9 @@ type Collector struct {
 	sortChunks int // of live blocks that are written in order
 	readers    int // objects read at a time
 	requests   chan request
+	gathered   chan gathered
+	rewritten  key.Key       // the last one after what was gathered was written back. Run's
+	found      int64         // live bytes when the volume was opened
 	deleting   chan struct{} // holds a token while what is dead is deleted
 	reserve    reserve
 	tidyAt     tidiness // when there was nothing to tidy; zero: not known. Run's
@@ -145,7 +151,7 @@ func New(c Config) *Collector {
 	}
 	chunk := c.ChunkBlocks * c.BlockSize
 	g := &Collector{
-		c: c, requests: make(chan request), deleting: make(chan struct{}, 1),
+		c: c, requests: make(chan request), gathered: make(chan gathered, 1), found: int64(c.Map.Mapped()) * int64(c.BlockSize), deleting: make(chan struct{}, 1),
 		sortChunks: chunks(gatherBytes, chunk, leastSorted, mostSorted), readers: chunks(readBytes, chunk, leastRead, mostRead),
 		reserve: reserve{turn: make(chan struct{}, 1)},
 	}
@@ -250,6 +256,10 @@ func (g *Collector) Run(ctx context.Context) {
 			g.underWay(false)
 			g.account(report)
 			g.c.Outcome("garbage collection", err)
+		case p := <-g.gathered:
+			report, err := g.rewrite(behind, p)
+			g.account(report)
+			g.c.Outcome("putting what was read in order", err)
 		case <-ctx.Done():
 			return
 		}

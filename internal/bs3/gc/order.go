@@ -226,12 +226,18 @@ func (g *Collector) scattered(ctx context.Context, most uint64) ([]batch, error)
 // tidiness is what a collection by time that found nothing to tidy depended on.
 type tidiness struct{ next, cold key.Key }
 
+// allowance returns how many bytes may be moved to merge and sort without being
+// asked: MaxMoves of what was written, before the open as far as it was live then.
+func (g *Collector) allowance() int64 {
+	return int64(g.c.MaxMoves*float64(g.found+g.c.Log.Written())) - g.Tidied()
+}
+
 // tidy is what a collection by time does for reads: it merges small objects and
 // sorts scattered ones, as far as MaxMoves allows. Where nothing has changed since
 // it found nothing, it does not look again.
 func (g *Collector) tidy(ctx context.Context) (Report, error) {
 	chunk := int64(g.c.ChunkBlocks) * int64(g.c.BlockSize)
-	allowed := int64(g.c.MaxMoves*float64(g.c.Log.Written())) - g.Tidied()
+	allowed := g.allowance()
 	if allowed < chunk { // objects that are not full would come of it
 		return Report{}, nil
 	}
@@ -258,8 +264,13 @@ func (g *Collector) tidy(ctx context.Context) (Report, error) {
 		return Report{}, nil
 	}
 	report, err := g.compactUnlessStuck(ctx, chosen...)
+	g.tidied(report)
+	return report, err
+}
+
+// tidied counts what was moved to merge and sort.
+func (g *Collector) tidied(r Report) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.mu.tidied += report.MovedBytes
-	return report, err
+	g.mu.tidied += r.MovedBytes
 }

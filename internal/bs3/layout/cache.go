@@ -15,6 +15,7 @@ type CacheHeader struct {
 // CacheEntry identifies the block that lies in a place of a set.
 type CacheEntry struct {
 	Loc   Location // 0: none
+	Block uint64   // of the volume, which lay there when it was written
 	Epoch uint32   // the low 32 bits of the object's epoch
 	Check uint32   // the check value of the block, see Checks
 }
@@ -29,18 +30,18 @@ const (
 	// CacheHeaderSize is the size of an encoded CacheHeader in bytes.
 	CacheHeaderSize = 4096
 	// CacheSetSize is the size of an encoded CacheSet in bytes; the blocks follow.
-	CacheSetSize = 4096
+	CacheSetSize = 8192
 	// CacheSetBlocks is the number of blocks of a set.
-	CacheSetBlocks = 255
+	CacheSetBlocks = 340
 	// MaxCacheSets is the most sets of a file.
 	MaxCacheSets = 1 << 32
 
 	cacheMagic   = "bs3-cach"
-	cacheVersion = 2
+	cacheVersion = 3
 	cacheUsed    = 40
 	cacheCRC     = CacheHeaderSize - 4
 
-	cacheEntrySize = 16
+	cacheEntrySize = 24
 	cacheSetUsed   = CacheSetBlocks*cacheEntrySize + 4
 	cacheSetCRC    = CacheSetSize - 4
 )
@@ -96,8 +97,9 @@ func (s *CacheSet) Encode(dst []byte) {
 	for i, e := range s.Entries {
 		b := dst[i*cacheEntrySize:]
 		binary.LittleEndian.PutUint64(b, uint64(e.Loc))
-		binary.LittleEndian.PutUint32(b[8:], e.Epoch)
-		binary.LittleEndian.PutUint32(b[12:], e.Check)
+		binary.LittleEndian.PutUint64(b[8:], e.Block)
+		binary.LittleEndian.PutUint32(b[16:], e.Epoch)
+		binary.LittleEndian.PutUint32(b[20:], e.Check)
 	}
 	binary.LittleEndian.PutUint32(dst[cacheSetUsed-4:], s.Hand)
 	clear(dst[cacheSetUsed:cacheSetCRC])
@@ -116,7 +118,10 @@ func (s *CacheSet) Decode(b []byte) error {
 	}
 	for i := range s.Entries {
 		e := b[i*cacheEntrySize:]
-		s.Entries[i] = CacheEntry{Location(binary.LittleEndian.Uint64(e)), binary.LittleEndian.Uint32(e[8:]), binary.LittleEndian.Uint32(e[12:])}
+		s.Entries[i] = CacheEntry{
+			Location(binary.LittleEndian.Uint64(e)), binary.LittleEndian.Uint64(e[8:]),
+			binary.LittleEndian.Uint32(e[16:]), binary.LittleEndian.Uint32(e[20:]),
+		}
 		if !s.Entries[i].Loc.valid() {
 			return fmt.Errorf("set of the disk cache: %w", damaged("location %#x", uint64(s.Entries[i].Loc)))
 		}

@@ -58,9 +58,10 @@
 //	              32 sets 8 │ zeros │ 4092 CRC of bytes 0-4091 4
 //	            4096 sets
 //
-//	set            0 per block location 8 │ epoch 4 │ check value of the block 4
-//	            4080 hand 4 │ zeros │ 4092 CRC of bytes 0-4091 4
-//	            4096 255 data blocks
+//	set            0 per block location 8 │ number in the volume 8 │ epoch 4
+//	                 │ check value of the block 4
+//	            8160 hand 4 │ zeros │ 8188 CRC of bytes 0-8187 4
+//	            8192 340 data blocks
 //
 // The volume record is JSON with a checksum as its last member.
 //

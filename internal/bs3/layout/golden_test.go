@@ -108,12 +108,13 @@ func TestGolden(t *testing.T) {
 
 	ch := sampleCacheHeader()
 	b = AppendCacheHeader(nil, ch)
-	golden(t, "cache-v2", b)
+	golden(t, "cache-v3", b)
 	gotCH, err := DecodeCacheHeader(b)
 	check("disk cache", gotCH, ch, err)
 	cs := sampleCacheSet()
+	b = make([]byte, CacheSetSize)
 	cs.Encode(b)
-	golden(t, "cache-set-v2", b)
+	golden(t, "cache-set-v3", b)
 	var gotCS CacheSet
 	err = gotCS.Decode(b)
 	check("set of the disk cache", &gotCS, cs, err)
@@ -187,6 +188,7 @@ func TestFlips(t *testing.T) {
 
 	b = AppendCacheHeader(nil, sampleCacheHeader())
 	eachFlip(b, func(at int, f []byte) { _, err := DecodeCacheHeader(f); wrong("disk cache", at, err) })
+	b = make([]byte, CacheSetSize)
 	sampleCacheSet().Encode(b)
 	eachFlip(b, func(at int, f []byte) { wrong("set of the disk cache", at, new(CacheSet).Decode(f)) })
 

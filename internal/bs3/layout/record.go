@@ -3,6 +3,7 @@ package layout
 import (
 	"encoding/binary"
 	"fmt"
+	"math"
 )
 
 // Kind is what a record does to its blocks.
@@ -44,6 +45,8 @@ const (
 	MaxZeroBlocks = 1 << 20
 	// MaxBlocks is the most blocks of a volume: leaves are numbered by 32 bits.
 	MaxBlocks = LeafBlocks << 32
+	// NoBlock is no number of a block.
+	NoBlock = math.MaxUint64
 )
 
 // MaxRecords returns the most records of an object whose chunk holds chunkBlocks

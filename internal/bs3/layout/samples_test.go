@@ -173,7 +173,7 @@ func sampleCacheSet() *CacheSet {
 	s := &CacheSet{Hand: 0xfe}
 	for i := range s.Entries {
 		if i%3 > 0 {
-			s.Entries[i] = CacheEntry{Loc(key.Key(0x0102030405+i), uint32(0x010203+i)), 0x11121314 + uint32(i), 0x21222324 * uint32(i)}
+			s.Entries[i] = CacheEntry{Loc(key.Key(0x0102030405+i), uint32(0x010203+i)), 0x3132333435 + uint64(i), 0x11121314 + uint32(i), 0x21222324 * uint32(i)}
 		}
 	}
 	return s

@@ -16,7 +16,7 @@ const (
 
 func benchCache(b *testing.B) *Cache {
 	b.Helper()
-	c, err := New(benchFrames*benchBlock, benchBlock)
+	c, err := New(benchFrames*benchBlock, benchBlock, nil)
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -32,7 +32,7 @@ func benchCache(b *testing.B) *Cache {
 func fill(c *Cache, first key.Key) {
 	chunk := make([]byte, chunkBlocks*benchBlock)
 	for k := range key.Key(2 * benchFrames / chunkBlocks) {
-		c.Put(layout.Loc(first+k, 0), chunk, benchBlock)
+		c.Put(layout.Loc(first+k, 0), numbers(chunkBlocks), chunk, benchBlock)
 	}
 }
 
@@ -41,7 +41,7 @@ func BenchmarkGet(b *testing.B) {
 	c := benchCache(b)
 	const n = benchFrames / 2
 	for k := range key.Key(n / chunkBlocks) {
-		c.Put(layout.Loc(k, 0), make([]byte, chunkBlocks*benchBlock), benchBlock)
+		c.Put(layout.Loc(k, 0), numbers(chunkBlocks), make([]byte, chunkBlocks*benchBlock), benchBlock)
 	}
 	b.SetBytes(benchBlock)
 	b.ReportAllocs()
@@ -68,7 +68,7 @@ func BenchmarkPutChunk(b *testing.B) {
 	b.SetBytes(int64(len(chunk)))
 	b.ReportAllocs()
 	for b.Loop() {
-		c.Put(layout.Loc(k, 0), chunk, benchBlock)
+		c.Put(layout.Loc(k, 0), numbers(chunkBlocks), chunk, benchBlock)
 		k++
 	}
 }
@@ -86,7 +86,7 @@ func BenchmarkPutBlock(b *testing.B) {
 	b.SetBytes(benchBlock)
 	b.ReportAllocs()
 	for b.Loop() {
-		c.Put(at[i%len(at)], block, benchBlock)
+		c.Put(at[i%len(at)], numbers(1), block, benchBlock)
 		i++
 	}
 }

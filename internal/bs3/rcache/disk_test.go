@@ -23,8 +23,13 @@ var diskUUID = layout.UUID{7}
 
 func openDisk(t testing.TB, path string, sets int64) *Disk {
 	t.Helper()
+	return openDiskOf(t, path, sets, nil)
+}
+
+func openDiskOf(t testing.TB, path string, sets int64, where Where) *Disk {
+	t.Helper()
 	head := layout.CacheHeader{BlockSize: diskBlock}
-	d, err := OpenDisk(path, diskUUID, diskBlock, layout.CacheHeaderSize+sets*head.SetSize()+100, func(err error) { t.Error(err) })
+	d, err := OpenDisk(path, diskUUID, diskBlock, layout.CacheHeaderSize+sets*head.SetSize()+100, where, func(err error) { t.Error(err) })
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -90,7 +95,7 @@ func TestDiskKeeps(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "cache")
 	d := openDisk(t, path, 8)
 	loc := layout.Loc(5, 30)
-	d.Put(loc, 3, storedOf(loc, 3, 200)) // of several groups
+	d.Put(loc, 3, numbers(200), storedOf(loc, 3, 200)) // of several groups
 	settle(d)
 	for range 2 {
 		for _, test := range []struct {
@@ -123,7 +128,7 @@ func TestDiskOther(t *testing.T) {
 	loc := layout.Loc(5, 0)
 	fill := func() {
 		d := openDisk(t, path, 4)
-		d.Put(loc, 3, storedOf(loc, 3, 10))
+		d.Put(loc, 3, numbers(10), storedOf(loc, 3, 10))
 		if err := d.Close(); err != nil {
 			t.Fatal(err)
 		}
@@ -157,10 +162,10 @@ func TestDiskOther(t *testing.T) {
 		}
 		_ = d.Close()
 	}
-	if _, err := OpenDisk(path, diskUUID, diskBlock, 4096, nil); err == nil {
+	if _, err := OpenDisk(path, diskUUID, diskBlock, 4096, nil, nil); err == nil {
 		t.Error("a cache without a set")
 	}
-	if _, err := OpenDisk(filepath.Join(path, "x"), diskUUID, diskBlock, 1<<20, nil); err == nil {
+	if _, err := OpenDisk(filepath.Join(path, "x"), diskUUID, diskBlock, 1<<20, nil, nil); err == nil {
 		t.Error("a cache below a file")
 	}
 }
@@ -177,7 +182,7 @@ func TestDiskTorn(t *testing.T) {
 			loc := layout.Loc(key.Key(rnd.IntN(20)), rnd.Uint32N(300))
 			n, epoch := 1+rnd.IntN(40), uint64(1+rnd.IntN(2))
 			if rnd.IntN(2) == 0 {
-				d.Put(loc, epoch, storedOf(loc, epoch, n))
+				d.Put(loc, epoch, numbers(n), storedOf(loc, epoch, n))
 				settle(d)
 			} else {
 				has := get(t, d, loc, epoch, n)
@@ -217,27 +222,28 @@ func TestDiskReplaces(t *testing.T) {
 	d := openDisk(t, filepath.Join(t.TempDir(), "cache"), 1)
 	defer func() { _ = d.Close() }()
 	put := func(k key.Key, n int) {
-		d.Put(layout.Loc(k, 0), 1, storedOf(layout.Loc(k, 0), 1, n))
+		d.Put(layout.Loc(k, 0), 1, numbers(n), storedOf(layout.Loc(k, 0), 1, n))
 		settle(d)
 	}
+	const part = layout.CacheSetBlocks / 5
 	for k := range key.Key(5) {
-		put(k, 51)
+		put(k, part)
 	}
 	for k := range key.Key(5) {
-		if n := get(t, d, layout.Loc(k, 0), 1, 51); n != 51 {
-			t.Fatalf("object %d: %d of 51 blocks of a cache that is just full", k, n)
+		if n := get(t, d, layout.Loc(k, 0), 1, part); n != part {
+			t.Fatalf("object %d: %d of %d blocks of a cache that is just full", k, n, part)
 		}
 	}
-	put(5, 51) // all were read: the oldest goes
-	if n := get(t, d, layout.Loc(0, 0), 1, 51); n != 0 {
+	put(5, part) // all were read: the oldest goes
+	if n := get(t, d, layout.Loc(0, 0), 1, part); n != 0 {
 		t.Errorf("%d blocks of the oldest object are left", n)
 	}
-	get(t, d, layout.Loc(1, 0), 1, 51)
-	put(6, 51)
-	if n := get(t, d, layout.Loc(1, 0), 1, 51); n != 51 {
-		t.Errorf("%d of 51 blocks are left of the object that was read", n)
+	get(t, d, layout.Loc(1, 0), 1, part)
+	put(6, part)
+	if n := get(t, d, layout.Loc(1, 0), 1, part); n != part {
+		t.Errorf("%d of %d blocks are left of the object that was read", n, part)
 	}
-	if n := get(t, d, layout.Loc(2, 0), 1, 51); n != 0 {
+	if n := get(t, d, layout.Loc(2, 0), 1, part); n != 0 {
 		t.Errorf("%d blocks are left of the one that was not", n)
 	}
 }
@@ -260,7 +266,8 @@ func TestDiskBeside(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(9, 9))
 	for range 3000 {
 		loc := layout.Loc(key.Key(rnd.IntN(30)), rnd.Uint32N(40))
-		d.Put(loc, 1, storedOf(loc, 1, 1+rnd.IntN(20)))
+		n := 1 + rnd.IntN(20)
+		d.Put(loc, 1, numbers(n), storedOf(loc, 1, n))
 	}
 	settle(d)
 	stop.Store(true)
@@ -289,14 +296,14 @@ func (f *brokenFile) ReadAt(p []byte, off int64) (int, error) {
 	return f.diskFile.ReadAt(p, off)
 }
 
-func (f *brokenFile) WriteAt(p []byte, off int64) (int, error) {
+func (f *brokenFile) WritePieces(pieces [][]byte, off int64) error {
 	if f.held != nil {
 		<-f.held
 	}
 	if f.writes != nil {
-		return 0, f.writes
+		return f.writes
 	}
-	return f.diskFile.WriteAt(p, off)
+	return f.diskFile.WritePieces(pieces, off)
 }
 
 // TestDiskBreaks checks that a disk that fails is not used any more, which is
@@ -308,9 +315,9 @@ func TestDiskBreaks(t *testing.T) {
 		inner := openDisk(t, filepath.Join(t.TempDir(), "cache"), 2)
 		b.diskFile = inner.file
 		var said []error
-		d := newDisk(b, inner.head, func(err error) { said = append(said, err) })
+		d := newDisk(b, inner.head, nil, func(err error) { said = append(said, err) })
 		for range 3 {
-			d.Put(loc, 1, storedOf(loc, 1, 10))
+			d.Put(loc, 1, numbers(10), storedOf(loc, 1, 10))
 			settle(d)
 			if n := get(t, d, loc, 1, 10); n != 0 {
 				t.Errorf("%s: %d blocks", name, n)
@@ -325,9 +332,9 @@ func TestDiskBreaks(t *testing.T) {
 	}
 	inner := openDisk(t, filepath.Join(t.TempDir(), "cache"), 2)
 	slow := &brokenFile{diskFile: inner.file, held: make(chan struct{})}
-	d := newDisk(slow, inner.head, func(err error) { t.Error(err) })
+	d := newDisk(slow, inner.head, nil, func(err error) { t.Error(err) })
 	for i := range uint32(2 * mostJobs) {
-		d.Put(layout.Loc(1, i*groupBlocks), 1, storedOf(layout.Loc(1, i*groupBlocks), 1, 2))
+		d.Put(layout.Loc(1, i*groupBlocks), 1, numbers(2), storedOf(layout.Loc(1, i*groupBlocks), 1, 2))
 	}
 	if s := d.Stats(); s.Dropped != 2*mostJobs {
 		t.Errorf("%+v", s)
@@ -384,11 +391,11 @@ func (f *hangingFile) ReadAt(p []byte, off int64) (int, error) {
 	return f.diskFile.ReadAt(p, off)
 }
 
-func (f *hangingFile) WriteAt(p []byte, off int64) (int, error) {
+func (f *hangingFile) WritePieces(pieces [][]byte, off int64) error {
 	if err := f.await(); err != nil {
-		return 0, err
+		return err
 	}
-	return f.diskFile.WriteAt(p, off)
+	return f.diskFile.WritePieces(pieces, off)
 }
 
 // onHangingDisk runs f, in virtual time, with a cache that holds ten blocks at loc.
@@ -397,9 +404,9 @@ func onHangingDisk(t *testing.T, f func(t *testing.T, d *Disk, file *hangingFile
 		inner := openDisk(t, filepath.Join(t.TempDir(), "cache"), 2)
 		file := &hangingFile{diskFile: inner.file}
 		var said []error
-		d := newDisk(file, inner.head, func(err error) { said = append(said, err) })
+		d := newDisk(file, inner.head, nil, func(err error) { said = append(said, err) })
 		loc := layout.Loc(5, 0)
-		d.Put(loc, 1, storedOf(loc, 1, 10))
+		d.Put(loc, 1, numbers(10), storedOf(loc, 1, 10))
 		settle(d)
 		if n := get(t, d, loc, 1, 10); n != 10 {
 			t.Fatalf("%d of 10 blocks", n)
@@ -448,7 +455,7 @@ func TestDiskHangs(t *testing.T) {
 			if n := get(t, d, loc, 1, 10); n != 0 || time.Since(start) != hang {
 				t.Errorf("%d blocks of a disk that hangs, after %v", n, time.Since(start)-hang)
 			}
-			d.Put(loc.Add(20), 1, storedOf(loc.Add(20), 1, 1))
+			d.Put(loc.Add(20), 1, numbers(1), storedOf(loc.Add(20), 1, 1))
 			release()
 			synctest.Wait()
 			if err := d.Stats().Err; err != nil || len(*said) != 2 || (*said)[1] != nil {
@@ -494,7 +501,7 @@ func TestDiskHangs(t *testing.T) {
 	})
 	onHangingDisk(t, func(t *testing.T, d *Disk, file *hangingFile, loc layout.Location, said *[]error) {
 		release := file.hang()
-		d.Put(loc.Add(20), 1, storedOf(loc.Add(20), 1, 1))
+		d.Put(loc.Add(20), 1, numbers(1), storedOf(loc.Add(20), 1, 1))
 		start := time.Now()
 		if err := d.Close(); err != nil {
 			t.Error(err)
@@ -529,14 +536,14 @@ func TestSlowDiskDoesNotHang(t *testing.T) {
 // BenchmarkDiskHit is a read of one block from the page cache of the kernel.
 func BenchmarkDiskHit(b *testing.B) {
 	const block = 4096
-	d, err := OpenDisk(filepath.Join(b.TempDir(), "cache"), diskUUID, block, 256<<20, func(err error) { b.Error(err) })
+	d, err := OpenDisk(filepath.Join(b.TempDir(), "cache"), diskUUID, block, 256<<20, nil, func(err error) { b.Error(err) })
 	if err != nil {
 		b.Fatal(err)
 	}
 	defer func() { _ = d.Close() }()
 	data := make([]byte, 1024*block)
 	for k := range key.Key(32) {
-		d.Put(layout.Loc(k, 0), 1, layouttest.Stored(diskUUID, k, 0, data, block))
+		d.Put(layout.Loc(k, 0), 1, numbers(1024), layouttest.Stored(diskUUID, k, 0, data, block))
 		settle(d)
 	}
 	dst := make([]byte, block)
@@ -561,7 +568,7 @@ func TestDiskDropsDamage(t *testing.T) {
 	d := openDisk(t, path, 2)
 	defer func() { _ = d.Close() }()
 	loc := layout.Loc(5, 64)
-	d.Put(loc, 1, storedOf(loc, 1, 3))
+	d.Put(loc, 1, numbers(3), storedOf(loc, 1, 3))
 	settle(d)
 	b, err := os.ReadFile(path)
 	if err != nil {
@@ -583,7 +590,7 @@ func TestDiskDropsDamage(t *testing.T) {
 	if n := get(t, d, loc, 1, 3); n != 2 || d.Stats().Damaged != 1 { // it was dropped
 		t.Errorf("%d of three blocks, %d damaged", n, d.Stats().Damaged)
 	}
-	d.Put(loc, 1, storedOf(loc, 1, 3))
+	d.Put(loc, 1, numbers(3), storedOf(loc, 1, 3))
 	settle(d)
 	if n := get(t, d, loc, 1, 3); n != 3 || d.Stats().Damaged != 1 {
 		t.Errorf("%d of three blocks, %d damaged", n, d.Stats().Damaged)

@@ -17,6 +17,9 @@
 // that were read ahead have a queue of their own, which they leave once they are
 // read: they were fetched to be read once, so that read does not suggest another
 // one. A hit takes no exclusive lock.
+//
+// What lives is kept: a block knows its number in the volume, so a cache that needs
+// room asks the map for blocks that were overwritten since, and takes theirs first.
 package rcache
 
 import (
@@ -34,7 +37,16 @@ type Cache struct {
 	mem       []byte
 	blockSize int
 	shards    []shard
+	used      atomic.Int64 // frames
 }
+
+// Where returns where a block of the volume lies now; 0 if it is unmapped. It is
+// called often, also while locks of a cache are held, so it must be fast and not call
+// back. A nil Where stands for a volume of which nothing is known: all blocks live.
+type Where func(block uint64) layout.Location
+
+// dead reports whether the volume has other bytes in block than those at loc.
+func (w Where) dead(block uint64, loc layout.Location) bool { return w != nil && w(block) != loc }
 
 const (
 	mostShards    = 256
@@ -44,11 +56,12 @@ const (
 	smallShare    = 10 // the small queue is a tenth of a shard
 	aheadShare    = 2  // what was read ahead may displace half of a shard
 	mostFrequency = 3
+	mostProbes    = 8 // frames that are looked at for a dead one, to make room for a block
 )
 
 // New returns a cache of the given size in bytes, which must be leastFrames
-// blocks at least.
-func New(bytes int64, blockSize int) (*Cache, error) {
+// blocks at least. where finds what is dead.
+func New(bytes int64, blockSize int, where Where) (*Cache, error) {
 	frames := bytes / int64(blockSize)
 	shards := int64(1)
 	for shards < mostShards && frames/(2*shards) >= leastPerShard {
@@ -64,7 +77,8 @@ func New(bytes int64, blockSize int) (*Cache, error) {
 	}
 	c := &Cache{mem: mem, blockSize: blockSize, shards: make([]shard, shards)}
 	for i := range c.shards {
-		c.shards[i].init(int(per), mem[int64(i)*per*int64(blockSize):][:per*int64(blockSize)], blockSize)
+		c.shards[i].all = &c.used
+		c.shards[i].init(int(per), mem[int64(i)*per*int64(blockSize):][:per*int64(blockSize)], blockSize, where)
 	}
 	return c, nil
 }
@@ -115,35 +129,47 @@ func (c *Cache) Has(loc layout.Location) bool {
 	return ok
 }
 
-// Put stores copies of the blocks in data, of which one begins every stride
-// bytes. They lie at loc and after it in an object that the durable key covers.
-func (c *Cache) Put(loc layout.Location, data []byte, stride int) { c.put(loc, data, stride, false) }
-
-// PutAhead is Put for blocks that were read ahead.
-func (c *Cache) PutAhead(loc layout.Location, data []byte, stride int) {
-	c.put(loc, data, stride, true)
+// Peek copies the block at loc to dst and reports whether the cache had it. It does
+// not count as a read.
+func (c *Cache) Peek(loc layout.Location, dst []byte) bool {
+	s := c.shard(loc)
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	at, ok := s.find(loc)
+	if ok {
+		copy(dst, s.frame(s.index[at]-1))
+	}
+	return ok
 }
 
-func (c *Cache) put(loc layout.Location, data []byte, stride int, ahead bool) {
-	for len(data) > 0 {
-		together := 1<<groupBits - int(uint64(loc)&(1<<groupBits-1))
-		some := data[:min(len(data), together*stride)]
-		c.shard(loc).put(loc, some, stride, ahead)
-		data = data[len(some):]
-		loc = loc.Add(uint32(len(some) / stride))
+// Put stores copies of the given blocks of the volume, of which one begins every
+// stride bytes of data. They lie at loc and after it in an object that the durable key
+// covers. layout.NoBlock stands for one that is not to be stored.
+func (c *Cache) Put(loc layout.Location, blocks []uint64, data []byte, stride int) {
+	c.put(loc, blocks, data, stride, false)
+}
+
+// PutAhead is Put for blocks that were read ahead.
+func (c *Cache) PutAhead(loc layout.Location, blocks []uint64, data []byte, stride int) {
+	c.put(loc, blocks, data, stride, true)
+}
+
+func (c *Cache) put(loc layout.Location, blocks []uint64, data []byte, stride int, ahead bool) {
+	for len(blocks) > 0 {
+		n := min(len(blocks), 1<<groupBits-int(uint64(loc)&(1<<groupBits-1)))
+		c.shard(loc).put(loc, blocks[:n], data, stride, ahead)
+		blocks, data, loc = blocks[n:], data[min(len(data), n*stride):], loc.Add(uint32(n))
 	}
 }
 
 // Bytes returns how much data the cache holds.
-func (c *Cache) Bytes() int64 {
-	var n int64
-	for i := range c.shards {
-		s := &c.shards[i]
-		s.mu.RLock()
-		n += int64(s.used) * int64(c.blockSize)
-		s.mu.RUnlock()
-	}
-	return n
+func (c *Cache) Bytes() int64 { return c.used.Load() * int64(c.blockSize) }
+
+// Blocks returns how many blocks the cache has room for, and for how many more than
+// it holds. When one shard is full, others may have room.
+func (c *Cache) Blocks() (all, free int64) {
+	all = int64(len(c.shards) * len(c.shards[0].locs))
+	return all, all - c.used.Load()
 }
 
 // shard is one part of the cache.
@@ -151,27 +177,33 @@ type shard struct {
 	mu sync.RWMutex
 	// index is a hash table with linear probing, of frames plus one; 0 is empty. At
 	// most half of it is used.
-	index []uint32
-	locs  []layout.Location // of the frames
-	reads []atomic.Uint32   // of the frames since they were queued, up to mostFrequency
-	data  []byte
-	size  int
+	index  []uint32
+	locs   []layout.Location // of the frames
+	blocks []uint64          // of the frames: their numbers in the volume
+	reads  []atomic.Uint32   // of the frames since they were queued, up to mostFrequency
+	data   []byte
+	size   int
+	where  Where
 
-	used               uint32 // frames in use; it never falls
-	small, main, ahead fifo   // of frames
+	used               uint32        // frames in use; it never falls
+	all                *atomic.Int64 // frames in use in all shards
+	small, main, ahead fifo          // of frames
+	hand               uint32        // goes through the queues, looking for dead blocks
+	probes             int           // how many frames the hand looks at next time
 	ghosts             ghosts
 	_                  [64]byte
 }
 
-func (s *shard) init(frames int, data []byte, blockSize int) {
+func (s *shard) init(frames int, data []byte, blockSize int, where Where) {
 	entries := 2
 	for entries < 2*frames {
 		entries *= 2
 	}
 	s.index = make([]uint32, entries)
 	s.locs = make([]layout.Location, frames)
+	s.blocks = make([]uint64, frames)
 	s.reads = make([]atomic.Uint32, frames)
-	s.data, s.size = data, blockSize
+	s.data, s.size, s.where, s.probes = data, blockSize, where, 1
 	s.ghosts = make(ghosts, entries/2)
 }
 
@@ -218,16 +250,17 @@ func (s *shard) get(loc layout.Location, dst []byte) bool {
 }
 
 // put stores blocks of one group.
-func (s *shard) put(loc layout.Location, data []byte, stride int, ahead bool) {
+func (s *shard) put(loc layout.Location, blocks []uint64, data []byte, stride int, ahead bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for ; len(data) > 0; loc, data = loc.Add(1), data[stride:] {
-		if _, ok := s.find(loc); ok {
+	for i, block := range blocks {
+		loc := loc.Add(uint32(i))
+		if _, ok := s.find(loc); ok || block == layout.NoBlock {
 			continue
 		}
 		f := s.free()
-		fillFrame(s.frame(f), data[:s.size])
-		s.locs[f] = loc
+		fillFrame(s.frame(f), data[i*stride:][:s.size])
+		s.locs[f], s.blocks[f] = loc, block
 		s.reads[f].Store(0)
 		at, _ := s.find(loc) // only now: freeing a frame moves entries
 		s.index[at] = f + 1
@@ -246,7 +279,11 @@ func (s *shard) put(loc layout.Location, data []byte, stride int, ahead bool) {
 func (s *shard) free() uint32 {
 	if int(s.used) < len(s.locs) {
 		s.used++
+		s.all.Add(1)
 		return s.used - 1
+	}
+	if f, ok := s.freeDead(); ok {
+		return f
 	}
 	for {
 		if f, ok := s.freeAhead(); ok {
@@ -274,6 +311,35 @@ func (s *shard) free() uint32 {
 	}
 }
 
+// freeDead evicts a dead block, if the hand comes to one within a few frames: the more
+// of them there are, the more it looks at. Where all live, it looks at one.
+func (s *shard) freeDead() (f uint32, ok bool) {
+	for range s.probes {
+		q, at := s.queued(s.hand)
+		if f := q.at(at); s.where.dead(s.blocks[f], s.locs[f]) {
+			q.remove(at)
+			s.forget(s.locs[f])
+			s.probes = min(2*s.probes, mostProbes)
+			return f, true
+		}
+		s.hand = (s.hand + 1) % s.used
+	}
+	s.probes = max(s.probes/2, 1)
+	return 0, false
+}
+
+// queued returns the queue and the place in it of the n-th frame that is in use,
+// counted through all queues.
+func (s *shard) queued(n uint32) (q *fifo, at uint32) {
+	for _, q = range []*fifo{&s.main, &s.small} {
+		if n < q.n {
+			return q, n
+		}
+		n -= q.n
+	}
+	return &s.ahead, n
+}
+
 // freeAhead evicts a block that was read ahead, if the oldest has been read or
 // if there are too many.
 func (s *shard) freeAhead() (f uint32, ok bool) {
@@ -295,51 +361,4 @@ func (s *shard) freeAhead() (f uint32, ok bool) {
 		return f, true
 	}
 	return 0, false
-}
-
-// fifo is a queue of frames.
-type fifo struct {
-	frames []uint32 // a ring; its length is a power of two
-	head   uint32   // index of the next to be popped
-	n      uint32
-}
-
-func (q *fifo) length() int { return int(q.n) }
-
-func (q *fifo) push(f uint32) {
-	if int(q.n) == len(q.frames) {
-		bigger := make([]uint32, max(16, 2*len(q.frames)))
-		for i := range q.n {
-			bigger[i] = q.frames[(q.head+i)&uint32(len(q.frames)-1)]
-		}
-		q.frames, q.head = bigger, 0
-	}
-	q.frames[(q.head+q.n)&uint32(len(q.frames)-1)] = f
-	q.n++
-}
-
-func (q *fifo) first() uint32 { return q.frames[q.head] }
-
-func (q *fifo) pop() uint32 {
-	f := q.frames[q.head]
-	q.head = (q.head + 1) & uint32(len(q.frames)-1)
-	q.n--
-	return f
-}
-
-// ghosts remembers locations that left the small queue without being read. Each
-// has one place, which the next location with the same place takes over: about
-// as many are remembered as the shard has frames.
-type ghosts []layout.Location
-
-func (g ghosts) add(loc layout.Location) { g[place(loc, len(g))] = loc }
-
-// take reports whether loc is remembered, and forgets it.
-func (g ghosts) take(loc layout.Location) bool {
-	p := &g[place(loc, len(g))]
-	if *p != loc {
-		return false
-	}
-	*p = 0
-	return true
 }

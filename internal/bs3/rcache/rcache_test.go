@@ -21,7 +21,7 @@ func content(i int) []byte {
 
 func newCache(t testing.TB, blocks int) *Cache {
 	t.Helper()
-	c, err := New(int64(blocks)*blockSize, blockSize)
+	c, err := New(int64(blocks)*blockSize, blockSize, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -55,7 +55,7 @@ func TestWhatIsThereIsRight(t *testing.T) {
 					}
 					continue
 				}
-				c.Put(at(i), content(i), blockSize)
+				c.Put(at(i), numbers(1), content(i), blockSize)
 			}
 			if hits == 0 {
 				t.Error("no hits")
@@ -77,9 +77,9 @@ func TestIndex(t *testing.T) {
 	for range 20_000 {
 		i := rnd.IntN(400) * 8
 		if run := p[:(1+rnd.IntN(8))*blockSize]; rnd.IntN(3) == 0 {
-			c.PutAhead(at(i), run, blockSize)
+			c.PutAhead(at(i), numbers(len(run)/blockSize), run, blockSize)
 		} else {
-			c.Put(at(i), run, blockSize)
+			c.Put(at(i), numbers(len(run)/blockSize), run, blockSize)
 		}
 		c.Get(at(rnd.IntN(3200)), p[:blockSize])
 	}
@@ -108,7 +108,7 @@ func TestRunOfBlocks(t *testing.T) {
 	for i := range 8 {
 		run = append(run, content(i)...)
 	}
-	c.Put(at(0), run, blockSize)
+	c.Put(at(0), numbers(8), run, blockSize)
 	p := make([]byte, blockSize)
 	for i := range 8 {
 		if !c.Has(at(i)) || !c.Get(at(i), p) || !bytes.Equal(p, content(i)) {
@@ -129,7 +129,7 @@ func TestScanDisplacesLittle(t *testing.T) {
 		if c.Get(at(i), p) {
 			return true
 		}
-		c.Put(at(i), content(i), blockSize)
+		c.Put(at(i), numbers(1), content(i), blockSize)
 		return false
 	}
 	const hot = 1000
@@ -161,7 +161,7 @@ func TestReadAheadScanDisplacesLittle(t *testing.T) {
 	for range 5 {
 		for i := range hot {
 			if !c.Get(at(i), p) {
-				c.Put(at(i), content(i), blockSize)
+				c.Put(at(i), numbers(1), content(i), blockSize)
 			}
 		}
 	}
@@ -170,7 +170,7 @@ func TestReadAheadScanDisplacesLittle(t *testing.T) {
 	for i := from; i < to; i++ {
 		if (i-from)%window == 0 { // two windows ahead at most, as the engine does
 			for j := i + window; j < i+2*window; j++ {
-				c.PutAhead(at(j), content(j), blockSize)
+				c.PutAhead(at(j), numbers(1), content(j), blockSize)
 			}
 		}
 		if i >= from+window && !c.Get(at(i), p) {
@@ -192,7 +192,7 @@ func TestReadAheadScanDisplacesLittle(t *testing.T) {
 }
 
 func TestTooSmall(t *testing.T) {
-	if _, err := New(10*blockSize, blockSize); err == nil {
+	if _, err := New(10*blockSize, blockSize, nil); err == nil {
 		t.Fatal("no error")
 	}
 }
@@ -204,11 +204,11 @@ func TestFillFrame(t *testing.T) {
 	for i := range block {
 		block[i] = byte(i*7 + i/256)
 	}
-	c, err := New(leastFrames*size, size)
+	c, err := New(leastFrames*size, size, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer c.Close()
+	defer func() { _ = c.Close() }()
 	frames := c.mem[:3*size]
 	for from := range 64 {
 		clear(frames)
@@ -220,3 +220,6 @@ func TestFillFrame(t *testing.T) {
 		}
 	}
 }
+
+// numbers returns n block numbers of a volume, for tests that do not look at them.
+func numbers(n int) []uint64 { return make([]uint64, n) }

@@ -3,11 +3,13 @@ package reader
 import "bs3/internal/bs3/layout"
 
 // Keep puts blocks that were written, and whose object the store has for good,
-// into the caches. stored is as in layout.Stride, epoch that of the object.
-func (r *Reader) Keep(loc layout.Location, stored []byte, epoch uint64) {
-	m := miss{loc: loc, epoch: epoch}
-	r.memoryPut(m, stored, r.buffers.stride)
-	r.diskPut(m, stored)
+// into the caches: blocks are their numbers, stored is as in layout.Stride, epoch that of
+// the object.
+func (r *Reader) Keep(loc layout.Location, blocks []uint64, stored []byte, epoch uint64) {
+	if r.c.Cache != nil {
+		r.c.Cache.Put(loc, blocks, stored, r.buffers.stride)
+	}
+	r.diskPut(loc, epoch, blocks, stored)
 }
 
 // fromDisk fills what the disk cache has of the misses, and returns the rest.
@@ -15,7 +17,7 @@ func (r *Reader) fromDisk(misses []miss) (rest []miss) {
 	var last miss // neighbours often lie in one object
 	for _, m := range misses {
 		if m.epoch = last.epoch; last.epoch == 0 || m.loc.Key() != last.loc.Key() {
-			m.epoch = r.c.Memory.Epoch(m.loc.Key())
+			m.epoch = r.c.Memory.Object(m.loc.Key()).Epoch
 		}
 		last = m
 		if m.epoch == 0 { // collected meanwhile
@@ -46,23 +48,24 @@ func (r *Reader) fromDiskRun(m miss, rest []miss) []miss {
 	return rest
 }
 
-// diskPut puts the blocks of m, which were fetched, or could have been, into the
-// cache on the disk: the durable key covers their object.
-func (r *Reader) diskPut(m miss, stored []byte) {
-	if r.c.Disk != nil && m.epoch > 0 {
-		r.c.Disk.Put(m.loc, m.epoch, stored)
+// diskPut puts blocks that were fetched, or could have been, into the cache on the
+// disk: the durable key covers their object.
+func (r *Reader) diskPut(loc layout.Location, epoch uint64, blocks []uint64, stored []byte) {
+	if r.c.Disk != nil && epoch > 0 {
+		r.c.Disk.Put(loc, epoch, blocks, stored)
 	}
 }
 
 // memoryPut puts blocks, of which one begins every stride bytes of data, into the
 // cache in memory.
 func (r *Reader) memoryPut(m miss, data []byte, stride int) {
+	var few [takeBlocks]uint64
 	switch {
 	case r.c.Cache == nil:
 	case m.ahead:
-		r.c.Cache.PutAhead(m.loc, data, stride)
+		r.c.Cache.PutAhead(m.loc, m.blocks(few[:0]), data, stride)
 	default:
-		r.c.Cache.Put(m.loc, data, stride)
+		r.c.Cache.Put(m.loc, m.blocks(few[:0]), data, stride)
 	}
 }
 

@@ -10,13 +10,24 @@ import (
 	"bs3/internal/bs3/volume"
 )
 
+// How far apart two runs of one object may lie, in bytes, to be fetched with one
+// request. What is read ahead is not held up by the latency of a request but by the
+// number of them, so that one costs more.
+const (
+	requestGap = volume.RequestBytes
+	aheadGap   = 2 * volume.RequestBytes
+)
+
 // fetch fills all misses from the disk cache and the store, from that in
 // parallel. An error comes with the location that it is about.
-func (r *Reader) fetch(ctx context.Context, misses []miss) (layout.Location, error) {
+func (r *Reader) fetch(ctx context.Context, misses []miss, gap int) (layout.Location, error) {
 	if r.c.Disk != nil {
 		misses = r.fromDisk(misses)
 	}
-	groups := r.group(misses)
+	if len(misses) == 0 {
+		return 0, nil
+	}
+	groups := r.group(misses, gap)
 	if len(groups) == 1 && !groups[0][0].ahead {
 		return groups[0][0].loc, r.fetchGroup(ctx, groups[0])
 	}
@@ -48,11 +59,11 @@ func (r *Reader) fetch(ctx context.Context, misses []miss) (layout.Location, err
 
 // group sorts misses so that what lies close together in one object is
 // fetched with one request.
-func (r *Reader) group(misses []miss) [][]miss {
+func (r *Reader) group(misses []miss, gapBytes int) [][]miss {
 	slices.SortFunc(misses, func(a, b miss) int {
 		return int(min(1, max(-1, int64(a.loc)-int64(b.loc))))
 	})
-	gap := uint32(volume.RequestBytes / r.buffers.stride)
+	gap := uint32(gapBytes / r.buffers.stride)
 	var groups [][]miss
 	for _, m := range misses {
 		if n := len(groups) - 1; n >= 0 {
@@ -76,7 +87,8 @@ func (r *Reader) fetchGroup(ctx context.Context, g []miss) error {
 		return err // and leave the buffer to a request that may have been given up
 	}
 	for _, m := range g {
-		r.diskPut(m, r.buffers.part(*buf, first, m))
+		var few [takeBlocks]uint64
+		r.diskPut(m.loc, m.epoch, m.blocks(few[:0]), r.buffers.part(*buf, first, m))
 	}
 	r.buffers.put(buf)
 	return nil

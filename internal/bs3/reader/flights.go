@@ -3,6 +3,8 @@ package reader
 import (
 	"context"
 	"sync"
+	"sync/atomic"
+	"time"
 
 	"bs3/internal/bs3/layout"
 )
@@ -20,6 +22,7 @@ type flights struct {
 // flight is one fetch of some blocks.
 type flight struct {
 	blocks []layout.Location
+	begun  atomic.Bool // false: others are fetched before it
 	done   chan struct{}
 }
 
@@ -46,6 +49,29 @@ func (f *flights) take(misses []miss) (own, other *flight) {
 	return own, nil
 }
 
+// takeRest registers a fetch of those blocks of the misses that are not being
+// fetched, and returns it with them.
+func (f *flights) takeRest(misses []miss, blockSize int) (own *flight, rest []miss) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.mu.blocks == nil {
+		f.mu.blocks = make(map[layout.Location]*flight)
+	}
+	own = &flight{done: make(chan struct{})}
+	for _, m := range misses {
+		m.without(func(i uint32) bool { return f.mu.blocks[m.loc.Add(i)] != nil }, blockSize, func(m miss) {
+			rest = append(rest, m)
+			for i := range m.n {
+				own.blocks = append(own.blocks, m.loc.Add(i))
+			}
+		})
+	}
+	for _, l := range own.blocks {
+		f.mu.blocks[l] = own
+	}
+	return own, rest
+}
+
 // land ends a fetch, however it went.
 func (f *flights) land(own *flight) {
 	f.mu.Lock()
@@ -56,25 +82,32 @@ func (f *flights) land(own *flight) {
 	close(own.done)
 }
 
-// fetchOnce fetches the misses, unless somebody else is fetching one of them:
-// then it waits for that and returns errAgain, for the cache may have all of it
-// now. Other errors come with the location that they are about.
-func (r *Reader) fetchOnce(ctx context.Context, misses []miss) (layout.Location, error) {
-	if len(misses) == 0 {
-		return 0, nil
-	}
+// fetchOnce fetches the misses of a read, unless somebody else is fetching one of
+// them: then it waits for that and returns errAgain, for the cache may have all of it
+// now. Where that has not begun, only a stream waits, for which it may be, and not
+// for ever. Other errors come with the location that they are about.
+func (r *Reader) fetchOnce(ctx context.Context, misses []miss, gap int, last *attempt) (layout.Location, error) {
 	if r.c.Cache == nil {
-		return r.fetch(ctx, misses)
+		return r.fetch(ctx, misses, gap)
 	}
 	own, other := r.flights.take(misses)
-	if other != nil {
-		select {
-		case <-other.done:
-			return 0, errAgain
-		case <-ctx.Done():
-			return 0, context.Cause(ctx)
-		}
+	if own != nil {
+		own.begun.Store(true)
+		defer r.flights.land(own)
+		return r.fetch(ctx, misses, gap)
 	}
-	defer r.flights.land(own)
-	return r.fetch(ctx, misses)
+	if !other.begun.Load() && (!last.stream || last.waited >= patience) {
+		return r.fetch(ctx, misses, gap)
+	}
+	began := time.Now()
+	timeout := time.NewTimer(patience)
+	defer timeout.Stop()
+	select {
+	case <-other.done:
+	case <-timeout.C:
+	case <-ctx.Done():
+		return 0, context.Cause(ctx)
+	}
+	last.waited += time.Since(began)
+	return 0, errAgain
 }

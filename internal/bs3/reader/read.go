@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"slices"
 	"sync/atomic"
+	"time"
 
 	"github.com/rs/zerolog"
 
@@ -36,8 +37,9 @@ type Memory interface {
 	Read(dst []byte, loc layout.Location) bool
 	// Has reports whether Read would find what lies at loc.
 	Has(loc layout.Location) bool
-	// Epoch returns the epoch of object k; 0 if it was collected.
-	Epoch(k key.Key) uint64
+	// Object returns what the object table says of object k; zero if it was
+	// collected.
+	Object(k key.Key) layout.ObjectInfo
 }
 
 // Config is what a Reader needs to know.
@@ -61,6 +63,12 @@ type Config struct {
 	Readahead   int64
 	CacheSize   int64 // of Cache, bytes
 	Downloaders int   // requests that Store makes at a time; 0 = enough
+	// WholeObjects: objects of which little is wanted are fetched whole where Cache
+	// holds what comes along.
+	WholeObjects bool
+	// Gathered, if set, is told which blocks of the volume are in Cache now that took so
+	// many requests. It must not wait.
+	Gathered func(block, blocks uint64, requests int)
 }
 
 // Reader reads an open volume. It is safe for concurrent use.
@@ -69,6 +77,7 @@ type Reader struct {
 	fetches era.Readers // from look-up to the last byte from the store
 	flights flights
 	ahead   *readahead // nil if nothing is read ahead
+	wholes  wholes
 	buffers *buffers
 	misses  atomic.Uint64
 	wrong   atomic.Uint64
@@ -81,6 +90,11 @@ func New(c Config) *Reader {
 	if c.Cache != nil && c.Readahead > 0 {
 		r.ahead = newReadahead(c.Downloaders)
 		large = aheadFetches // Run drops them
+		if c.WholeObjects {
+			r.wholes.orders = make(chan *order, mostOrders)
+			r.wholes.mu.underWay = make(map[key.Key]*order)
+			r.wholes.mu.tried = make(map[key.Key]bool)
+		}
 	}
 	r.buffers = newBuffers(layout.Stride(c.BlockSize), large)
 	return r
@@ -129,6 +143,14 @@ func (m miss) part(at, n uint32, blockSize int) miss {
 	}
 	m.block, m.loc, m.n = m.block+uint64(at), m.loc.Add(at), n
 	return m
+}
+
+// blocks appends the numbers of m's blocks to few.
+func (m miss) blocks(few []uint64) []uint64 {
+	for i := range m.n {
+		few = append(few, m.block+uint64(i))
+	}
+	return few
 }
 
 // without calls f for each run of the blocks of m of which has says no, by their
@@ -205,9 +227,11 @@ func (r *Reader) readCache(dst []byte, run sectormap.Run, missed func(miss)) boo
 
 // attempt is what one try of a read has found, for the next one.
 type attempt struct {
-	tried bool
-	gone  layout.Location // is not in the store; 0 = none
-	err   error           // about gone
+	tried  bool
+	gone   layout.Location // is not in the store; 0 = none
+	err    error           // about gone
+	stream bool            // the read goes on where one before has ended
+	waited time.Duration   // for what is fetched for a stream
 }
 
 // Read fills p, whole blocks within the volume, from off. It waits for the store
@@ -221,7 +245,7 @@ func (r *Reader) Read(ctx context.Context, p []byte, off int64) error {
 		if err := r.c.Life.Err(); err != nil {
 			return err
 		}
-		at, err := r.try(ctx, p, off, last)
+		at, err := r.try(ctx, p, off, &last)
 		switch {
 		case err == nil:
 			return nil
@@ -247,7 +271,7 @@ var (
 
 // try looks up and reads. An error is errUnchanged, errAgain, or about the
 // location that it comes with. The first try of a read counts for reading ahead.
-func (r *Reader) try(ctx context.Context, p []byte, off int64, last attempt) (layout.Location, error) {
+func (r *Reader) try(ctx context.Context, p []byte, off int64, last *attempt) (layout.Location, error) {
 	v := r.fetches.Enter()
 	defer r.fetches.Leave(v)
 	var misses []miss
@@ -259,11 +283,14 @@ func (r *Reader) try(ctx context.Context, p []byte, off int64, last attempt) (la
 	if len(misses) == 0 {
 		return 0, nil
 	}
-	r.misses.Add(1)
-	if r.ahead != nil && !last.tried {
-		r.ahead.missed(off, int64(len(p)))
+	if !last.tried {
+		r.misses.Add(1)
+		last.stream = r.ahead != nil && r.ahead.missed(off, int64(len(p)))
 	}
-	return r.fetchOnce(ctx, misses)
+	if r.awaitWholes(ctx, misses, last) {
+		return 0, errAgain
+	}
+	return r.fetchOnce(ctx, misses, requestGap, last)
 }
 
 // Peek reads the first block as a user would, if it is in memory.

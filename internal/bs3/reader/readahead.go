@@ -21,8 +21,16 @@ const (
 	// aheadFetches bounds the pieces that all streams together fetch at a time,
 	// and with them the memory.
 	aheadFetches = 16
+	// late is how far behind the read that follows, in bytes, one of a stream may come
+	// that has several under way.
+	late = 4 << 20
 	// dropAfter is how long nothing was read ahead when its buffers are given back.
 	dropAfter = 10 * time.Second
+	// scatteredRun is how much of a window a request has to bring on average, in
+	// bytes, or the stream is one over scattered blocks.
+	scatteredRun = 128 << 10
+	// mostReach bounds the window of such a stream, in bytes.
+	mostReach = 512 << 20
 	// alignAhead is a multiple of any block size, in bytes.
 	alignAhead = 4096
 )
@@ -57,6 +65,10 @@ type stream struct {
 	window int64 // bytes fetched last; 0 = there is no stream
 	missed int64 // where the last read of it that was missed has ended
 	last   int   // how many windows were given out when it got its own
+
+	// scattered: its last window took a request for every few blocks. The larger a
+	// window, the more of its blocks lie close together in some object.
+	scattered bool
 }
 
 func newReadahead(downloaders int) *readahead {
@@ -84,14 +96,18 @@ func (r *readahead) passed(off, n int64) {
 	}
 }
 
-// missed notes a read that had to ask the store.
-func (r *readahead) missed(off, n int64) {
+// missed notes a read that had to ask the store, and reports whether it is one of a
+// stream.
+func (r *readahead) missed(off, n int64) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for i := range r.mu.streams {
 		s := &r.mu.streams[i]
-		if s.window == 0 || off < s.next || off > max(s.ahead, s.missed) {
+		if s.window == 0 || off < s.next-late || off > max(s.ahead, s.missed) {
 			continue
+		}
+		if off < s.next {
+			return true
 		}
 		// It is faster than we are, or it has passed its mark before that was there.
 		followed := off == s.missed
@@ -100,13 +116,13 @@ func (r *readahead) missed(off, n int64) {
 			s.ahead = max(s.ahead, s.missed)
 			r.tell(i)
 		}
-		return
+		return true
 	}
 	i := slices.Index(r.mu.begun[:], off)
 	if i < 0 {
 		r.mu.begun[r.mu.oldest] = off + n
 		r.mu.oldest = (r.mu.oldest + 1) % candidates
-		return
+		return false
 	}
 	r.mu.begun[i] = -1
 	i = 0 // the stream that got no window for longest
@@ -119,6 +135,7 @@ func (r *readahead) missed(off, n int64) {
 	r.mu.streams[i] = stream{next: next, ahead: next, missed: next, window: firstAhead / 2, last: r.mu.windows}
 	r.marks[i].Store(-1)
 	r.tell(i)
+	return true
 }
 
 // tell makes a window of stream i due.
@@ -131,8 +148,10 @@ func (r *readahead) tell(i int) {
 
 // extend returns the next window of stream i and sets the mark at its start. It
 // ends at a multiple of piece. The streams that go on share most, or what is
-// fetched for one would drive out of the cache what another has yet to read.
-func (r *readahead) extend(i int, most, piece, size int64) (off, n int64) {
+// fetched for one would drive out of the cache what another has yet to read. Over
+// scattered blocks the window may be as large as reach; then the next one is due when
+// this one has nearly been read.
+func (r *readahead) extend(i int, most, reach, piece, size int64) (off, n int64) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	s := &r.mu.streams[i]
@@ -145,17 +164,32 @@ func (r *readahead) extend(i int, most, piece, size int64) (off, n int64) {
 		}
 	}
 	most = max(firstAhead, most/live)
+	growth := int64(2)
+	wide := s.scattered && reach/live > most
+	if wide {
+		most, growth = reach/live, 8
+	}
 	for piece > most {
 		piece = piece / 2 &^ (alignAhead - 1)
 	}
-	s.window = min(2*s.window, most)
+	s.window = min(growth*s.window, most)
 	off = s.ahead
 	n = min((off+s.window+piece-1)/piece*piece, size) - off
-	if n > 0 {
+	switch {
+	case n > 0 && wide:
+		r.marks[i].Store(off + n - n/16)
+	case n > 0:
 		r.marks[i].Store(off)
 	}
 	s.next, s.ahead = max(s.next, off-s.window), off+max(0, n)
 	return off, n
+}
+
+// observe notes whether the blocks of the last window of stream i were scattered.
+func (r *readahead) observe(i int, scattered bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.mu.streams[i].scattered = scattered
 }
 
 // Run fetches what is to be read ahead, until ctx ends.
@@ -166,11 +200,19 @@ func (r *Reader) Run(ctx context.Context) {
 	// An eighth of the cache: there are up to two windows, and what was read ahead
 	// may take half of it.
 	most := max(int64(firstAhead), min(r.c.Readahead, r.c.CacheSize/8))
+	// What was read is dropped first, so a window may take all that what was read
+	// ahead may.
+	reach := min(r.c.CacheSize/2, mostReach)
 	// What was written in one stream from the start of the volume lies in objects
 	// that begin at multiples of this: each is read by one request.
 	piece := min(most, int64(r.c.ChunkSize))
 	var fetches sync.WaitGroup
 	defer fetches.Wait()
+	if r.wholes.orders != nil {
+		for range min(aheadFetches, cap(r.ahead.turns)) {
+			fetches.Go(func() { r.runWholes(ctx) })
+		}
+	}
 	quiet := time.NewTimer(dropAfter)
 	defer quiet.Stop()
 	for {
@@ -182,9 +224,16 @@ func (r *Reader) Run(ctx context.Context) {
 			}
 		case i := <-r.ahead.due:
 			quiet.Reset(dropAfter)
-			off, n := r.ahead.extend(i, most, piece, r.c.Size)
+			off, n := r.ahead.extend(i, most, reach, piece, r.c.Size)
+			misses := r.missing(off, n)
+			scattered := int64(len(r.group(misses, requestGap)))*scatteredRun > n
+			r.ahead.observe(i, scattered)
 			for n > 0 {
 				some := min(n, piece-off%piece)
+				prefetch := r.prefetch
+				if scattered {
+					some, prefetch = n, r.prefetchScattered
+				}
 				select {
 				case r.ahead.slots <- struct{}{}:
 				case <-ctx.Done():
@@ -193,7 +242,7 @@ func (r *Reader) Run(ctx context.Context) {
 				from := off
 				fetches.Go(func() {
 					defer func() { <-r.ahead.slots }()
-					r.prefetch(ctx, from, some)
+					prefetch(ctx, from, some)
 				})
 				off, n = off+some, n-some
 			}
@@ -210,9 +259,52 @@ func (r *Reader) prefetch(ctx context.Context, off, n int64) {
 	v := r.fetches.Enter()
 	defer r.fetches.Leave(v)
 	for {
-		if _, err := r.fetchOnce(ctx, r.missing(off, n)); !errors.Is(err, errAgain) {
+		if _, err := r.fetchOnce(ctx, r.missing(off, n), aheadGap, &attempt{stream: true}); !errors.Is(err, errAgain) {
 			return
 		}
+	}
+}
+
+// prefetchScattered is prefetch for a window that takes many requests. Reads of the
+// stream wait for those of which they want something, also if they have not begun.
+func (r *Reader) prefetchScattered(ctx context.Context, off, n int64) {
+	r.fetchWholes(ctx, r.missing(off, n))
+	v := r.fetches.Enter()
+	defer r.fetches.Leave(v)
+	misses := r.missing(off, n)
+	if len(misses) == 0 {
+		return
+	}
+	type fetch struct {
+		misses []miss
+		flight *flight
+	}
+	var fetches []fetch
+	for _, g := range r.group(misses, aheadGap) {
+		if own, rest := r.flights.takeRest(g, r.c.BlockSize); len(rest) > 0 {
+			fetches = append(fetches, fetch{rest, own})
+		}
+	}
+	next := make(chan fetch)
+	var workers sync.WaitGroup
+	for range min(len(fetches), cap(r.ahead.turns)) {
+		workers.Go(func() {
+			for f := range next {
+				if ctx.Err() == nil {
+					f.flight.begun.Store(true)
+					_, _ = r.fetch(ctx, f.misses, aheadGap)
+				}
+				r.flights.land(f.flight)
+			}
+		})
+	}
+	for _, f := range fetches {
+		next <- f
+	}
+	close(next)
+	workers.Wait()
+	if bs := int64(r.c.BlockSize); r.c.Gathered != nil && ctx.Err() == nil {
+		r.c.Gathered(uint64(off/bs), uint64(n/bs), len(fetches))
 	}
 }
 

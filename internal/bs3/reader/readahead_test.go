@@ -28,13 +28,13 @@ func TestReaderBeforeItsMark(t *testing.T) {
 	for range 3 { // before the window is there
 		read()
 	}
-	r.extend(first, 8<<20, piece, size)
+	r.extend(first, 8<<20, 0, piece, size)
 	read()
 	read()
 	if next := due(); next != first {
 		t.Fatalf("stream %d goes on, not %d", next, first)
 	}
-	if off, n := r.extend(first, 8<<20, piece, size); off < at-request || n <= 0 {
+	if off, n := r.extend(first, 8<<20, 0, piece, size); off < at-request || n <= 0 {
 		t.Fatalf("the next window is %d bytes at %d, but %d are read already", n, off, at)
 	}
 	if len(r.due) > 0 {
@@ -61,7 +61,7 @@ func TestStreamAmongRandomReads(t *testing.T) {
 			r.missed(random, 4096)
 		}
 		for len(r.due) > 0 {
-			for off, n := r.extend(<-r.due, most, piece, size); n > 0; off, n = off+piece, n-piece {
+			for off, n := r.extend(<-r.due, most, 0, piece, size); n > 0; off, n = off+piece, n-piece {
 				fetched[(off+piece-1)/piece] = true // what was read of its first piece is there already
 				fetched[off/piece] = true
 			}

@@ -61,21 +61,24 @@ func (l *Log) keep(c *chunk) {
 	if l.c.Keep == nil {
 		return
 	}
-	var from, to uint32 // blocks to be put
+	var from uint32     // the first block to be put, in the object
+	var blocks []uint64 // to be put, in the volume
 	put := func() {
-		if from < to {
-			l.c.Keep(layout.Loc(c.obj.Key, from), c.slot.Stored(from, to-from), l.c.Owner.Epoch)
+		if n := uint32(len(blocks)); n > 0 {
+			l.c.Keep(layout.Loc(c.obj.Key, from), blocks, c.slot.Stored(from, n), l.c.Owner.Epoch)
 		}
 	}
 	for _, r := range c.obj.Records {
 		if r.Kind == layout.KindZero || int(r.Blocks)*l.c.BlockSize >= streamed {
 			continue
 		}
-		if r.Index != to {
+		if r.Index != from+uint32(len(blocks)) {
 			put()
-			from = r.Index
+			from, blocks = r.Index, blocks[:0]
 		}
-		to = r.Index + r.Blocks
+		for i := range r.Blocks {
+			blocks = append(blocks, r.Block+uint64(i))
+		}
 	}
 	put()
 }

@@ -51,8 +51,9 @@ type Config struct {
 	// must not wait, nor call the Log.
 	Grew func(volume.Growth)
 	// Keep, if set, is given what was written to an object that the store has for
-	// good, to put it into the read caches. data is valid during the call.
-	Keep func(loc layout.Location, data []byte, epoch uint64)
+	// good, to put it into the read caches: so many blocks of the volume, as stored from
+	// loc on. The arguments are valid during the call.
+	Keep func(loc layout.Location, blocks []uint64, stored []byte, epoch uint64)
 }
 
 // Recovered is the log as an open found it in the store.

@@ -31,12 +31,13 @@ func (l *Log) Read(dst []byte, loc layout.Location) bool {
 // Has reports whether Read would find what lies at loc.
 func (l *Log) Has(loc layout.Location) bool { return l.ring.get(loc.Key()) != nil }
 
-// Epoch returns the epoch of object k; 0 if it was collected meanwhile.
-func (l *Log) Epoch(k key.Key) uint64 {
+// Object returns what the object table says of object k; zero if it was collected
+// meanwhile.
+func (l *Log) Object(k key.Key) layout.ObjectInfo {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	o, _ := l.mu.maps.Object(k)
-	return o.Epoch
+	return o
 }
 
 // AddSlots empties slots and adds them to chunk memory.

@@ -1,0 +1,157 @@
+package bs3_test
+
+import (
+	"bytes"
+	"context"
+	"math/rand/v2"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/rs/zerolog"
+
+	"bs3/internal/bs3"
+	"bs3/internal/bs3/gc"
+	"bs3/internal/bs3/objproxy/objtest"
+)
+
+// scatteredVolume fills the first mib MiB of a volume in order, writes all of it
+// again in blocks at random, and opens it cold, with a read cache of so many MiB, on
+// a store that takes latency for each read of an object and counts them. Its objects
+// have chunk MiB.
+func scatteredVolume(t *testing.T, mib, chunk, cache int, latency time.Duration) (o bs3.Options, data []byte, gets *atomic.Int64) {
+	t.Helper()
+	const block = 4096
+	memory := objtest.NewMemory()
+	gets = new(atomic.Int64)
+	o = bs3.Options{
+		Store: memory, Log: zerolog.Nop(), Host: bs3.Host{ID: "a"}, Size: 256 << 20, BlockSize: block, ChunkSize: chunk << 20,
+		Memory: 32 << 20, Uploaders: 4, Durable: true, ReadCache: int64(cache) << 20, Readahead: 8 << 20, WholeObjects: true,
+		GC: gc.Options{MaxMoves: 0.5},
+	}
+	data = make([]byte, mib<<20)
+	rnd := rand.NewChaCha8([32]byte{2})
+	_, _ = rnd.Read(data)
+	w := open(t, o)
+	for off := 0; off < len(data); off += 1 << 20 {
+		if err := w.WriteAt(t.Context(), data[off:off+1<<20], int64(off)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	order := rand.New(rnd)
+	for range 2 * len(data) / block {
+		off := order.IntN(len(data)/block) * block
+		_, _ = rnd.Read(data[off : off+8])
+		if err := w.WriteAt(t.Context(), data[off:off+block], int64(off)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for range 2 { // so that all is cold
+		if err := w.Checkpoint(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	shut(t, w)
+	o.Store = &objtest.Hooks{Inner: memory, Before: func(ctx context.Context, op objtest.Op) error {
+		if op.Kind == objtest.Get && isObject(op) {
+			gets.Add(1)
+			time.Sleep(latency)
+		}
+		return nil
+	}}
+	return o, data, gets
+}
+
+// readAt reads as a transport does.
+func readAt(t *testing.T, e *bs3.Engine, p []byte, off int64) {
+	t.Helper()
+	if !e.TryReadAt(p, off) {
+		if err := e.ReadAt(t.Context(), p, off); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// stream reads all of a volume in order and compares it.
+func stream(t *testing.T, e *bs3.Engine, data []byte) {
+	t.Helper()
+	p := make([]byte, 128<<10)
+	for off := 0; off < len(data); off += len(p) {
+		readAt(t, e, p, int64(off))
+		if !bytes.Equal(p, data[off:off+len(p)]) {
+			t.Fatalf("other bytes at %d than were written", off)
+		}
+	}
+}
+
+// TestScatteredStream: in virtual time, a cold stream over what was written at
+// random asks for each object once or twice, where the cache holds the volume.
+func TestScatteredStream(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const mib = 64
+		o, data, gets := scatteredVolume(t, mib, 1, 96, 15*time.Millisecond)
+		e := open(t, o)
+		stream(t, e, data)
+		if n := gets.Load(); n > 2*2*mib+300 { // objects, and the reads before it was known for a stream
+			t.Errorf("%d GETs for %d objects", n, 2*mib)
+		}
+		shut(t, e)
+	})
+}
+
+// TestRandomReadsWarmUp: in virtual time, random reads of a volume that the cache
+// holds soon find everything in it.
+func TestRandomReadsWarmUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const mib, block = 64, 4096
+		o, data, gets := scatteredVolume(t, mib, 1, 96, 15*time.Millisecond)
+		e := open(t, o)
+		rnd := rand.New(rand.NewPCG(1, 2))
+		p := make([]byte, block)
+		for range 1000 {
+			off := rnd.IntN(len(data)/block) * block
+			readAt(t, e, p, int64(off))
+			if !bytes.Equal(p, data[off:off+block]) {
+				t.Fatalf("other bytes at %d than were written", off)
+			}
+		}
+		before := gets.Load()
+		for range 1000 {
+			readAt(t, e, p, int64(rnd.IntN(len(data)/block)*block))
+		}
+		if more := gets.Load() - before; more > 50 {
+			t.Errorf("%d GETs for the first 1000 reads, %d for the next", before, more)
+		}
+		shut(t, e)
+	})
+}
+
+// TestScatteredStreamBeyondTheCache: where the cache does not hold the volume, a cold
+// stream over what was written at random takes far fewer requests than blocks. What it
+// gathered is written back in order, so that the next one takes fewer again.
+func TestScatteredStreamBeyondTheCache(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const mib, block = 64, 4096
+		o, data, gets := scatteredVolume(t, mib, 4, 8, 15*time.Millisecond)
+		e := open(t, o)
+		stream(t, e, data)
+		first := gets.Swap(0)
+		if first > int64(len(data)/block/2) {
+			t.Errorf("%d GETs for %d blocks", first, len(data)/block)
+		}
+		moved := e.Status().Collected.MovedBytes
+		if most := int64(len(data)) / 2; moved == 0 || moved > most {
+			t.Errorf("%d bytes were written back, at most %d may be", moved, most)
+		}
+		shut(t, e)
+		e = open(t, o)
+		gets.Store(0)
+		stream(t, e, data)
+		t.Logf("%d GETs, %d MiB written back, then %d GETs", first, moved>>20, gets.Load())
+		if again := gets.Load(); again > first*2/3 {
+			t.Errorf("%d GETs, and again %d, although %d MiB were written back", first, again, moved>>20)
+		}
+		shut(t, e)
+	})
+}
