@@ -65,9 +65,11 @@ type wide struct {
 }
 
 // passes returns how many passes of sorting part the blocks of an object so wide
-// from those of others.
+// from those of others: each makes the part of the volume that one object covers
+// narrower, down to a chunk.
 func (g *Collector) passes(w wide) int {
-	return max(1, int(math.Ceil(math.Log(w.width())/math.Log(float64(g.sortChunks)))))
+	chunks := float64(w.span()) / float64(g.c.ChunkBlocks)
+	return max(1, int(math.Ceil(math.Log(chunks)/math.Log(float64(g.sortChunks)))))
 }
 
 // choice says what to sort.
