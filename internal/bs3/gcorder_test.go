@@ -160,6 +160,33 @@ func TestDefragOfManyObjects(t *testing.T) {
 	shut(t, e)
 }
 
+// TestMapShrinks: the map of a volume that was put in order takes less memory, at
+// once.
+func TestMapShrinks(t *testing.T) {
+	for name, order := range map[string]func(e *bs3.Engine) error{
+		"by time": func(e *bs3.Engine) error { byTime(t, e, 4); return nil },
+		"defrag":  func(e *bs3.Engine) error { _, err := e.Defrag(t.Context()); return err },
+	} {
+		t.Run(name, func(t *testing.T) {
+			o := orderOptions(t, objtest.NewMemory())
+			o.Size, o.ChunkSize, o.Memory = 32*1024*blockSize, 1024*blockSize, 12*1024*blockSize
+			o.GC.MaxMoves = 2
+			e := open(t, o)
+			s := newShadow(e)
+			s.scatter(t, e, rand.New(rand.NewPCG(9, 12)))
+			before := e.Status().MapBytes
+			if err := order(e); err != nil {
+				t.Fatal(err)
+			}
+			if after := e.Status().MapBytes; after > before/5 {
+				t.Errorf("the map takes %d bytes, %d before: %+v", after, before, look(t, e))
+			}
+			s.compare(t, e)
+			shut(t, e)
+		})
+	}
+}
+
 // TestDefragIsKilled: a volume whose writer dies in the middle of it has everything,
 // and can be put in order by the next one.
 func TestDefragIsKilled(t *testing.T) {

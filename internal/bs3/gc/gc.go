@@ -43,6 +43,9 @@ type Log interface {
 	// log, and moves what still lies at its source, in one step. It returns how many
 	// blocks that was.
 	Rewrite(slot *wlog.Slot, moves []volume.Move) (moved int)
+	// Fold gives back memory of the map around a block, where what was scattered has
+	// come together.
+	Fold(block uint64)
 	// Grown returns, among others, how many objects the table has.
 	Grown() volume.Growth
 	// FlushToStore returns when all that was written before is in the store.
