@@ -216,7 +216,9 @@ func TestDefragIsKilled(t *testing.T) {
 				t.Fatalf("it ended before it was killed: %v", err)
 			}
 			kill(t, e)
-			<-ended // perhaps well: it may have been quicker
+			if err := <-ended; err == nil {
+				t.Log("it was quicker")
+			}
 			puts.Store(0)
 			if machine {
 				if err := os.RemoveAll(o.StatePath); err != nil {
