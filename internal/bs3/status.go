@@ -21,10 +21,11 @@ type Status struct {
 	NextKey    uint64 `json:"next_key"`
 	DurableKey uint64 `json:"durable_key"` // it and all below are in the store
 
-	ChunksInMemory int `json:"chunks_in_memory"` // above the durable key
-	FreeSlots      int `json:"free_slots"`       // of the pool
-	Slots          int `json:"slots"`
-	WritersWaiting int `json:"writers_waiting"` // for chunk memory
+	ChunksInMemory int   `json:"chunks_in_memory"` // above the durable key
+	FreeSlots      int   `json:"free_slots"`       // of the pool
+	Slots          int   `json:"slots"`
+	WritersWaiting int   `json:"writers_waiting"` // for chunk memory
+	MapBytes       int64 `json:"map_bytes"`       // memory that the map takes
 
 	LocalLog  *writer.LogStatus  `json:"local_log,omitempty"`  // nil in a mode without one
 	DiskCache *reader.DiskStatus `json:"disk_cache,omitempty"` // nil without one
@@ -91,6 +92,7 @@ func (e *Engine) Status() Status {
 		UUID: e.UUID().String(), Epoch: e.Epoch(), Mode: now.Mode, Size: e.opts.Size, BlockSize: e.opts.BlockSize,
 		NextKey: uint64(now.Next), DurableKey: uint64(now.Durable),
 		ChunksInMemory: int(now.Next - now.Durable - 1), FreeSlots: now.Free, Slots: e.opts.slots(), WritersWaiting: now.Waiting,
+		MapBytes: e.log.View().Bytes(),
 		LocalLog: now.LocalLog, DiskCache: e.reader.DiskStatus(),
 		Objects: now.Objects, StoredBytes: int64(now.Total) * bs, LiveBytes: int64(now.Growth.Live) * bs,
 		LogObjects: now.Growth.Objects, LogBytes: now.Growth.Bytes,

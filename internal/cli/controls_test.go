@@ -6,6 +6,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -14,6 +15,7 @@ import (
 	"github.com/rs/zerolog"
 
 	"bs3/internal/bs3"
+	"bs3/internal/bs3/fsck"
 	"bs3/internal/bs3/gc"
 	"bs3/internal/control"
 	"bs3/internal/daemon"
@@ -56,9 +58,15 @@ func TestControlVerbs(t *testing.T) {
 		t.Errorf("gc: exit %d, %s%s", code, out, errs)
 	}
 	code, out, errs = bs3Main(t, dir, nil, "gc", "--local", "--dry-run", "--json")
-	var r gc.Report
-	if err := json.Unmarshal([]byte(out), &r); code != exitOK || err != nil || errs != "" {
+	var r daemon.Collection
+	if err := json.Unmarshal([]byte(out), &r); code != exitOK || err != nil || errs != "" || r.Spread == nil {
 		t.Errorf("gc --dry-run: exit %d, %v in %s%s", code, err, out, errs)
+	}
+	for want, args := range map[string][]string{"nothing would be gained\n": {"--dry-run"}, "0 objects hold live data": nil} {
+		code, out, errs = bs3Main(t, dir, nil, append([]string{"gc", "--local", "--defrag"}, args...)...)
+		if code != exitOK || !strings.Contains(out, want) {
+			t.Errorf("gc --defrag: exit %d, %s%s", code, out, errs)
+		}
 	}
 	d.signal(syscall.SIGTERM)
 	if code := d.wait(); code != exitOK {
@@ -76,7 +84,7 @@ func TestControlVerbsWithoutCheckpoints(t *testing.T) {
 	env := []string{"BS3_SKIP=true"}
 	d := startDaemon(t, dir, env, "--local")
 	d.expect("serving")
-	for _, args := range [][]string{{"gc"}, {"gc", "--dry-run"}, {"checkpoint"}} {
+	for _, args := range [][]string{{"gc"}, {"gc", "--dry-run"}, {"gc", "--defrag"}, {"gc", "--defrag", "--dry-run"}, {"checkpoint"}} {
 		if code, _, errs := bs3Main(t, dir, env, append(args, "--local")...); code != exitOther || !strings.Contains(errs, "skip_checkpoint") {
 			t.Errorf("%v: exit %d, %s", args, code, errs)
 		}
@@ -185,8 +193,11 @@ func TestPrintStatus(t *testing.T) {
 	err := printStatus(&out, daemon.Status{
 		Status: bs3.Status{
 			UUID: "u-u-i-d", Epoch: 7, Mode: "barrier", Size: 8 << 30, BlockSize: 4096, Failed: "fenced by b",
-			NextKey: 12, DurableKey: 9, ChunksInMemory: 2, FreeSlots: 38, Slots: 40, WritersWaiting: 3,
-			Objects: 10, StoredBytes: 40 << 20, LiveBytes: 30 << 20, LogObjects: 5, LogBytes: 20 << 20,
+			NextKey: 12, DurableKey: 9, ChunksInMemory: 2, FreeSlots: 38, Slots: 40, WritersWaiting: 3, MapBytes: 5 << 20,
+			Objects: 10, StoredBytes: 40 << 20, LiveBytes: 30 << 20, FullObjects: 8, TidiedBytes: 7 << 20,
+			Spread:     &gc.Spread{Objects: 9, FullObjects: 8, Requests: 700, FullRequests: 8, At: since},
+			Collection: &gc.Progress{Pass: 1, Passes: 2, MovedBytes: 3 << 20, TotalBytes: 30 << 20},
+			LogObjects: 5, LogBytes: 20 << 20,
 			WrittenBytes: 64 << 20, Collected: gc.Report{MovedBytes: 16 << 20, Deleted: 9, FreedBytes: 36 << 20},
 			Undeleted: &bs3.Undeleted{Objects: 4, Checkpoints: 2, Since: since, Error: "403 AccessDenied"},
 		},
@@ -199,8 +210,10 @@ func TestPrintStatus(t *testing.T) {
 		"u-u-i-d, 8 GB in blocks of 4096 B", "barrier: a flush keeps the order", "fenced by b", "bucket b\n",
 		"does not answer as it should since 2026-05-04T11:58:30Z (1m30s): 503 SlowDown", "the oldest request that it has not answered was made 1m35s ago", "10 objects, 40 MB of data, 30 MB of it live (25 % is garbage)",
 		"4 objects and 2 old checkpoints that nothing needs stay there: the store does not delete them since 2026-05-04T11:58:30Z (1m30s): 403 AccessDenied",
+		"8 full objects would hold what lives\n", "1m30s ago 9 objects hold live data, 8 full ones would do; a cold read of it in order takes about 700 requests, 8 if it lay in order\n",
+		"putting blocks in order, pass 1 of 2: moved 3 MB of about 30 MB\n", "7 MB of that to merge small objects",
 		"5 objects, 20 MB", "64 MB written by clients and 16 MB more by garbage collection (amplification 1.25), which deleted 9 objects with 36 MB", "next key 12, all below 10 are in the store",
-		"38 of 40 slots are free, 2 objects are not in the store, 3 writers wait",
+		"38 of 40 slots are free, 2 objects are not in the store, 3 writers wait\n", "  the map takes 5 MB\n",
 	} {
 		if !strings.Contains(out.String(), want) {
 			t.Errorf("no %q in\n%s", want, out.String())
@@ -229,5 +242,102 @@ func TestGCText(t *testing.T) {
 	}
 	if got, want := gcText(r, true), "would move 2 MB of live data out of 3 objects\nwould delete 5 objects, 16 MB of data"; got != want {
 		t.Errorf("a plan: %s", got)
+	}
+}
+
+func TestDefragVerb(t *testing.T) {
+	spread := gc.Spread{Objects: 300, FullObjects: 256, Requests: 219700, FullRequests: 256}
+	plan := gc.DefragPlan{Spread: spread, Passes: 2, Bytes: 2 << 30, Gets: 556, Puts: 512}
+	socket := filepath.Join(t.TempDir(), "control.sock")
+	server, err := control.Listen(t.Context(), socket, control.Calls{
+		daemon.CallPlanDefrag: func(context.Context) (any, error) { return plan, nil },
+		daemon.CallDefrag: func(context.Context) (any, error) {
+			return daemon.Collection{Report: gc.Report{Compacted: 556, MovedBytes: 2 << 30, FailedReads: 1}, Spread: &spread}, nil
+		},
+	}, zerolog.Nop())
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- server.Run(ctx) }()
+	verb := func(args ...string) (int, string, string) {
+		return bs3Main(t, t.TempDir(), []string{"BS3_CONTROL_SOCKET=" + socket}, append([]string{"gc", "--local", "--defrag"}, args...)...)
+	}
+	const spreads = "300 objects hold live data, 256 full ones would do; a cold read of it in order takes about 219700 requests, 256 if it lay in order\n"
+
+	code, out, errs := verb("--dry-run")
+	if code != exitOK || errs != "" || out != spreads+"would read about 2 GB and write as much, in 2 passes, with 556 GETs and 512 PUTs\n"+
+		"at $0.40 and $5.00 for a million of them that is $0.0028; what the transfer costs is not in it\n" {
+		t.Errorf("a plan: exit %d, %s%s", code, out, errs)
+	}
+	code, out, errs = verb("--dry-run", "--json")
+	var got map[string]any
+	if err := json.Unmarshal([]byte(out), &got); err != nil || code != exitOK || errs != "" {
+		t.Errorf("a plan: exit %d, %v, %s", code, err, errs)
+	}
+	price, _ := got["price"].(map[string]any)
+	for name, want := range map[string]float64{"objects": 300, "full_objects": 256, "requests": 219700, "full_requests": 256, "passes": 2, "bytes": 2 << 30, "gets": 556, "puts": 512} {
+		if got[name] != want {
+			t.Errorf("%s is %v, not %v", name, got[name], want)
+		}
+	}
+	for name, want := range map[string]float64{"usd_per_million_gets": 0.4, "usd_per_million_puts": 5, "usd": 0.0027824} {
+		if price[name] != want {
+			t.Errorf("%s is %v, not %v", name, price[name], want)
+		}
+	}
+	code, out, errs = verb()
+	if code != exitOther || out != "moved 2 GB of live data out of 556 objects\ndeleted 0 objects, 0 B of data\n"+spreads ||
+		!strings.Contains(errs, "Ctrl-C") || !strings.Contains(errs, "1 objects cannot be read or are damaged") {
+		t.Errorf("done: exit %d, %s%s", code, out, errs)
+	}
+	plan = gc.DefragPlan{Spread: spread}
+	if code, out, _ := verb("--dry-run"); code != exitOK || out != spreads+"nothing would be gained\n" {
+		t.Errorf("a plan of nothing: exit %d, %s", code, out)
+	}
+	cancel()
+	if err := <-ended; err != nil && !errors.Is(err, context.Canceled) {
+		t.Error(err)
+	}
+	if code, _, errs := verb(); code != exitNoDaemon {
+		t.Errorf("without a daemon: exit %d, %s", code, errs)
+	}
+}
+
+// What a terminal shows of a collection comes from the daemon's status; where that
+// does not answer, nothing is shown.
+func TestWatchCollection(t *testing.T) {
+	answers := []daemon.Status{
+		{},
+		{Status: bs3.Status{Collection: &gc.Progress{Pass: 1, Passes: 2, MovedBytes: 3 << 20, TotalBytes: 8 << 20}}},
+		{Status: bs3.Status{Collection: &gc.Progress{MovedBytes: 1 << 20, TotalBytes: 1 << 20}}},
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	tick := make(chan time.Time)
+	var shown []fsck.Progress
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		watchCollection(ctx, tick, func(context.Context) (daemon.Status, error) {
+			if len(answers) == 0 {
+				return daemon.Status{}, control.ErrNotRunning
+			}
+			s := answers[0]
+			answers = answers[1:]
+			return s, nil
+		}, func(p fsck.Progress) { shown = append(shown, p) })
+	}()
+	for range 4 {
+		tick <- time.Time{}
+	}
+	cancel()
+	<-done
+	want := []fsck.Progress{
+		{Stage: "putting blocks in order, pass 1 of 2, MB", Done: 3, Total: 8},
+		{Stage: "collecting garbage, MB", Done: 1, Total: 1},
+	}
+	if !slices.Equal(shown, want) {
+		t.Errorf("shown: %+v", shown)
 	}
 }

@@ -102,5 +102,6 @@ func printStatus(out io.Writer, s daemon.Status, now time.Time) error {
 	}
 	row("log", "next key %d, all below %d are in the store", s.NextKey, s.DurableKey+1)
 	row("memory", "%d of %d slots are free, %d objects are not in the store, %d writers wait", s.FreeSlots, s.Slots, s.ChunksInMemory, s.WritersWaiting)
+	row("", "the map takes %s", size(s.MapBytes))
 	return w.Flush()
 }

@@ -17,7 +17,7 @@ import (
 // The calls on the control socket, and their results.
 const (
 	CallStatus     = "status"      // Status
-	CallGC         = "gc"          // Collection
+	CallGC         = "gc"          // gc.Report
 	CallPlanGC     = "gc-plan"     // Collection
 	CallDefrag     = "defrag"      // Collection
 	CallPlanDefrag = "defrag-plan" // gc.DefragPlan
@@ -28,8 +28,8 @@ const (
 // contract.
 type Collection struct {
 	gc.Report
-	// Spread is how the live blocks are spread over objects, after it or before; nil
-	// if nobody has looked.
+	// Spread is how the live blocks are spread over objects after it, or now; nil if
+	// that is not said.
 	Spread *gc.Spread `json:"spread,omitempty"`
 }
 
@@ -72,7 +72,7 @@ func (d *controls) calls() control.Calls {
 	}
 	return control.Calls{
 		CallStatus:     func(context.Context) (any, error) { return d.status(), nil },
-		CallGC:         withCheckpoints(func(ctx context.Context) (any, error) { return d.collection(d.engine.GC(ctx)) }),
+		CallGC:         withCheckpoints(func(ctx context.Context) (any, error) { return d.engine.GC(ctx) }),
 		CallPlanGC:     withCheckpoints(d.plan),
 		CallDefrag:     withCheckpoints(func(ctx context.Context) (any, error) { return d.collection(d.engine.Defrag(ctx)) }),
 		CallPlanDefrag: withCheckpoints(func(ctx context.Context) (any, error) { return d.engine.PlanDefrag(ctx) }),

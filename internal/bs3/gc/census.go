@@ -53,9 +53,6 @@ type extent struct {
 // span returns how many places lie between the ends of the extent.
 func (e *extent) span() uint64 { return e.last - e.first + 1 }
 
-// width returns how many places there are to each of its blocks.
-func (e *extent) width() float64 { return float64(e.span()) / float64(e.live) }
-
 const (
 	// step is how many blocks of the map are looked up at a time.
 	step = 1 << 15

@@ -67,7 +67,7 @@ func TestCensus(t *testing.T) {
 		}
 		for k, want := range c.widths {
 			e := seen.extent(k)
-			if got := e.width(); got < want-0.6 || got > want+0.6 {
+			if got := float64(e.span()) / testChunk; got < want-0.6 || got > want+0.6 {
 				t.Errorf("%s: object %d is %v wide, not about %v", name, k, got, want)
 			}
 			if e.scattered == (want == 1) && name != "two ends" {
@@ -83,7 +83,7 @@ func TestCensus(t *testing.T) {
 // A compaction holds a bounded number of bytes, but sorts some chunks in any case.
 func TestMemoryOfCompaction(t *testing.T) {
 	for chunk, want := range map[int][2]int{1 << 20: {32, 8}, 4 << 20: {32, 8}, 16 << 20: {8, 2}, 64 << 20: {8, 1}} {
-		g := New(Config{BlockSize: 4096, ChunkBlocks: chunk / 4096})
+		g := New(Config{Map: mapproxy.New(1).View(), BlockSize: 4096, ChunkBlocks: chunk / 4096})
 		if got := [2]int{g.sortChunks, g.readers}; got != want {
 			t.Errorf("chunks of %d bytes: %v, not %v", chunk, got, want)
 		}

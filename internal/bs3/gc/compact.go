@@ -249,6 +249,11 @@ func (c *compaction) install(ctx context.Context) error {
 			return err
 		}
 	}
+	for i, at := range order {
+		if block := c.moves[at].Block; i == 0 || block/layout.LeafBlocks != c.moves[order[i-1]].Block/layout.LeafBlocks {
+			c.g.c.Log.Fold(block)
+		}
+	}
 	c.moves = c.moves[:0]
 	return nil
 }

@@ -2,6 +2,7 @@ package gc
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -11,6 +12,28 @@ import (
 	"bs3/internal/bs3/layout"
 	"bs3/internal/bs3/objproxy"
 )
+
+// errKept is the error of DeleteDead if the store has not deleted everything.
+var errKept = errors.New("objects without live data stay in the store")
+
+// goesOn reports whether a collection goes on after DeleteDead has returned err.
+// Where nothing at all is deleted, moving blocks would only add to what stays.
+func (g *Collector) goesOn(err error) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return err == nil || errors.Is(err, errKept) && !g.mu.denying
+}
+
+// settle writes the checkpoints by which all that is dead now can be deleted,
+// deletes it, and adds that to report.
+func (g *Collector) settle(ctx context.Context, report *Report) error {
+	if err := g.c.Checkpoints.WriteIfLonger(ctx); err != nil {
+		return err
+	}
+	deleted, err := g.settleDead(ctx)
+	report.Add(deleted)
+	return err
+}
 
 // settleDead deletes all that is dead in the newest checkpoint. Only the older
 // of the two says what may go, so if the newest knows more, another one is

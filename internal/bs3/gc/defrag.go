@@ -57,6 +57,9 @@ func (g *Collector) Defrag(ctx context.Context) (Report, error) {
 	}
 	rest, err := g.everything(ctx)
 	report.Add(rest)
+	if rest.MovedBytes > 0 && err == nil {
+		_, err = g.takeCensus(ctx) // what is seen then tells how it went
+	}
 	return report, err
 }
 

@@ -43,6 +43,9 @@ type Log interface {
 	// log, and moves what still lies at its source, in one step. It returns how many
 	// blocks that was.
 	Rewrite(slot *wlog.Slot, moves []volume.Move) (moved int)
+	// Fold gives back memory of the map around a block, where what was scattered has
+	// come together.
+	Fold(block uint64)
 	// Grown returns, among others, how many objects the table has.
 	Grown() volume.Growth
 	// FlushToStore returns when all that was written before is in the store.
@@ -251,6 +254,9 @@ func (g *Collector) Run(ctx context.Context) {
 			g.account(report)
 			r.reply <- answer{report, err}
 			g.c.Outcome("garbage collection", err)
+			if err == nil {
+				_, _ = g.takeCensus(behind) // for Spread; nobody waits for it
+			}
 		case <-due:
 			g.underWay(true)
 			report, err := g.ByTime(behind)
@@ -323,7 +329,6 @@ func (g *Collector) all(ctx context.Context, defrag bool) (Report, error) {
 	report, err := do(ctx)
 	if err == nil || errors.Is(err, errKept) {
 		g.keepReserve(ctx)
-		_, _ = g.takeCensus(ctx) // for Spread
 	}
 	g.c.Logger.Info().Int("compacted", report.Compacted).Int64("moved_bytes", report.MovedBytes).Int("deleted", report.Deleted).
 		Int64("freed_bytes", report.FreedBytes).Int("failed_reads", report.FailedReads).Msg("garbage collection")
@@ -354,45 +359,6 @@ func (g *Collector) everything(ctx context.Context) (Report, error) {
 	}
 	err = g.settle(ctx, &report)
 	return report, err
-}
-
-// errKept is the error of DeleteDead if the store has not deleted everything.
-var errKept = errors.New("objects without live data stay in the store")
-
-// goesOn reports whether a collection goes on after DeleteDead has returned err.
-// Where nothing at all is deleted, moving blocks would only add to what stays.
-func (g *Collector) goesOn(err error) bool {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	return err == nil || errors.Is(err, errKept) && !g.mu.denying
-}
-
-// settle writes the checkpoints by which all that is dead now can be deleted,
-// deletes it, and adds that to report.
-func (g *Collector) settle(ctx context.Context, report *Report) error {
-	if err := g.c.Checkpoints.WriteIfLonger(ctx); err != nil {
-		return err
-	}
-	deleted, err := g.settleDead(ctx)
-	report.Add(deleted)
-	return err
-}
-
-// stuckAfter is for how long nothing gets into a store before it is taken for
-// full.
-const stuckAfter = 5 * time.Second
-
-// stuck reports whether what was written does not get into the store. It seals
-// what is open. Errors: those of Log.FlushToStore, but for running out of time.
-func (g *Collector) stuck(ctx context.Context) (bool, error) {
-	_, _, before, _ := g.c.Log.Objects(0, 0)
-	waiting, cancel := context.WithTimeout(ctx, stuckAfter)
-	defer cancel()
-	if err := g.c.Log.FlushToStore(waiting); err == nil || waiting.Err() == nil || ctx.Err() != nil {
-		return false, err
-	}
-	_, _, after, _ := g.c.Log.Objects(0, 0)
-	return after == before, nil
 }
 
 // ByTime runs a periodic collection. Only Run, or a test in its place, may call

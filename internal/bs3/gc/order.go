@@ -50,7 +50,7 @@ func (b *batch) add(w wide) {
 		b.first = w.first
 	}
 	b.objects = append(b.objects, w.ObjectInfo)
-	b.live += uint64(w.extent.live)
+	b.live += uint64(w.live)
 	b.spans += w.span()
 	b.first, b.last = min(b.first, w.first), max(b.last, w.last)
 }
@@ -65,9 +65,11 @@ type wide struct {
 }
 
 // passes returns how many passes of sorting part the blocks of an object so wide
-// from those of others.
+// from those of others: each makes the part of the volume that one object covers
+// narrower, down to a chunk.
 func (g *Collector) passes(w wide) int {
-	return max(1, int(math.Ceil(math.Log(w.width())/math.Log(float64(g.sortChunks)))))
+	chunks := float64(w.span()) / float64(g.c.ChunkBlocks)
+	return max(1, int(math.Ceil(math.Log(chunks)/math.Log(float64(g.sortChunks)))))
 }
 
 // choice says what to sort.
@@ -84,7 +86,7 @@ func (g *Collector) classes(ctx context.Context, c *census, how choice) ([][]wid
 	bad := g.unreadable()
 	err := g.eachObject(ctx, func(o layout.ObjectInfo, durable, _ key.Key) {
 		w := wide{o, c.extent(o.Key)}
-		if o.Live > 0 && w.extent.live > 0 && o.Key <= durable && !bad[o.Key] && how.which(w) {
+		if o.Live > 0 && w.live > 0 && o.Key <= durable && !bad[o.Key] && how.which(w) {
 			found = append(found, w)
 		}
 	})
@@ -131,7 +133,7 @@ func (g *Collector) batches(classes [][]wide, how choice, most uint64) []batch {
 		for len(class) > 0 {
 			b := batch{passes: g.passes(class[0])}
 			n := 0
-			for n < len(class) && (n == 0 || b.live+uint64(class[n].extent.live) <= full) {
+			for n < len(class) && (n == 0 || b.live+uint64(class[n].live) <= full) {
 				b.add(class[n])
 				n++
 			}

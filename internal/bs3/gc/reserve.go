@@ -29,6 +29,23 @@ const (
 	reserveWithin = 10 * time.Second
 )
 
+// stuckAfter is for how long nothing gets into a store before it is taken for
+// full.
+const stuckAfter = 5 * time.Second
+
+// stuck reports whether what was written does not get into the store. It seals
+// what is open. Errors: those of Log.FlushToStore, but for running out of time.
+func (g *Collector) stuck(ctx context.Context) (bool, error) {
+	_, _, before, _ := g.c.Log.Objects(0, 0)
+	waiting, cancel := context.WithTimeout(ctx, stuckAfter)
+	defer cancel()
+	if err := g.c.Log.FlushToStore(waiting); err == nil || waiting.Err() == nil || ctx.Err() != nil {
+		return false, err
+	}
+	_, _, after, _ := g.c.Log.Objects(0, 0)
+	return after == before, nil
+}
+
 // makeRoom gives up the reserve if nothing gets into the store, and reports
 // whether that is so. Errors: as stuck, and that of ctx.
 func (g *Collector) makeRoom(ctx context.Context) (stuck bool, err error) {

@@ -126,6 +126,10 @@ func (p *Proxy) Move(block uint64, from, to layout.Location) bool {
 	return true
 }
 
+// Fold gives back memory of the map around block that it does not need any more, where
+// what was scattered has come together. What is mapped where does not change.
+func (p *Proxy) Fold(block uint64) { p.m.Fold(block) }
+
 // Object returns what the table knows of object k, and whether k is in it.
 func (p *Proxy) Object(k key.Key) (layout.ObjectInfo, bool) { return p.objects.get(k) }
 

@@ -18,6 +18,9 @@ func (v View) Blocks() uint64 { return v.m.Blocks() }
 // Mapped returns the number of blocks that are mapped.
 func (v View) Mapped() uint64 { return v.m.Mapped() }
 
+// Bytes returns the memory that the map takes, about.
+func (v View) Bytes() int64 { return v.m.Bytes() }
+
 // Get returns where block lies; 0 if it is unmapped.
 func (v View) Get(block uint64) layout.Location { return v.m.Get(block) }
 

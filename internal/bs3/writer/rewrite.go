@@ -108,6 +108,13 @@ func (l *Log) Rewrite(slot *wlog.Slot, moves []volume.Move) (moved int) {
 	return moved
 }
 
+// Fold gives back memory of the map around block that it does not need any more.
+func (l *Log) Fold(block uint64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.mu.maps.Fold(block)
+}
+
 // follows reports whether m, at data index i, extends r.
 func follows(r layout.Record, m volume.Move, i int) bool {
 	return m.Block == r.Block+uint64(r.Blocks) && i == int(r.Index+r.Blocks) &&

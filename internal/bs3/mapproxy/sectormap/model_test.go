@@ -287,6 +287,14 @@ func TestAgainstModel(t *testing.T) {
 				m.Free(gone[i].leaf)
 				gone = slices.Delete(gone, i, i+1)
 			},
+			"fold": func(t *rapid.T) {
+				block, _ := draw(t)
+				block = min(block, modelBlocks-1)
+				m.Fold(block)
+				if leaf := m.dir[block/LeafBlocks].Load(); leaf != nil && leaf.entries != nil && len(now.runs(block/LeafBlocks*LeafBlocks, min(LeafBlocks, uint32(modelBlocks-block/LeafBlocks*LeafBlocks)))) <= foldSpans {
+					t.Fatal("it is an array still, although few spans are enough")
+				}
+			},
 			"freeze": func(t *rapid.T) {
 				views = append(views, &view{f: m.Freeze(), then: slices.Clone(now)})
 			},

@@ -11,7 +11,7 @@
 // each LeafBlocks blocks: the pointer and the writers' bookkeeping). A leaf
 // begins as a list of spans, 16 bytes each, which a writer replaces as a whole.
 // It becomes an array of entries when it would have more than 64 spans, and a
-// list of spans again at the earliest when it is next loaded. Arrays lie outside
+// list of spans again when it is folded, or next loaded, and few are enough. Arrays lie outside
 // of the Go heap, in a pool of the map's own that gives back to the kernel what it
 // does not need.
 //

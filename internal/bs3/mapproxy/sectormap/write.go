@@ -2,6 +2,7 @@ package sectormap
 
 import (
 	"runtime"
+	"slices"
 	"sync/atomic"
 
 	"bs3/internal/bs3/layout"
@@ -176,6 +177,36 @@ func (m *Map) writable(i uint64) *array {
 	}
 	s.gen = m.gen
 	return leaf.entries
+}
+
+// foldSpans is the most spans that an array of entries is folded to: well below
+// maxSpans, so that it does not become an array again soon.
+const foldSpans = maxSpans / 2
+
+// Fold makes the leaf that block lies in a list of spans again, if it is an array and
+// few are enough. What is mapped where does not change. Fold is for writers only.
+func (m *Map) Fold(block uint64) {
+	m.check(block, 1)
+	i := block / LeafBlocks
+	leaf := m.dir[i].Load()
+	if leaf == nil || leaf.entries == nil {
+		return
+	}
+	var few [foldSpans + 1]span
+	spans := few[:0]
+	for j := range uint16(LeafBlocks) {
+		loc := leaf.load(uint64(j))
+		if !loc.Mapped() {
+			continue
+		}
+		if spans = appendSpan(spans, span{j, j + 1, loc}); len(spans) > foldSpans {
+			return
+		}
+	}
+	m.dense.Add(-1)
+	m.spans.Add(int64(len(spans)))
+	m.dir[i].Store(&Leaf{spans: slices.Clone(spans)})
+	m.Free(leaf)
 }
 
 // drop takes leaf i, which is not empty, out of the map.
