@@ -39,16 +39,6 @@ func (l *Log) Epoch(k key.Key) uint64 {
 	return o.Epoch
 }
 
-// AddSlots empties slots and adds them to chunk memory.
-func (l *Log) AddSlots(slots []*wlog.Slot) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	for _, s := range slots {
-		s.Clear()
-		l.mu.free = append(l.mu.free, s)
-	}
-}
-
 // Drained waits until no chunk is in memory; at rest that takes a moment.
 func (l *Log) Drained() { l.inMemory.Wait() }
 
