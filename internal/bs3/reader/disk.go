@@ -2,31 +2,6 @@ package reader
 
 import "bs3/internal/bs3/layout"
 
-// Keep puts blocks that were written, and whose object the store has for good,
-// into the caches: blocks are their numbers (or layout.NoBlock), stored is as in
-// layout.Stride, epoch that of the object. The cache on the disk waits for Lend if lend
-// says so.
-func (r *Reader) Keep(loc layout.Location, blocks []uint64, stored []byte, epoch uint64, lend bool) {
-	if r.c.Cache != nil {
-		r.c.Cache.Put(loc, blocks, stored, r.buffers.stride)
-	}
-	if !lend {
-		r.diskPut(loc, epoch, blocks, stored)
-	}
-}
-
-// Lend is Keep for the cache on the disk alone, which writes from stored: see
-// rcache.Disk.Lend. A nil revoke means that nothing was lent.
-func (r *Reader) Lend(loc layout.Location, blocks []uint64, stored []byte, epoch uint64, back func()) (revoke func() bool) {
-	if r.c.Disk == nil {
-		return nil
-	}
-	if l := r.c.Disk.Lend(loc, epoch, blocks, stored, back); l != nil {
-		return l.Revoke
-	}
-	return nil
-}
-
 // fromDisk fills what the disk cache has of the misses, and returns the rest.
 func (r *Reader) fromDisk(misses []miss) (rest []miss) {
 	var last miss // neighbours often lie in one object

@@ -70,6 +70,7 @@ type Reader struct {
 	flights flights
 	ahead   *readahead // nil if nothing is read ahead
 	buffers *buffers
+	inflow  inflow // of what is written
 	misses  atomic.Uint64
 	wrong   atomic.Uint64
 }
