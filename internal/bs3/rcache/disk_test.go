@@ -248,6 +248,23 @@ func TestDiskReplaces(t *testing.T) {
 	}
 }
 
+// TestDiskReplacesWhatWasRead checks that each new block gets a place of its own where
+// nearly all of a set was read, so that the hand passes it twice.
+func TestDiskReplacesWhatWasRead(t *testing.T) {
+	d := openDisk(t, filepath.Join(t.TempDir(), "cache"), 1)
+	defer func() { _ = d.Close() }()
+	put := func(k key.Key, n int) {
+		d.Put(layout.Loc(k, 0), 1, numbers(n), storedOf(layout.Loc(k, 0), 1, n))
+		settle(d)
+	}
+	put(0, layout.CacheSetBlocks)
+	get(t, d, layout.Loc(0, 10), 1, layout.CacheSetBlocks-10)
+	put(1, groupBlocks)
+	if n := get(t, d, layout.Loc(1, 0), 1, groupBlocks); n != groupBlocks {
+		t.Errorf("%d of %d new blocks are there", n, groupBlocks)
+	}
+}
+
 // TestDiskBeside checks that readers never see anything wrong while the writer
 // runs.
 func TestDiskBeside(t *testing.T) {

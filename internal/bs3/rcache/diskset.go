@@ -111,11 +111,10 @@ func (t *diskTable) vacant(where Where, n int, places []int) []int {
 // displace appends more places, to n, whose blocks live, and moves the hand on. It passes
 // over a place that was read since the hand passed it, once.
 func (t *diskTable) displace(read *readBits, n int, places []int) []int {
-	vacant := len(places)
 	for len(places) < n {
 		place := int(t.table.Hand)
 		t.table.Hand = uint32(place+1) % layout.CacheSetBlocks
-		if !slices.Contains(places[:vacant], place) && !read.clear(place) {
+		if !slices.Contains(places, place) && !read.clear(place) { // it may go round twice
 			places = append(places, place)
 		}
 	}
