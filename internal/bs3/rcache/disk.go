@@ -55,7 +55,7 @@ type Disk struct {
 	free      chan []byte // a buffer, or nil, for each job that may still be queued
 	loans     chan *Loan
 	loan      atomic.Pointer[Loan] // the one that is being written from
-	abandoned atomic.Bool          // no loan may be used any more
+	abandoned atomic.Bool          // nothing is written any more
 	stop      chan struct{}
 	done      chan struct{}
 	close     func() error // Close, once
@@ -70,6 +70,8 @@ const (
 	// hangTime is how long a read of the disk may take. By then the store has
 	// answered many times.
 	hangTime = 2 * time.Second
+	// closeTime is how long a close writes what is queued.
+	closeTime = 5 * time.Second
 	// mostReads bounds the reads of the disk at a time.
 	mostReads = 128
 )
@@ -143,9 +145,10 @@ func makeCache(f *os.File, head layout.CacheHeader) error {
 	return err
 }
 
-// Close writes what is still queued and closes the file. If the disk hangs, it
-// leaves the file to what hangs. Either way all loans end. The cache must not be used afterwards. Closing again
-// has no effect.
+// Close writes what is still queued, as far as it gets within closeTime, and closes the
+// file. If the disk hangs, it leaves the file to what hangs. Either way all loans end, some
+// of them without a call of back. The cache must not be used afterwards. Closing again has
+// no effect.
 func (d *Disk) Close() error {
 	if err := d.close(); err != nil {
 		return fmt.Errorf("close the disk cache: %w", err)
@@ -164,6 +167,8 @@ func (d *Disk) shut() error {
 	}()
 	timeout := time.NewTimer(hangTime)
 	defer timeout.Stop()
+	enough := time.AfterFunc(closeTime, d.abandon)
+	defer enough.Stop()
 	for {
 		progress := d.written.Load()
 		select {
@@ -182,8 +187,8 @@ func (d *Disk) shut() error {
 	}
 }
 
-// abandon ends all loans, although the writer hangs: it may still hang in a write from
-// the last, whose memory only the kernel looks at then.
+// abandon ends all writing, and all loans, at Close. The writer may still be, or hang, in
+// a write from the last loan, whose memory only the kernel looks at then.
 func (d *Disk) abandon() {
 	d.abandoned.Store(true) // before the loan is looked at, see diskWriter.borrow
 	if l := d.loan.Load(); l != nil {

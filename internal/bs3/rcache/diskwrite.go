@@ -153,7 +153,7 @@ func (w *diskWriter) borrow(l *Loan) {
 
 // do does a job, if the disk is used.
 func (w *diskWriter) do(j *diskJob) {
-	if w.Usable() {
+	if w.Usable() && !w.abandoned.Load() {
 		if err := w.write(j); err != nil {
 			w.failed(err)
 		}

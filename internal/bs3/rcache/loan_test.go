@@ -5,6 +5,7 @@ import (
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -112,6 +113,27 @@ func TestCloseEndsLoans(t *testing.T) {
 			if err != nil && !errors.Is(err, unix.EFAULT) {
 				t.Error(err)
 			}
+		}
+	})
+}
+
+// TestCloseOfSlowDisk checks that nobody waits long for what is queued for a disk that is
+// slow, but does not hang.
+func TestCloseOfSlowDisk(t *testing.T) {
+	onHangingDisk(t, func(t *testing.T, d *Disk, file *hangingFile, _ layout.Location, said *[]error) {
+		file.takes = hangTime / 4 // a group takes that, or twice
+		const n = 8 * groupBlocks
+		for i := range 20 {
+			loc := layout.Loc(key.Key(20+i), 0)
+			d.Lend(loc, 1, numbers(n), storedOf(loc, 1, n), func() {})
+			d.Put(loc.Add(n), 1, numbers(n), storedOf(loc.Add(n), 1, n))
+		}
+		start := time.Now()
+		if err := d.Close(); err != nil {
+			t.Error(err)
+		}
+		if took := time.Since(start); took < closeTime || took > closeTime+hangTime || len(*said) > 0 {
+			t.Errorf("a close took %v, said %v", took, *said)
 		}
 	})
 }
