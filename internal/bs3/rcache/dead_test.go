@@ -2,8 +2,10 @@ package rcache
 
 import (
 	"bytes"
+	"errors"
 	"math/rand/v2"
 	"path/filepath"
+	"slices"
 	"testing"
 
 	"bs3/internal/bs3/key"
@@ -117,5 +119,22 @@ func TestDiskDropsTheDeadFirst(t *testing.T) {
 	}
 	if err := d.Close(); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// TestDiskIsNotAskedForTheDead: where nothing is to be stored, the disk has nothing to do.
+func TestDiskIsNotAskedForTheDead(t *testing.T) {
+	inner := openDisk(t, filepath.Join(t.TempDir(), "cache"), 2)
+	broken := &brokenFile{diskFile: inner.file, reads: errors.New("it was asked")}
+	d := newDisk(broken, inner.head, func(uint64) layout.Location { return 0 }, func(err error) { t.Error(err) })
+	loc := layout.Loc(5, 0)
+	d.Put(loc, 1, numbers(10), storedOf(loc, 1, 10))
+	none := slices.Repeat([]uint64{layout.NoBlock}, 10)
+	d.Put(loc, 1, none, storedOf(loc, 1, 10))
+	if d.Lend(loc, 1, none, storedOf(loc, 1, 10), func() {}) == nil {
+		t.Error("nothing was lent")
+	}
+	if err := d.Close(); err != nil { // when all is written
+		t.Error(err)
 	}
 }

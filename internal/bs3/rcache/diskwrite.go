@@ -161,7 +161,8 @@ func (w *diskWriter) do(j *diskJob) {
 	w.written.Add(1)
 }
 
-// write puts those blocks of j into one of their sets that live and are in neither.
+// write puts those blocks of j that live into one of their sets, unless they are there. The
+// second set is looked at only if the first has no room: a block may come to lie in both.
 func (w *diskWriter) write(j *diskJob) error {
 	if j.drop {
 		return w.takeOut(j)
@@ -171,6 +172,9 @@ func (w *diskWriter) write(j *diskJob) error {
 		if loc := j.loc.Add(uint32(i)); j.blocks[i] != layout.NoBlock && !w.where.dead(j.blocks[i], loc) {
 			w.wanted = append(w.wanted, i)
 		}
+	}
+	if len(w.wanted) == 0 {
+		return nil
 	}
 	sets := w.setsOf(j.loc)
 	t, set := &w.tables[0], sets[0]

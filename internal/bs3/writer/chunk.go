@@ -18,7 +18,6 @@ type chunk struct {
 
 	// Under the chunk lock:
 	stored  bool
-	kept    []uint64 // what is to be lent to the read cache on the disk: see Config.Lend
 	linger  *time.Timer
 	gather  *time.Timer // runs since the first flush that wants it sealed, if it gathers others
 	ripe    bool        // it has gathered for long enough
@@ -26,6 +25,8 @@ type chunk struct {
 	// What of it was given to the local log:
 	loggedRecords int
 	loggedBlocks  uint32
+
+	kept []uint64 // once it is durable, what is to be lent to the cache on the disk: see Config.Lend
 
 	// refs counts what keeps the slot from being used again besides readers:
 	// one until the durable key covers the chunk, one for each reader of the

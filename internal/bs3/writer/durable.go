@@ -93,7 +93,7 @@ func (l *Log) unref(c *chunk) {
 	l.readers.Retire(func() {
 		l.mu.Lock()
 		defer l.mu.Unlock()
-		defer l.inMemory.Done() // nobody looks at the slot after that
+		defer l.inMemory.Done() // nobody but the cache that it is lent to looks at the slot after that
 		if !c.slot.Pooled() {
 			<-l.heap
 			return
