@@ -2,6 +2,7 @@ package rcache
 
 import (
 	"errors"
+	"math/rand/v2"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -136,6 +137,58 @@ func TestCloseOfSlowDisk(t *testing.T) {
 			t.Errorf("a close took %v, said %v", took, *said)
 		}
 	})
+}
+
+// killedFile is a file whose process is killed when it has written so many bytes more.
+type killedFile struct {
+	diskFile
+	left int
+}
+
+func (f *killedFile) WritePieces(pieces [][]byte, off int64) error {
+	for _, p := range pieces {
+		p = p[:min(len(p), f.left)]
+		f.left -= len(p)
+		if err := f.diskFile.WritePieces([][]byte{p}, off); err != nil {
+			return err
+		}
+		off += int64(len(p))
+	}
+	return nil
+}
+
+// TestDiskKilled checks that the next process finds nothing wrong wherever a write ended,
+// and goes on with the file: in blocks that displace others, and in tables.
+func TestDiskKilled(t *testing.T) {
+	rnd := rand.New(rand.NewPCG(5, 6))
+	path := t.TempDir() + "/cache"
+	found := 0
+	for range 300 {
+		inner := openDisk(t, path, 1)
+		file := &killedFile{diskFile: inner.file, left: rnd.IntN(200 << 10)}
+		d := newDisk(file, inner.head, nil, func(err error) { t.Error(err) })
+		for range 4 {
+			loc, n, epoch := layout.Loc(key.Key(rnd.IntN(20)), rnd.Uint32N(100)), 1+rnd.IntN(2*groupBlocks), uint64(1+rnd.IntN(2))
+			ended := make(chan struct{})
+			d.Lend(loc, epoch, numbers(n), storedOf(loc, epoch, n), func() { close(ended) })
+			<-ended
+		}
+		if err := d.Close(); err != nil {
+			t.Fatal(err)
+		}
+		close(inner.stop) // of its writer; the file is closed
+
+		d = openDisk(t, path, 1)
+		for k := range key.Key(20) {
+			found += get(t, d, layout.Loc(k, 0), 1, 230) + get(t, d, layout.Loc(k, 0), 2, 230)
+		}
+		if err := d.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if found == 0 {
+		t.Error("nothing was ever found")
+	}
 }
 
 // TestPiecesOfWrites checks what is left of pieces when a part is written.
