@@ -163,7 +163,7 @@ func TestDiskKilled(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(5, 6))
 	path := t.TempDir() + "/cache"
 	found := 0
-	for range 300 {
+	for range 100 {
 		inner := openDisk(t, path, 1)
 		file := &killedFile{diskFile: inner.file, left: rnd.IntN(200 << 10)}
 		d := newDisk(file, inner.head, nil, func(err error) { t.Error(err) })
