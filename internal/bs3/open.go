@@ -193,8 +193,11 @@ func (o *opening) engine(ctx context.Context, r *recovered) *Engine {
 	}
 	disk := o.openDisk()
 	if o.cache != nil || disk != nil {
-		c.Keep = func(loc layout.Location, blocks []uint64, stored []byte, epoch uint64) {
-			e.reader.Keep(loc, blocks, stored, epoch)
+		c.Keep = func(loc layout.Location, blocks []uint64, stored []byte, epoch uint64, lend bool) {
+			e.reader.Keep(loc, blocks, stored, epoch, lend)
+		}
+		c.Lend = func(loc layout.Location, blocks []uint64, stored []byte, epoch uint64, back func()) func() bool {
+			return e.reader.Lend(loc, blocks, stored, epoch, back)
 		}
 	}
 	e.log = writer.New(c, r.Recovered)

@@ -341,6 +341,10 @@ import (
 `, `
 	l.keep(c)
 	var few [4]*chunk
+`}, {"writer/durable.go", `
+	lend := c.slot.Pooled()
+`, `
+	lend := false
 `}, {"reader/disk.go", `
 			m.epoch = r.c.Memory.Object(m.loc.Key()).Epoch
 `, `

@@ -30,6 +30,8 @@ type bench struct {
 	store    *store
 	names    int // used so far
 	profiles []profile
+	// amplified is the table of the measurement of that name.
+	amplified []amplified
 
 	// How long and how large.
 	runtime, ramp time.Duration
@@ -103,6 +105,12 @@ func measurements() []measurement {
 		{"warm-read", measureWarmRead},
 		{"fsync", measureFsync},
 		{"local-log", measureLocalLog},
+		{"scattered", measureScattered},
+		{"collected", measureCollected},
+		{"small-objects", measureSmallObjects},
+		{"warm-up", measureWarmUp},
+		{"disk-cache-write", measureDiskCacheWrite},
+		{"amplification", measureAmplification},
 		{"store", measureStore},
 		{"memory", measureMemory},
 		{"idle", measureIdle},
@@ -134,6 +142,9 @@ func (b *bench) measure(ctx context.Context, only *regexp.Regexp, all *results) 
 	}
 	for _, p := range b.profiles {
 		all.putProfile(p)
+	}
+	if b.amplified != nil {
+		all.Amplified = b.amplified
 	}
 	if only.MatchString(jobsName) {
 		jobs, err := measureJobs(ctx, b)

@@ -3,6 +3,7 @@ package main
 import (
 	"encoding/xml"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"os/exec"
@@ -143,7 +144,7 @@ func TestReport(t *testing.T) {
 	}, Jobs: []jobResult{
 		{Name: "job", Sample: sample{IOPS: 1000, Moved: 1e9}},
 		{Name: "job", Get: slowGet, Put: slowPut, Sample: sample{IOPS: 10, Moved: 1e9, Read: latency{P50: 1e6, P99: 2e6, P999: 3e6}}},
-	}, Profiles: []profile{{"job", []share{{"sleeping", 0.5}}}}}
+	}, Amplified: []amplified{{Pattern: "at times", Allowed: 0.7, Write: 1.84, Bound: 1.83, Space: 1.44}}, Profiles: []profile{{"job", []share{{"sleeping", 0.5}}}}}
 	if err := r.write(doc); err == nil {
 		t.Error("written without a page")
 	}
@@ -159,7 +160,7 @@ func TestReport(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, want := range []string{"before\n", "\nafter\n", "| good & well | ≥ 1.00 | 1.50 |", "**1.50**, not met", "for a reason", "| for information |", "sleeping 50 %", "page/targets.svg"} {
+	for _, want := range []string{"before\n", "\nafter\n", "| good & well | ≥ 1.00 | 1.50 |", "**1.50**, not met", "for a reason", "| for information |", "sleeping 50 %", "| 70 % | at times | 1.84 | 1.83 |", "page/targets.svg"} {
 		if strings.Count(string(text), want) != 1 {
 			t.Errorf("%d times %q", strings.Count(string(text), want), want)
 		}
@@ -183,6 +184,41 @@ func TestReport(t *testing.T) {
 		}
 		if !errors.Is(err, io.EOF) {
 			t.Errorf("%s: %v", path, err)
+		}
+	}
+}
+
+// A job's reports tell when most of its reads were faster than the store.
+func TestWarmAfter(t *testing.T) {
+	report := func(ms, reads int, slow float64) string {
+		return fmt.Sprintf(`{"jobs": [{"error": 0, "read": {"runtime": %d, "total_ios": %d, "bw_bytes": 1}, "latency_ms": {"10": 1, "20": %v, ">=2000": 0}}]}`+"\n", ms, reads, slow)
+	}
+	// Of 100, 200 and 300 reads 100, 150 and 150 were slow.
+	times, err := timeline(strings.NewReader(report(500, 100, 100) + report(1000, 200, 75) + report(1500, 300, 50)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if after, last := warmAfter(times); after != 1500*time.Millisecond || last != 1 {
+		t.Errorf("warm after %v, %v at the end", after, last)
+	}
+	if after, last := warmAfter(times[:2]); after != time.Second || last != 0.5 {
+		t.Errorf("never warm: after %v, %v at the end", after, last)
+	}
+	if _, err := timeline(strings.NewReader(`{"jobs": [{"error": 5}]}`)); err == nil {
+		t.Error("no error where requests failed")
+	}
+}
+
+// A steady state of the real engine: what is overwritten in turn dies object by
+// object, and what is overwritten at random is moved.
+func TestAmplify(t *testing.T) {
+	for pattern, most := range map[string]float64{inTurn: 1.1, uniformly: 1.5 * greedyBound(0.7, steadyChunk)} {
+		a, err := amplify(t.Context(), pattern, 0.7, 3)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if a.Write < 1 || a.Write > most || a.Space < 1 || a.Space > 2 || (a.Moved > 0.1) != (pattern == uniformly) {
+			t.Errorf("%+v", a)
 		}
 	}
 }

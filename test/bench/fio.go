@@ -17,16 +17,19 @@ type fioJob struct {
 	rw      string
 	bs      int64 // bytes
 	depth   int
-	jobs    int   // processes, each with a connection; 0 = one
-	offset  int64 // bytes
-	size    int64 // bytes
-	timed   bool  // over and over for the time of a run; else once through size
-	cold    bool  // a timed job without a ramp
-	ios     int64 // the most requests; 0 = no limit
-	mix     int   // percentage of reads of a mixed job
-	fsync   bool  // after each write
-	flushed bool  // a flush at the end is part of the job
-	once    bool  // no block twice in a random job
+	jobs    int           // processes, each with a connection; 0 = one
+	offset  int64         // bytes
+	size    int64         // bytes
+	timed   bool          // over and over for the time of a run; else once through size
+	cold    bool          // a timed job without a ramp
+	ios     int64         // the most requests; 0 = no limit
+	total   int64         // bytes to move, if not size
+	rate    int64         // bytes a second, the most; 0 = no limit
+	most    time.Duration // it ends then; 0 = the time of a run if it is timed, else no limit
+	mix     int           // percentage of reads of a mixed job
+	fsync   bool          // after each write
+	flushed bool          // a flush at the end is part of the job
+	once    bool          // no block twice in a random job
 }
 
 // latency is a distribution, in nanoseconds.
@@ -97,7 +100,10 @@ func (b *bench) runFio(ctx context.Context, socket string, j fioJob) (s sample, 
 		"--randrepeat=0", "--lat_percentiles=1", "--percentile_list=50:99:99.9", "--output-format=json", "--output=" + out,
 	}
 	if j.timed {
-		args = append(args, "--time_based", "--runtime="+milliseconds(b.runtime))
+		args = append(args, "--time_based")
+		if j.most == 0 {
+			j.most = b.runtime
+		}
 		if !j.cold {
 			args = append(args, "--ramp_time="+milliseconds(b.ramp))
 		}
@@ -107,6 +113,15 @@ func (b *bench) runFio(ctx context.Context, socket string, j fioJob) (s sample, 
 	}
 	if j.ios > 0 {
 		args = append(args, "--number_ios="+strconv.FormatInt(j.ios, 10))
+	}
+	if j.total > 0 {
+		args = append(args, "--io_size="+strconv.FormatInt(j.total, 10))
+	}
+	if j.rate > 0 {
+		args = append(args, "--rate="+strconv.FormatInt(j.rate, 10))
+	}
+	if j.most > 0 {
+		args = append(args, "--runtime="+milliseconds(j.most))
 	}
 	if j.mix > 0 {
 		args = append(args, "--rwmixread="+strconv.Itoa(j.mix))

@@ -106,15 +106,16 @@ func run(ctx context.Context, args []string) error {
 
 // results are everything that was measured.
 type results struct {
-	Machine  machine
-	Config   string // of the daemon
-	Version  string
-	Quick    bool
-	Pairs    int
-	Taken    time.Time
-	Rows     []row
-	Jobs     []jobResult
-	Profiles []profile
+	Machine   machine
+	Config    string // of the daemon
+	Version   string
+	Quick     bool
+	Pairs     int
+	Taken     time.Time
+	Rows      []row
+	Jobs      []jobResult
+	Profiles  []profile
+	Amplified []amplified
 }
 
 func loadResults(path string) (*results, error) {

@@ -12,7 +12,10 @@ import (
 	"bs3/internal/bs3/objproxy/s3"
 )
 
-const blockSize = 4 * kib
+const (
+	blockSize = 4 * kib
+	chunkSize = 4 * mib
+)
 
 // mappedVolume makes a bucket with a volume all of whose blocks are mapped, in runs
 // of run blocks in random order. There is a checkpoint, but no data.
@@ -73,7 +76,7 @@ func (b *bench) mappedVolume(ctx context.Context, run uint64) (bucket string, er
 		return "", err
 	}
 	record, err := layout.EncodeVolume(&layout.Volume{
-		UUID: uuid, Generation: 1, BlockSize: blockSize, Size: b.mapped, LargestSize: b.mapped, ChunkSize: 4 * mib,
+		UUID: uuid, Generation: 1, BlockSize: blockSize, Size: b.mapped, LargestSize: b.mapped, ChunkSize: chunkSize,
 		Created: time.Unix(0, 0), Epoch: 1, Writer: layout.Writer{Released: true}, Checkpoints: []string{name},
 	})
 	if err != nil {

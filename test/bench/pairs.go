@@ -19,8 +19,13 @@ type paired struct{ ours, reference, control []figures }
 
 // compare makes runs in turns. The order within a round alternates, so that a drift
 // favours nobody.
-func (b *bench) compare(ctx context.Context, ours, reference, control trial) (p paired, err error) {
-	for i := range b.pairs {
+func (b *bench) compare(ctx context.Context, ours, reference, control trial) (paired, error) {
+	return b.compareSome(ctx, b.pairs, ours, reference, control)
+}
+
+// compareSome is compare with so many pairs. Trials that are nil are left out.
+func (b *bench) compareSome(ctx context.Context, pairs int, ours, reference, control trial) (p paired, err error) {
+	for i := range pairs {
 		order := []struct {
 			trial
 			to *[]figures
@@ -29,6 +34,9 @@ func (b *bench) compare(ctx context.Context, ours, reference, control trial) (p 
 			slices.Reverse(order)
 		}
 		for _, o := range order {
+			if o.trial == nil {
+				continue
+			}
 			f, err := o.trial(ctx)
 			if err != nil {
 				return p, err
@@ -145,6 +153,20 @@ func (p paired) row(name, figure, unit string, scale, target float64, atMost boo
 	}
 	if len(single) == 0 {
 		r.Note = "the runs were too short to measure it"
+	}
+	return r
+}
+
+// plain returns a row of one figure of ours that is not to be above target, with that
+// of the reference as a detail.
+func (p paired) plain(name, figure, unit string, scale, target float64) row {
+	r := row{Name: name, Target: target, AtMost: true, Unit: unit}
+	for _, v := range all(p.ours, figure) {
+		r.Single = append(r.Single, scale*v)
+	}
+	r.Value = median(r.Single)
+	if len(p.reference) > 0 && p.reference[0][figure] > 0 {
+		r.Details = []detail{{"reference", scale * median(all(p.reference, figure)), unit}}
 	}
 	return r
 }

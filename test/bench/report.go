@@ -68,7 +68,7 @@ func (r *results) markdown(w io.Writer) {
 	if r.Quick {
 		fmt.Fprint(w, "**A quick run, which shows that the suite works; its figures mean little.**\n\n")
 	}
-	fmt.Fprintf(w, "Medians of %d pairs; *control* is the reference measured against itself.\n\n", r.Pairs)
+	fmt.Fprintf(w, "Medians of %d pairs, of %d where a run takes long (scans and warm-up of scattered volumes); *control* is the reference measured against itself.\n\n", r.Pairs, slowPairs(r.Pairs))
 	fmt.Fprint(w, "| measurement | target | measured | control | details |\n|---|---|---|---|---|\n")
 	for _, row := range r.Rows {
 		if !row.Free {
@@ -80,6 +80,9 @@ func (r *results) markdown(w io.Writer) {
 		if row.Free {
 			row.markdown(w)
 		}
+	}
+	if len(r.Amplified) > 0 {
+		r.amplificationTable(w)
 	}
 	if len(r.Jobs) > 0 {
 		r.jobTable(w)
@@ -112,6 +115,20 @@ func (r row) markdown(w io.Writer) {
 
 // figure formats a value with the row's unit.
 func (r row) figure(v float64) string { return strings.TrimSpace(number(v) + " " + r.Unit) }
+
+// amplificationTable writes the steady states.
+func (r *results) amplificationTable(w io.Writer) {
+	fmt.Fprint(w, "\nAmplification in steady state: bytes put for each byte written, and bytes in the store for each live one,"+
+		" in objects of the log. The bound is that of greedy cleaning of uniform overwrites.\n\n")
+	fmt.Fprint(w, "| live data allowed | overwrites | write amplification | bound | moved for each byte written | space amplification |\n|---|---|---|---|---|---|\n")
+	for _, a := range r.Amplified {
+		bound := ""
+		if a.Bound > 0 {
+			bound = number(a.Bound)
+		}
+		fmt.Fprintf(w, "| %.0f %% | %s | %s | %s | %s | %s |\n", 100*a.Allowed, a.Pattern, number(a.Write), bound, number(a.Moved), number(a.Space))
+	}
+}
 
 // jobTable writes the results of each job.
 func (r *results) jobTable(w io.Writer) {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"os"
@@ -239,25 +240,35 @@ func (k *nbdkit) fio(ctx context.Context, j fioJob) (sample, error) {
 
 // settled waits until the daemon has sent no request for the time quiet.
 func (d *daemon) settled(ctx context.Context, quiet time.Duration) error {
+	silent, err := d.silent(ctx, quiet, 10*time.Minute)
+	if err == nil && !silent {
+		err = errors.New("the daemon does not stop sending requests")
+	}
+	return err
+}
+
+// silent waits until the daemon has sent no request for the time quiet, and reports
+// whether it came to that before limit.
+func (d *daemon) silent(ctx context.Context, quiet, limit time.Duration) (bool, error) {
 	last, err := d.b.store.counts(ctx, d.bucket)
 	if err != nil {
-		return err
+		return false, err
 	}
 	since, began := time.Now(), time.Now()
 	for time.Since(since) < quiet {
-		if time.Since(began) > 10*time.Minute {
-			return fmt.Errorf("the daemon does not stop sending requests")
+		if time.Since(began) > limit {
+			return false, nil
 		}
 		if err := pause(ctx, 100*time.Millisecond); err != nil {
-			return err
+			return false, err
 		}
 		now, err := d.b.store.counts(ctx, d.bucket)
 		if err != nil {
-			return err
+			return false, err
 		}
 		if now != last {
 			last, since = now, time.Now()
 		}
 	}
-	return nil
+	return true, nil
 }

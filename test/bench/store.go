@@ -100,6 +100,17 @@ func (s *store) counts(ctx context.Context, bucket string) (c s3server.Counts, e
 	return c, err
 }
 
+// kept returns what a bucket has.
+func (s *store) kept(ctx context.Context, bucket string) (k s3server.Kept, err error) {
+	err = s.call(ctx, http.MethodGet, "kept", url.Values{"bucket": {bucket}}, &k)
+	return k, err
+}
+
+// copyTo makes a bucket with what another has. It takes no time.
+func (s *store) copyTo(ctx context.Context, bucket, to string) error {
+	return s.call(ctx, http.MethodPost, "copy", url.Values{"bucket": {bucket}, "to": {to}}, nil)
+}
+
 func (s *store) drop(ctx context.Context, bucket string) error {
 	return s.call(ctx, http.MethodPost, "drop", url.Values{"bucket": {bucket}}, nil)
 }

@@ -119,7 +119,7 @@ type Collector struct {
 	requests   chan request
 	gathered   chan gathered
 	rewritten  key.Key       // the last one after what was gathered was written back. Run's
-	found      int64         // live bytes when the volume was opened
+	found      int64         // bytes of data in the store when Run began
 	deleting   chan struct{} // holds a token while what is dead is deleted
 	reserve    reserve
 	tidyAt     tidiness // when there was nothing to tidy; zero: not known. Run's
@@ -154,7 +154,7 @@ func New(c Config) *Collector {
 	}
 	chunk := c.ChunkBlocks * c.BlockSize
 	g := &Collector{
-		c: c, requests: make(chan request), gathered: make(chan gathered, 1), found: int64(c.Map.Mapped()) * int64(c.BlockSize), deleting: make(chan struct{}, 1),
+		c: c, requests: make(chan request), gathered: make(chan gathered, 1), deleting: make(chan struct{}, 1),
 		sortChunks: chunks(gatherBytes, chunk, leastSorted, mostSorted), readers: chunks(readBytes, chunk, leastRead, mostRead),
 		reserve: reserve{turn: make(chan struct{}, 1)},
 	}
@@ -236,6 +236,7 @@ func (g *Collector) early(ctx context.Context, asked bool) (Report, error) {
 // Run collects on request and by time, until ctx ends. It is the one worker of
 // all background work on the map.
 func (g *Collector) Run(ctx context.Context) {
+	_ = g.eachObject(ctx, func(o layout.ObjectInfo, _, _ key.Key) { g.found += int64(o.Total) * int64(g.c.BlockSize) })
 	due := make(chan struct{})
 	var clock sync.WaitGroup
 	defer clock.Wait()

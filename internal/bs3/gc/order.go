@@ -229,7 +229,7 @@ func (g *Collector) scattered(ctx context.Context, most uint64) ([]batch, error)
 type tidiness struct{ next, cold key.Key }
 
 // allowance returns how many bytes may be moved to merge and sort without being
-// asked: MaxMoves of what was written, before the open as far as it was live then.
+// asked: MaxMoves of what was written, before the open as far as the store had it then.
 func (g *Collector) allowance() int64 {
 	return int64(g.c.MaxMoves*float64(g.found+g.c.Log.Written())) - g.Tidied()
 }

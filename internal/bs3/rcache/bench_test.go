@@ -2,7 +2,11 @@ package rcache
 
 import (
 	"math/rand/v2"
+	"path/filepath"
 	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
 
 	"bs3/internal/bs3/key"
 	"bs3/internal/bs3/layout"
@@ -89,4 +93,42 @@ func BenchmarkPutBlock(b *testing.B) {
 		c.Put(at[i%len(at)], numbers(1), block, benchBlock)
 		i++
 	}
+}
+
+// BenchmarkDiskFill writes chunks of random overwrites to the cache on the disk. What a
+// block costs in time of the processors is cpu-ns/block.
+func BenchmarkDiskFill(b *testing.B) {
+	o := newOverwriter(1 << 17)
+	d, err := OpenDisk(filepath.Join(b.TempDir(), "cache"), diskUUID, benchBlock, 1<<30, o.where, func(err error) { b.Error(err) })
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer func() { _ = d.Close() }()
+	stored := make([]byte, chunkBlocks*layout.Stride(benchBlock))
+	fill := func() {
+		loc, blocks := o.write(chunkBlocks)
+		ended := make(chan struct{})
+		if d.Lend(loc, 1, blocks, stored, func() { close(ended) }) == nil {
+			b.Fatal("nothing was lent")
+		}
+		<-ended
+	}
+	for range 2 << 30 / benchBlock / chunkBlocks {
+		fill()
+	}
+	b.SetBytes(chunkBlocks * benchBlock)
+	before := cpuTime(b)
+	for b.Loop() {
+		fill()
+	}
+	b.ReportMetric(float64(cpuTime(b)-before)/float64(b.N*chunkBlocks), "cpu-ns/block")
+}
+
+// cpuTime returns how long the processors have worked for the process.
+func cpuTime(b *testing.B) time.Duration {
+	var u unix.Rusage
+	if err := unix.Getrusage(unix.RUSAGE_SELF, &u); err != nil {
+		b.Fatal(err)
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }

@@ -226,5 +226,5 @@ func (d *Disk) failed(err error) {
 	}
 }
 
-// usable reports whether the disk may be asked.
-func (d *Disk) usable() bool { return d.err.Load() == nil && !d.hung.Load() }
+// Usable reports whether the disk has neither failed nor hangs.
+func (d *Disk) Usable() bool { return d.err.Load() == nil && !d.hung.Load() }

@@ -72,7 +72,7 @@ func (d *Disk) Get(loc layout.Location, epoch uint64, dst []byte, run func(at, n
 // read reads n blocks of one group. It returns nil if the disk is not used, or does
 // not answer in time.
 func (d *Disk) read(loc layout.Location, epoch uint32, n int) *diskRead {
-	if !d.usable() {
+	if !d.Usable() {
 		return nil
 	}
 	r := d.newRead(loc, epoch, n)

@@ -41,7 +41,7 @@ func (j *diskJob) fill(loc layout.Location, epoch uint32, blocks []uint64, store
 func (d *Disk) Put(loc layout.Location, epoch uint64, blocks []uint64, stored []byte) {
 	stride := layout.Stride(int(d.head.BlockSize))
 	groups(loc, len(blocks), func(at, n int) {
-		if !d.usable() {
+		if !d.Usable() {
 			return
 		}
 		select {
@@ -64,7 +64,7 @@ func (d *Disk) Put(loc layout.Location, epoch uint64, blocks []uint64, stored []
 // goroutine that holds no lock. stored must not change until the loan ends, blocks never. A
 // nil Loan means that nothing was lent. Lend does not wait.
 func (d *Disk) Lend(loc layout.Location, epoch uint64, blocks []uint64, stored []byte, back func()) *Loan {
-	if !d.usable() {
+	if !d.Usable() {
 		return nil
 	}
 	l := &Loan{loc: loc, epoch: uint32(epoch), blocks: blocks, stored: stored, back: back}
@@ -153,7 +153,7 @@ func (w *diskWriter) borrow(l *Loan) {
 
 // do does a job, if the disk is used.
 func (w *diskWriter) do(j *diskJob) {
-	if w.usable() {
+	if w.Usable() {
 		if err := w.write(j); err != nil {
 			w.failed(err)
 		}

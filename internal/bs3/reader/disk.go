@@ -2,16 +2,6 @@ package reader
 
 import "bs3/internal/bs3/layout"
 
-// Keep puts blocks that were written, and whose object the store has for good,
-// into the caches: blocks are their numbers, stored is as in layout.Stride, epoch that of
-// the object.
-func (r *Reader) Keep(loc layout.Location, blocks []uint64, stored []byte, epoch uint64) {
-	if r.c.Cache != nil {
-		r.c.Cache.Put(loc, blocks, stored, r.buffers.stride)
-	}
-	r.diskPut(loc, epoch, blocks, stored)
-}
-
 // fromDisk fills what the disk cache has of the misses, and returns the rest.
 func (r *Reader) fromDisk(misses []miss) (rest []miss) {
 	var last miss // neighbours often lie in one object

@@ -79,6 +79,7 @@ type Reader struct {
 	ahead   *readahead // nil if nothing is read ahead
 	wholes  wholes
 	buffers *buffers
+	inflow  inflow // of what is written
 	misses  atomic.Uint64
 	wrong   atomic.Uint64
 }

@@ -268,13 +268,22 @@ func (r *Reader) prefetch(ctx context.Context, off, n int64) {
 // prefetchScattered is prefetch for a window that takes many requests. Reads of the
 // stream wait for those of which they want something, also if they have not begun.
 func (r *Reader) prefetchScattered(ctx context.Context, off, n int64) {
-	r.fetchWholes(ctx, r.missing(off, n))
+	orders, requests := r.prefetchGroups(ctx, off, n, r.orderWholes)
+	await(ctx, orders)
+	_, more := r.prefetchGroups(ctx, off, n, func(misses []miss) ([]*order, []miss) { return nil, misses })
+	requests += len(orders) + more
+	if bs := int64(r.c.BlockSize); r.c.Gathered != nil && ctx.Err() == nil {
+		r.c.Gathered(uint64(off/bs), uint64(n/bs), requests)
+	}
+}
+
+// prefetchGroups brings those of the n bytes at off into the cache that order does not
+// order and nobody else fetches. It returns what was ordered, and how many requests the
+// rest took.
+func (r *Reader) prefetchGroups(ctx context.Context, off, n int64, order func([]miss) ([]*order, []miss)) (orders []*order, requests int) {
 	v := r.fetches.Enter()
 	defer r.fetches.Leave(v)
-	misses := r.missing(off, n)
-	if len(misses) == 0 {
-		return
-	}
+	orders, misses := order(r.missing(off, n))
 	type fetch struct {
 		misses []miss
 		flight *flight
@@ -303,9 +312,7 @@ func (r *Reader) prefetchScattered(ctx context.Context, off, n int64) {
 	}
 	close(next)
 	workers.Wait()
-	if bs := int64(r.c.BlockSize); r.c.Gathered != nil && ctx.Err() == nil {
-		r.c.Gathered(uint64(off/bs), uint64(n/bs), len(fetches))
-	}
+	return orders, len(fetches)
 }
 
 // missing returns the runs of the n bytes at off that are mapped and neither in

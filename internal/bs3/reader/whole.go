@@ -204,19 +204,30 @@ func (r *Reader) awaitWholes(ctx context.Context, misses []miss, last *attempt) 
 	return true
 }
 
-// fetchWholes fetches objects whole of which a stream will want little at a time, and
-// waits for them.
-func (r *Reader) fetchWholes(ctx context.Context, misses []miss) {
+// orderWholes orders objects of which a stream will want little at a time, and
+// returns the orders and the misses of other objects.
+func (r *Reader) orderWholes(misses []miss) (orders []*order, rest []miss) {
 	if r.wholes.orders == nil {
-		return
+		return nil, misses
 	}
-	var await []*order
+	ordered := make(map[key.Key]bool)
 	byObject(misses, func(k key.Key, wanted uint32) {
 		if o := r.orderWhole(k, wanted); o != nil {
-			await = append(await, o)
+			orders = append(orders, o)
+			ordered[k] = true
 		}
 	})
-	for _, o := range await {
+	for _, m := range misses {
+		if !ordered[m.loc.Key()] {
+			rest = append(rest, m)
+		}
+	}
+	return orders, rest
+}
+
+// await waits for orders, or until ctx ends.
+func await(ctx context.Context, orders []*order) {
+	for _, o := range orders {
 		select {
 		case <-o.done:
 		case <-ctx.Done():

@@ -18,6 +18,7 @@ type chunk struct {
 
 	// Under the chunk lock:
 	stored  bool
+	kept    []uint64 // what is to be lent to the read cache on the disk: see Config.Lend
 	linger  *time.Timer
 	gather  *time.Timer // runs since the first flush that wants it sealed, if it gathers others
 	ripe    bool        // it has gathered for long enough

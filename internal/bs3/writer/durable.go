@@ -2,6 +2,7 @@ package writer
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"bs3/internal/bs3/key"
@@ -56,31 +57,31 @@ func (l *Log) advance(covered []*chunk, c *chunk, took time.Duration) []*chunk {
 const streamed = 128 << 10
 
 // keep puts what was written to c, which the durable key covers, into the read
-// caches.
+// caches. What lies in chunk memory is lent to the one on the disk later, by giveBack.
 func (l *Log) keep(c *chunk) {
 	if l.c.Keep == nil {
 		return
 	}
-	var from uint32     // the first block to be put, in the object
-	var blocks []uint64 // to be put, in the volume
-	put := func() {
-		if n := uint32(len(blocks)); n > 0 {
-			l.c.Keep(layout.Loc(c.obj.Key, from), blocks, c.slot.Stored(from, n), l.c.Owner.Epoch)
-		}
-	}
+	var blocks []uint64 // of the volume, by their indexes in the object
 	for _, r := range c.obj.Records {
 		if r.Kind == layout.KindZero || int(r.Blocks)*l.c.BlockSize >= streamed {
 			continue
 		}
-		if r.Index != from+uint32(len(blocks)) {
-			put()
-			from, blocks = r.Index, blocks[:0]
+		if blocks == nil {
+			blocks = slices.Repeat([]uint64{layout.NoBlock}, int(c.obj.Blocks))
 		}
 		for i := range r.Blocks {
-			blocks = append(blocks, r.Block+uint64(i))
+			blocks[r.Index+i] = r.Block + uint64(i)
 		}
 	}
-	put()
+	if blocks == nil {
+		return
+	}
+	lend := c.slot.Pooled()
+	if lend {
+		c.kept = blocks
+	}
+	l.c.Keep(layout.Loc(c.obj.Key, 0), blocks, c.slot.Stored(0, c.obj.Blocks), l.c.Owner.Epoch, lend)
 }
 
 // unref drops one reference; the last one gives the slot back, once no reader
@@ -98,8 +99,7 @@ func (l *Log) unref(c *chunk) {
 			return
 		}
 		c.slot.Clear()
-		l.mu.free = append(l.mu.free, c.slot)
-		l.mu.line.wake()
+		l.giveBack(c)
 	})
 }
 

@@ -51,9 +51,16 @@ type Config struct {
 	// must not wait, nor call the Log.
 	Grew func(volume.Growth)
 	// Keep, if set, is given what was written to an object that the store has for
-	// good, to put it into the read caches: so many blocks of the volume, as stored from
-	// loc on. The arguments are valid during the call.
-	Keep func(loc layout.Location, blocks []uint64, stored []byte, epoch uint64)
+	// good, to put it into the read caches: blocks of the volume, as stored from loc on,
+	// where layout.NoBlock is for none of them. stored is valid during the call. lend says
+	// that it comes again, by Lend, if there is one, for the cache on the disk.
+	Keep func(loc layout.Location, blocks []uint64, stored []byte, epoch uint64, lend bool)
+	// Lend, if set, is given memory that is free, to put what it holds into the read cache
+	// on the disk, under the chunk lock: it must not wait, nor call the Log. stored is
+	// valid until revoke, which must not wait either, returns true, or until back is
+	// called, by a goroutine without locks: one of them, and back once revoke has returned
+	// false. A nil revoke means that nothing was lent.
+	Lend func(loc layout.Location, blocks []uint64, stored []byte, epoch uint64, back func()) (revoke func() bool)
 }
 
 // Recovered is the log as an open found it in the store.
@@ -86,6 +93,7 @@ type Log struct {
 		keys     key.Allocator
 		seq      uint64 // of the next record
 		free     []*wlog.Slot
+		lent     []*loan       // free, too
 		line     queue         // writers that wait for chunk memory
 		probed   chan struct{} // who was first in line at the last Probe, and could go on
 		durable  key.Key
@@ -161,7 +169,7 @@ func (l *Log) Now() State {
 func (l *Log) now() State {
 	m := &l.mu
 	s := State{
-		Seq: m.seq, Next: m.keys.Next(), Durable: m.durable, Free: len(m.free), Waiting: len(m.line.writers),
+		Seq: m.seq, Next: m.keys.Next(), Durable: m.durable, Free: len(m.free) + len(m.lent), Waiting: len(m.line.writers),
 		Written: m.written, Growth: l.growth(), Mode: l.mode(), LocalLog: l.logStatus(),
 	}
 	s.Objects, _, s.Total = m.maps.Totals()
@@ -237,7 +245,8 @@ func (l *Log) lineStuck() bool {
 	defer l.mu.Unlock()
 	m := &l.mu
 	var waits chan struct{} // the first writer, if it could go on
-	if len(m.free) > 0 && len(m.line.writers) > 0 {
+	// One of those that are lent may be in use, by a disk that hangs.
+	if (len(m.free) > 0 || len(m.lent) > 1) && len(m.line.writers) > 0 {
 		waits = m.line.writers[0]
 	}
 	stuck := waits != nil && waits == m.probed

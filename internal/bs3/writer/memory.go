@@ -40,16 +40,6 @@ func (l *Log) Object(k key.Key) layout.ObjectInfo {
 	return o
 }
 
-// AddSlots empties slots and adds them to chunk memory.
-func (l *Log) AddSlots(slots []*wlog.Slot) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	for _, s := range slots {
-		s.Clear()
-		l.mu.free = append(l.mu.free, s)
-	}
-}
-
 // Drained waits until no chunk is in memory; at rest that takes a moment.
 func (l *Log) Drained() { l.inMemory.Wait() }
 

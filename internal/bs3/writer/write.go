@@ -137,12 +137,10 @@ func (l *Log) makeRoom(n int) bool {
 		return true
 	}
 	l.seal() // also if there is no slot: nobody else may fill it
-	last := len(l.mu.free) - 1
-	if last < 0 {
+	slot := l.takeSlot()
+	if slot == nil {
 		return false
 	}
-	slot := l.mu.free[last]
-	l.mu.free = l.mu.free[:last]
 	l.begin(slot)
 	return true
 }

@@ -116,6 +116,34 @@ func (b *bucket) remove(names []string) {
 	}
 }
 
+// copyTo puts all objects into another bucket too.
+func (b *bucket) copyTo(to *bucket) {
+	b.mu.RLock()
+	defer b.mu.RUnlock()
+	to.mu.Lock()
+	defer to.mu.Unlock()
+	for name, o := range b.objects {
+		o.users.Add(1)
+		if there := to.objects[name]; there != nil {
+			to.release(there)
+		}
+		to.objects[name] = o
+	}
+}
+
+// Kept is what a bucket has.
+type Kept struct{ Objects, Bytes int64 }
+
+func (b *bucket) kept() (k Kept) {
+	b.mu.RLock()
+	defer b.mu.RUnlock()
+	for _, o := range b.objects {
+		k.Objects++
+		k.Bytes += o.size
+	}
+	return k
+}
+
 // empty removes everything, for good.
 func (b *bucket) empty() {
 	b.mu.Lock()

@@ -92,6 +92,18 @@ func (s *Server) control(w http.ResponseWriter, r *http.Request, call string) {
 			c = b.counts()
 		}
 		_ = json.NewEncoder(w).Encode(c) // a client that is gone needs no answer
+	case "kept":
+		var k Kept
+		if b := s.bucket(name); b != nil {
+			k = b.kept()
+		}
+		_ = json.NewEncoder(w).Encode(k)
+	case "copy":
+		to := r.FormValue("to")
+		s.create(to)
+		if from, to := s.bucket(name), s.bucket(to); from != nil && to != nil && from != to {
+			from.copyTo(to)
+		}
 	case "drop":
 		s.mu.Lock()
 		b := s.buckets[name]
