@@ -134,9 +134,9 @@ func (w *diskWriter) job(j *diskJob) {
 
 // borrow writes from memory that was lent, for as long as it is.
 func (w *diskWriter) borrow(l *Loan) {
-	w.Disk.loan.Store(l)
+	w.loan.Store(l)
 	defer l.end()
-	defer w.Disk.loan.Store(nil)
+	defer w.loan.Store(nil)
 	if w.abandoned.Load() {
 		l.Revoke()
 	}

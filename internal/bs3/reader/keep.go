@@ -12,7 +12,7 @@ import (
 // layout.Stride, epoch that of the object. The cache on the disk waits for Lend if lend
 // says so.
 func (r *Reader) Keep(loc layout.Location, blocks []uint64, stored []byte, epoch uint64, lend bool) {
-	if r.c.Cache != nil && !(lend && r.passing(len(stored))) {
+	if r.c.Cache != nil && (!lend || !r.passing(len(stored))) {
 		r.c.Cache.Put(loc, blocks, stored, r.buffers.stride)
 	}
 	if !lend {
