@@ -165,7 +165,7 @@ func (p paired) plain(name, figure, unit string, scale, target float64) row {
 		r.Single = append(r.Single, scale*v)
 	}
 	r.Value = median(r.Single)
-	if len(p.reference) > 0 {
+	if len(p.reference) > 0 && p.reference[0][figure] > 0 {
 		r.Details = []detail{{"reference", scale * median(all(p.reference, figure)), unit}}
 	}
 	return r

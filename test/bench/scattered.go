@@ -8,7 +8,7 @@ import (
 )
 
 // scanLimit bounds a read of a volume in order: what it has read by then counts.
-const scanLimit = 30 * time.Second
+const scanLimit = 20 * time.Second
 
 // scan is a way to read a volume in order, with nothing of it cached and slowGet.
 type scan struct {
@@ -88,10 +88,10 @@ func slowPairs(pairs int) int { return min(pairs, 3) }
 
 // scanRows returns the rows of the scans of a comparison, rates and GETs, of a
 // scattered volume in the state that how says.
-func (b *bench) scanRows(p paired, how string, rate, gets float64) (rows []row) {
-	for _, c := range b.scans() {
+func (b *bench) scanRows(p paired, how string, rates [2]float64, gets float64) (rows []row) {
+	for i, c := range b.scans() {
 		name := fmt.Sprintf("scattered volume, %s: scan %s, ", how, c.name)
-		r := p.row(name+"against one of a volume written in order", c.name+"/bytes", "MB/s", 1e-6, rate, false)
+		r := p.row(name+"against one of a volume written in order", c.name+"/bytes", "MB/s", 1e-6, rates[i], false)
 		r = p.with(r, "read", c.name+"/read", "of the volume", 1)
 		r = p.with(r, "fetched", c.name+"/fetched", "bytes for each byte read", 1)
 		rows = append(rows, r, p.plain(name+"GETs", c.name+"/gets", "GETs/MB", 1, gets))
@@ -110,20 +110,21 @@ func measureScattered(ctx context.Context, b *bench) (rows []row, err error) {
 		return nil, err
 	}
 	for _, c := range []struct {
-		name       string
-		cache      int64 // bytes: the default one is a quarter of the region, also in short runs
-		rate, gets float64
+		name  string
+		cache int64      // bytes: the default one is a quarter of the region, also in short runs
+		rates [2]float64 // of the scans
+		gets  float64
 	}{
-		{"large cache", b.region * 3 / 2, 0.2, 2},
+		{"large cache", b.region * 3 / 2, [2]float64{0.2, 0.2}, 2},
 		// Twice the rate, and half of the GETs, of reads that fetch block by block.
-		{"default cache", b.region / 4, 2 * 0.02, 205. / 2},
+		{"default cache", b.region / 4, [2]float64{2 * 0.02, 2 * 0.01}, 240. / 2},
 	} {
 		s := byHand().with(settings{"read.cache_size": c.cache / mib})
 		p, err := b.compareSome(ctx, slowPairs(b.pairs), b.scanCold(bucket, s), b.scanCold(ordered, s), b.scanCold(ordered, s))
 		if err != nil {
 			return nil, err
 		}
-		rows = append(rows, b.scanRows(p, c.name, c.rate, c.gets)...)
+		rows = append(rows, b.scanRows(p, c.name, c.rates, c.gets)...)
 	}
 	p, err := b.compareSome(ctx, slowPairs(b.pairs), b.scanTwice(bucket, byHand()), nil, nil)
 	if err != nil {
@@ -156,6 +157,7 @@ func measureCollected(ctx context.Context, b *bench) (rows []row, err error) {
 	if err != nil {
 		return nil, err
 	}
+	inOrderAgain := [2]float64{0.7, 0.7} // of the scans
 	judge := func(name, bucket string, moved float64, took time.Duration) error {
 		after, err := b.mapBytes(ctx, bucket)
 		if err != nil {
@@ -165,7 +167,7 @@ func measureCollected(ctx context.Context, b *bench) (rows []row, err error) {
 		if err != nil {
 			return err
 		}
-		rows = append(rows, b.scanRows(p, "after "+name, 0.7, 1)...)
+		rows = append(rows, b.scanRows(p, "after "+name, inOrderAgain, 1)...)
 		rows = append(rows, row{
 			Name:   "scattered volume, after " + name + ": memory of the map, against before",
 			Target: 0.2, AtMost: true, Value: float64(after) / float64(before),
@@ -177,11 +179,11 @@ func measureCollected(ctx context.Context, b *bench) (rows []row, err error) {
 		return b.dropAll(ctx, bucket)
 	}
 
-	const timely = "collections by time"
+	const timely, wait = "collections by time", 5 // the most of it is written before the second one
 	var end status
 	var took time.Duration
-	bucket, err := b.written(ctx, byTime(), []fioJob{b.inOrder(), b.atRandom()}, func(d *daemon) (err error) {
-		end, took, err = d.collected(ctx)
+	bucket, err := b.written(ctx, byTime(wait), []fioJob{b.inOrder(), b.atRandom()}, func(d *daemon) (err error) {
+		end, took, err = d.collected(ctx, wait)
 		return err
 	})
 	if err != nil {
@@ -206,7 +208,7 @@ func measureCollected(ctx context.Context, b *bench) (rows []row, err error) {
 		if !strings.Contains(err.Error(), "unknown flag") {
 			return nil, err
 		}
-		for _, r := range b.scanRows(paired{}, "after "+asked, 0.7, 1) {
+		for _, r := range b.scanRows(paired{}, "after "+asked, inOrderAgain, 1) {
 			r.Note = "this version has no gc --defrag"
 			rows = append(rows, r)
 		}

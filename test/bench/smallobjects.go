@@ -16,8 +16,11 @@ func measureSmallObjects(ctx context.Context, b *bench) (rows []row, err error) 
 	if b.quick {
 		flushes = 5_000
 	}
+	// As many flushes lie between two collections as between those of a busy database
+	// by default: 38 a second for 600 s.
+	const wait = 10
 	const moves = 1 // gc.max_moves
-	s := byTime()
+	s := byTime(wait)
 	if ok, err := b.knows(ctx, settings{"gc.max_moves": moves}); err != nil {
 		return nil, err
 	} else if ok {
@@ -33,7 +36,7 @@ func measureSmallObjects(ctx context.Context, b *bench) (rows []row, err error) 
 			if written, err = d.status(ctx); err != nil {
 				return err
 			}
-			if end, took, err = d.collected(ctx); err != nil {
+			if end, took, err = d.collected(ctx, wait); err != nil {
 				return err
 			}
 			kept, err = b.store.kept(ctx, d.bucket)

@@ -18,8 +18,8 @@ import (
 // byHand are settings by which nothing is collected unless somebody asks for it.
 func byHand() settings { return settings{"gc.wait": 0} }
 
-// byTime are settings by which a daemon soon collects what it can.
-func byTime() settings { return settings{"gc.wait": 1, "checkpoint.interval": 1} }
+// byTime are settings by which a daemon collects what it can every so many seconds.
+func byTime(wait int) settings { return settings{"gc.wait": wait, "checkpoint.interval": 1} }
 
 // written makes a bucket with a volume of a daemon with settings s that fill wrote to,
 // and calls after, unless it is nil, before that daemon is stopped cleanly.
@@ -109,10 +109,10 @@ func (s status) amplification() float64 {
 // collectingFor bounds how long collections by time are waited for.
 const collectingFor = 2 * time.Minute
 
-// collected waits until a daemon byTime neither moves nor deletes anything any more,
-// and returns how it is then, and how long that took.
-func (d *daemon) collected(ctx context.Context) (s status, took time.Duration, err error) {
-	const quiet = 4 * time.Second // four collections
+// collected waits until a daemon byTime(wait) neither moves nor deletes anything any
+// more, and returns how it is then, and how long that took.
+func (d *daemon) collected(ctx context.Context, wait int) (s status, took time.Duration, err error) {
+	quiet := 5 * time.Second * time.Duration(wait) / 2 // two collections at least
 	began := time.Now()
 	silent, err := d.silent(ctx, quiet, collectingFor)
 	if err != nil {
