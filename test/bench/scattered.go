@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -126,7 +127,7 @@ func measureScattered(ctx context.Context, b *bench) (rows []row, err error) {
 		}
 		rows = append(rows, b.scanRows(p, c.name, c.rates, c.gets)...)
 	}
-	p, err := b.compareSome(ctx, slowPairs(b.pairs), b.scanTwice(bucket, byHand()), nil, nil)
+	p, err := b.compareSome(ctx, slowPairs(b.pairs), b.scanTwice(bucket, byHand().with(settings{"read.cache_size": b.region / 4 / mib})), nil, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -157,77 +158,94 @@ func measureCollected(ctx context.Context, b *bench) (rows []row, err error) {
 	if err != nil {
 		return nil, err
 	}
-	inOrderAgain := [2]float64{0.7, 0.7} // of the scans
-	judge := func(name, bucket string, moved float64, took time.Duration) error {
-		after, err := b.mapBytes(ctx, bucket)
+	inOrderAgain, gets := [2]float64{0.7, 0.7}, 1. // of the scans
+	judge := func(name string, c tidied) error {
+		after, err := b.mapBytes(ctx, c.bucket)
 		if err != nil {
 			return err
 		}
-		p, err := b.compare(ctx, b.scanCold(bucket, byHand()), b.scanCold(ordered, byHand()), b.scanCold(ordered, byHand()))
+		p, err := b.compare(ctx, b.scanCold(c.bucket, byHand()), b.scanCold(ordered, byHand()), b.scanCold(ordered, byHand()))
 		if err != nil {
 			return err
 		}
-		rows = append(rows, b.scanRows(p, "after "+name, inOrderAgain, 1)...)
+		rows = append(rows, b.scanRows(p, "after "+name, inOrderAgain, gets)...)
 		rows = append(rows, row{
 			Name:   "scattered volume, after " + name + ": memory of the map, against before",
 			Target: 0.2, AtMost: true, Value: float64(after) / float64(before),
 			Details: []detail{
 				{"before", float64(before) / mib, "MiB"}, {"after", float64(after) / mib, "MiB"},
-				{"moved", moved, "bytes for each byte written"}, {"it took", took.Seconds(), "s"},
+				{"in the daemon that did it", float64(c.end.MapBytes) / mib, "MiB"},
+				{"moved", float64(c.end.Collected.MovedBytes) / float64(3*b.region), "bytes for each byte written"}, {"it took", c.took.Seconds(), "s"},
 			},
 		})
-		return b.dropAll(ctx, bucket)
+		return b.store.drop(ctx, c.bucket)
 	}
 
-	const timely, wait = "collections by time", 5 // the most of it is written before the second one
-	var end status
-	var took time.Duration
-	bucket, err := b.written(ctx, byTime(wait), []fioJob{b.inOrder(), b.atRandom()}, func(d *daemon) (err error) {
-		end, took, err = d.collected(ctx, wait)
+	const wait = 5 // most of it is written before the second collection
+	var c tidied
+	c.bucket, err = b.written(ctx, byTime(wait), []fioJob{b.inOrder(), b.atRandom()}, func(d *daemon) (err error) {
+		c.end, c.took, err = d.collected(ctx, wait)
 		return err
 	})
 	if err != nil {
 		return nil, err
 	}
-	if err := judge(timely, bucket, end.amplification(), took); err != nil {
+	if err := judge("collections by time", c); err != nil {
 		return nil, err
 	}
 
 	const asked = "gc --defrag"
-	began := time.Now()
-	bucket = b.name("bucket")
-	if err := b.store.copyTo(ctx, scattered, bucket); err != nil {
-		return nil, err
-	}
-	d, err := b.bs3(ctx, bucket, byHand())
-	if err != nil {
-		return nil, err
-	}
-	if _, err := d.verb(ctx, "gc", "--defrag"); err != nil {
-		d.kill()
-		if !strings.Contains(err.Error(), "unknown flag") {
-			return nil, err
-		}
-		for _, r := range b.scanRows(paired{}, "after "+asked, inOrderAgain, 1) {
-			r.Note = "this version has no gc --defrag"
+	c, err = b.defragged(ctx, scattered)
+	switch {
+	case errors.Is(err, errNoDefrag):
+		for _, r := range b.scanRows(paired{}, "after "+asked, inOrderAgain, gets) {
+			r.Note = err.Error()
 			rows = append(rows, r)
 		}
-		return rows, b.dropAll(ctx, ordered, scattered, bucket)
-	}
-	end, err = d.status(ctx)
-	if err != nil {
-		d.kill()
+	case err != nil:
 		return nil, err
-	}
-	took = time.Since(began)
-	if err := d.close(); err != nil {
-		return nil, err
-	}
-	moved := float64(end.Collected.MovedBytes) / float64(3*b.region)
-	if err := judge(asked, bucket, moved, took); err != nil {
-		return nil, err
+	default:
+		if err := judge(asked, c); err != nil {
+			return nil, err
+		}
 	}
 	return rows, b.dropAll(ctx, ordered, scattered)
+}
+
+// tidied is a volume that was put in order.
+type tidied struct {
+	bucket string
+	end    status
+	took   time.Duration
+}
+
+var errNoDefrag = errors.New("this version has no gc --defrag")
+
+// defragged puts a copy of a volume in order. Errors: errNoDefrag.
+func (b *bench) defragged(ctx context.Context, bucket string) (c tidied, err error) {
+	c.bucket = b.name("bucket")
+	if err := b.store.copyTo(ctx, bucket, c.bucket); err != nil {
+		return c, err
+	}
+	if err := b.store.latency(ctx, 0, 0); err != nil {
+		return c, err
+	}
+	d, err := b.bs3(ctx, c.bucket, byHand())
+	if err != nil {
+		return c, err
+	}
+	began := time.Now()
+	if _, err = d.verb(ctx, "gc", "--defrag"); err == nil {
+		c.took = time.Since(began)
+		c.end, err = d.status(ctx)
+	} else if strings.Contains(err.Error(), "unknown flag") {
+		err = errors.Join(errNoDefrag, b.store.drop(ctx, c.bucket))
+	}
+	if err != nil {
+		d.kill()
+		return c, err
+	}
+	return c, d.close()
 }
 
 // dropAll removes buckets.

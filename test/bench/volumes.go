@@ -83,6 +83,7 @@ type status struct {
 	StoredBytes  int64 `json:"stored_bytes"`
 	LiveBytes    int64 `json:"live_bytes"`
 	WrittenBytes int64 `json:"written_bytes"`
+	MapBytes     int64 `json:"map_bytes"`
 	Collected    struct {
 		MovedBytes int64 `json:"moved_bytes"`
 	} `json:"collected"`
