@@ -191,7 +191,7 @@ func TestReport(t *testing.T) {
 // A job's reports tell when most of its reads were faster than the store.
 func TestWarmAfter(t *testing.T) {
 	report := func(ms, reads int, slow float64) string {
-		return fmt.Sprintf(`{"jobs": [{"error": 0, "read": {"runtime": %d, "total_ios": %d, "bw_bytes": 1}, "latency_ms": {"10": 1, "20": %v, ">=2000": 0}}]}`+"\n", ms, reads, slow)
+		return fmt.Sprintf(`{"jobs": [{"error": 0, "read": {"runtime": %d, "total_ios": %d}, "latency_ms": {"10": 1, "20": %v, ">=2000": 0}}]}`+"\n", ms, reads, slow)
 	}
 	// Of 100, 200 and 300 reads 100, 150 and 150 were slow.
 	times, err := timeline(strings.NewReader(report(500, 100, 100) + report(1000, 200, 75) + report(1500, 300, 50)))
@@ -213,7 +213,7 @@ func TestWarmAfter(t *testing.T) {
 // object, and what is overwritten at random is moved.
 func TestAmplify(t *testing.T) {
 	for pattern, most := range map[string]float64{inTurn: 1.1, uniformly: 1.5 * greedyBound(0.7, steadyChunk)} {
-		a, err := amplify(t.Context(), pattern, 0.7, 3)
+		a, err := amplify(t.Context(), pattern, 0.7, 2)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -6,8 +6,8 @@ import "math"
 // the object with the fewest live blocks, where blocks are overwritten uniformly at
 // random, live (0 to 1) is the share of live blocks in the log, and an object has so
 // many blocks. It is that of P. Desnoyers, "Analytic modeling of SSD write
-// performance", SYSTOR 2012; without end of objectBlocks it is the same as that of
-// cleaning the oldest object.
+// performance", SYSTOR 2012. As objects grow it approaches that of cleaning the
+// oldest object.
 func greedyBound(live float64, objectBlocks int) float64 {
 	// As there: alpha is how much larger the log is than what lives, a block of flash
 	// is an object, and so many of its pages are live when it is cleaned.

@@ -24,9 +24,8 @@ const (
 
 // soFar is what a job has read until a time.
 type soFar struct {
-	after        time.Duration // its beginning
-	reads, fast  float64       // fast is faster than the store
-	bytesASecond float64
+	after       time.Duration // its beginning
+	reads, fast float64       // fast is faster than the store
 }
 
 // timeline reads the reports that fio makes while it runs.
@@ -38,7 +37,6 @@ func timeline(r io.Reader) (times []soFar, err error) {
 				Read  struct {
 					Runtime float64 // ms
 					Total   float64 `json:"total_ios"`
-					Bytes   float64 `json:"bw_bytes"`
 				}
 				Slow map[string]float64 `json:"latency_ms"` // % of the requests, by the most that they took
 			}
@@ -58,7 +56,7 @@ func timeline(r io.Reader) (times []soFar, err error) {
 				slow += share / 100
 			}
 		}
-		times = append(times, soFar{time.Duration(j.Read.Runtime) * time.Millisecond, j.Read.Total, j.Read.Total * (1 - slow), j.Read.Bytes})
+		times = append(times, soFar{time.Duration(j.Read.Runtime) * time.Millisecond, j.Read.Total, j.Read.Total * (1 - slow)})
 	}
 }
 

@@ -1,6 +1,8 @@
 package gc
 
 import (
+	"context"
+	"errors"
 	"math/rand/v2"
 	"testing"
 
@@ -77,6 +79,15 @@ func TestCensus(t *testing.T) {
 		if e := seen.extent(99); e.live != 0 {
 			t.Errorf("%s: there is no object 99: %+v", name, e)
 		}
+	}
+}
+
+func TestCensusEnds(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	g := collectorOf(inOrder(64))
+	if _, err := g.takeCensus(ctx); !errors.Is(err, context.Canceled) || !g.Spread().At.IsZero() {
+		t.Errorf("%v; seen was %+v", err, g.Spread())
 	}
 }
 

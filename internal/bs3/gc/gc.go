@@ -119,13 +119,13 @@ type Collector struct {
 	requests   chan request
 	gathered   chan gathered
 	rewritten  key.Key       // the last one after what was gathered was written back. Run's
-	found      int64         // bytes of data in the store when Run began
 	deleting   chan struct{} // holds a token while what is dead is deleted
 	reserve    reserve
 	tidyAt     tidiness // when there was nothing to tidy; zero: not known. Run's
 
 	mu struct {
 		sync.Mutex
+		found     int64                // bytes of data in the store when Run began
 		collected Report               // of all collections
 		tidied    int64                // bytes of it that were moved by time to merge and sort
 		undeleted checkpoint.Undeleted // when it was tried last
@@ -236,7 +236,7 @@ func (g *Collector) early(ctx context.Context, asked bool) (Report, error) {
 // Run collects on request and by time, until ctx ends. It is the one worker of
 // all background work on the map.
 func (g *Collector) Run(ctx context.Context) {
-	_ = g.eachObject(ctx, func(o layout.ObjectInfo, _, _ key.Key) { g.found += int64(o.Total) * int64(g.c.BlockSize) })
+	g.lookAround(ctx)
 	due := make(chan struct{})
 	var clock sync.WaitGroup
 	defer clock.Wait()

@@ -228,10 +228,22 @@ func (g *Collector) scattered(ctx context.Context, most uint64) ([]batch, error)
 // tidiness is what a collection by time that found nothing to tidy depended on.
 type tidiness struct{ next, cold key.Key }
 
+// lookAround notes how much data there is.
+func (g *Collector) lookAround(ctx context.Context) {
+	var found int64
+	_ = g.eachObject(ctx, func(o layout.ObjectInfo, _, _ key.Key) { found += int64(o.Total) * int64(g.c.BlockSize) })
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.mu.found = found
+}
+
 // allowance returns how many bytes may be moved to merge and sort without being
 // asked: MaxMoves of what was written, before the open as far as the store had it then.
 func (g *Collector) allowance() int64 {
-	return int64(g.c.MaxMoves*float64(g.found+g.c.Log.Written())) - g.Tidied()
+	written := g.c.Log.Written()
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return int64(g.c.MaxMoves*float64(g.mu.found+written)) - g.mu.tidied
 }
 
 // tidy is what a collection by time does for reads: it merges small objects and

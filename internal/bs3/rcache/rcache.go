@@ -56,6 +56,7 @@ const (
 	smallShare    = 10 // the small queue is a tenth of a shard
 	aheadShare    = 2  // what was read ahead may displace half of a shard
 	mostFrequency = 3
+	readOnce      = 2 // a read that finds only some of its blocks looks for all of them again
 	mostProbes    = 8 // frames that are looked at for a dead one, to make room for a block
 )
 
@@ -349,7 +350,7 @@ func (s *shard) freeAhead() (f uint32, ok bool) {
 			return 0, false
 		}
 		f = s.ahead.pop()
-		if reads > 1 {
+		if reads > readOnce {
 			s.reads[f].Store(0)
 			s.main.push(f)
 			continue

@@ -179,7 +179,7 @@ func (r *Reader) TryRead(p []byte, off int64) bool {
 		return false
 	}
 	var few [16]sectormap.Run
-	if !r.readMemory(p, off, few[:0], nil) {
+	if !r.readMemory(p, off, few[:0], true, nil) {
 		return false
 	}
 	if r.ahead != nil {
@@ -189,8 +189,9 @@ func (r *Reader) TryRead(p []byte, off int64) bool {
 }
 
 // readMemory fills p with what is unmapped or in memory. It hands other runs to
-// missed, or, if that is nil, gives up at the first.
-func (r *Reader) readMemory(p []byte, off int64, runs []sectormap.Run, missed func(miss)) bool {
+// missed, or, if that is nil, gives up at the first. Only the first try of a read
+// counts for what the cache keeps.
+func (r *Reader) readMemory(p []byte, off int64, runs []sectormap.Run, first bool, missed func(miss)) bool {
 	v := r.c.Memory.Enter()
 	defer r.c.Memory.Leave(v)
 	bs := r.c.BlockSize
@@ -200,7 +201,7 @@ func (r *Reader) readMemory(p []byte, off int64, runs []sectormap.Run, missed fu
 		p = p[len(dst):]
 		if !run.Loc.Mapped() {
 			clear(dst)
-		} else if !r.c.Memory.Read(dst, run.Loc) && !r.readCache(dst, run, missed) {
+		} else if !r.c.Memory.Read(dst, run.Loc) && !r.readCache(dst, run, first, missed) {
 			return false
 		}
 	}
@@ -209,10 +210,11 @@ func (r *Reader) readMemory(p []byte, off int64, runs []sectormap.Run, missed fu
 
 // readCache fills dst, the blocks of run, from the cache in memory. It hands
 // those that are not there to missed, or, if that is nil, gives up.
-func (r *Reader) readCache(dst []byte, run sectormap.Run, missed func(miss)) bool {
+func (r *Reader) readCache(dst []byte, run sectormap.Run, first bool, missed func(miss)) bool {
 	bs := r.c.BlockSize
 	has := func(i uint32) bool {
-		return r.c.Cache != nil && r.c.Cache.Get(run.Loc.Add(i), dst[int(i)*bs:][:bs])
+		loc, p := run.Loc.Add(i), dst[int(i)*bs:][:bs]
+		return r.c.Cache != nil && (first && r.c.Cache.Get(loc, p) || !first && r.c.Cache.Peek(loc, p))
 	}
 	if missed != nil {
 		miss{block: run.Block, loc: run.Loc, n: run.N, dst: dst}.without(has, bs, missed)
@@ -276,7 +278,7 @@ func (r *Reader) try(ctx context.Context, p []byte, off int64, last *attempt) (l
 	v := r.fetches.Enter()
 	defer r.fetches.Leave(v)
 	var misses []miss
-	r.readMemory(p, off, nil, func(m miss) { misses = append(misses, m) })
+	r.readMemory(p, off, nil, !last.tried, func(m miss) { misses = append(misses, m) })
 	// Anywhere in a run: where the runs begin depends on what the caches have.
 	if slices.ContainsFunc(misses, func(m miss) bool { return m.covers(last.gone) }) {
 		return last.gone, errUnchanged
@@ -299,7 +301,7 @@ func (r *Reader) Peek() {
 	v := r.c.Memory.Enter()
 	defer r.c.Memory.Leave(v)
 	if r.c.Life.Err() == nil { // otherwise nothing may be mapped any more
-		r.readMemory(make([]byte, r.c.BlockSize), 0, nil, nil)
+		r.readMemory(make([]byte, r.c.BlockSize), 0, nil, false, nil)
 	}
 }
 
