@@ -154,7 +154,7 @@ func (w *diskWriter) borrow(l *Loan) {
 // do does a job, if the disk is used.
 func (w *diskWriter) do(j *diskJob) {
 	if w.Usable() && !w.abandoned.Load() {
-		if err := w.write(j); err != nil {
+		if err := w.write(j); err != nil && !w.abandoned.Load() { // or its memory may be gone
 			w.failed(err)
 		}
 	}
