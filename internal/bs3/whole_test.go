@@ -3,6 +3,7 @@ package bs3_test
 import (
 	"bytes"
 	"context"
+	"errors"
 	"math/rand/v2"
 	"sync/atomic"
 	"testing"
@@ -151,6 +152,35 @@ func TestScatteredStreamBeyondTheCache(t *testing.T) {
 		t.Logf("%d GETs, %d MiB written back, then %d GETs", first, moved>>20, gets.Load())
 		if again := gets.Load(); again > first*2/3 {
 			t.Errorf("%d GETs, and again %d, although %d MiB were written back", first, again, moved>>20)
+		}
+		shut(t, e)
+	})
+}
+
+// TestReadGivenUp: in virtual time, a read that is given up while it waits for an object
+// that does not come returns at once.
+func TestReadGivenUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const block = 4096
+		o, data, _ := scatteredVolume(t, 16, 1, 96, 0)
+		var hangs atomic.Bool
+		o.Store = &objtest.Hooks{Inner: o.Store, Before: func(ctx context.Context, op objtest.Op) error {
+			if hangs.Load() && op.Kind == objtest.Get && isObject(op) {
+				<-ctx.Done()
+				return context.Cause(ctx)
+			}
+			return nil
+		}}
+		e := open(t, o)
+		hangs.Store(true)
+		for _, length := range []int{block, 64 * block} { // the second read goes on where the first one ends
+			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+			began := time.Now()
+			err := e.ReadAt(ctx, make([]byte, length), int64(len(data)/2+min(length-block, block)))
+			if took := time.Since(began); !errors.Is(err, context.DeadlineExceeded) || took != time.Second {
+				t.Errorf("a read of %d bytes took %v: %v", length, took, err)
+			}
+			cancel()
 		}
 		shut(t, e)
 	})

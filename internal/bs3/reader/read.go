@@ -288,8 +288,8 @@ func (r *Reader) try(ctx context.Context, p []byte, off int64, last *attempt) (l
 		r.misses.Add(1)
 		last.stream = r.ahead != nil && r.ahead.missed(off, int64(len(p)))
 	}
-	if r.awaitWholes(ctx, misses, last) {
-		return 0, errAgain
+	if err := r.awaitWholes(ctx, misses, last); err != nil {
+		return 0, err
 	}
 	return r.fetchOnce(ctx, misses, requestGap, last)
 }

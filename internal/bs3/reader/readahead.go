@@ -207,7 +207,10 @@ func (r *Reader) Run(ctx context.Context) {
 	// that begin at multiples of this: each is read by one request.
 	piece := min(most, int64(r.c.ChunkSize))
 	var fetches sync.WaitGroup
-	defer fetches.Wait()
+	defer func() {
+		fetches.Wait()
+		r.wholes.end()
+	}()
 	if r.wholes.orders != nil {
 		for range min(aheadFetches, cap(r.ahead.turns)) {
 			fetches.Go(func() { r.runWholes(ctx) })

@@ -34,6 +34,7 @@ type wholes struct {
 		// missing of them was written later, or is damaged.
 		tried  map[key.Key]bool
 		blocks int64 // of those under way
+		ended  bool  // nothing is ordered any more
 	}
 }
 
@@ -56,6 +57,9 @@ func (r *Reader) orderWhole(k key.Key, wanted uint32) *order {
 	defer w.mu.Unlock()
 	o := w.mu.underWay[k]
 	if o == nil {
+		if w.mu.ended {
+			return nil
+		}
 		all, free := r.c.Cache.Blocks()
 		if w.mu.tried[k] || free <= w.mu.blocks || int64(r.c.Map.Mapped()) > all {
 			return nil
@@ -100,6 +104,21 @@ func (r *Reader) runWholes(ctx context.Context) {
 			}
 			r.wholes.fulfilled(o)
 		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// end ends all orders. No worker may run any more.
+func (w *wholes) end() {
+	w.mu.Lock()
+	w.mu.ended = true
+	w.mu.Unlock()
+	for {
+		select {
+		case o := <-w.orders:
+			w.fulfilled(o)
+		default:
 			return
 		}
 	}
@@ -173,11 +192,11 @@ func byObject(misses []miss, f func(k key.Key, wanted uint32)) {
 }
 
 // awaitWholes orders objects of which a read misses something, and waits for those
-// that are about to come; of a stream's, for all. It reports whether the caches may
-// have more now.
-func (r *Reader) awaitWholes(ctx context.Context, misses []miss, last *attempt) bool {
+// that are about to come; of a stream's, for all. It returns errAgain if the caches may
+// have more now. Other errors: that of ctx.
+func (r *Reader) awaitWholes(ctx context.Context, misses []miss, last *attempt) error {
 	if r.wholes.orders == nil || last.waited >= patience {
-		return false
+		return nil
 	}
 	var await []*order
 	byObject(misses, func(k key.Key, wanted uint32) {
@@ -186,22 +205,22 @@ func (r *Reader) awaitWholes(ctx context.Context, misses []miss, last *attempt) 
 		}
 	})
 	if len(await) == 0 {
-		return false
+		return nil
 	}
 	began := time.Now()
+	defer func() { last.waited += time.Since(began) }()
 	timeout := time.NewTimer(patience - last.waited)
 	defer timeout.Stop()
 	for _, o := range await {
 		select {
 		case <-o.done:
-			continue
 		case <-timeout.C:
+			return errAgain
 		case <-ctx.Done():
+			return context.Cause(ctx)
 		}
-		break
 	}
-	last.waited += time.Since(began)
-	return true
+	return errAgain
 }
 
 // orderWholes orders objects of which a stream will want little at a time, and
