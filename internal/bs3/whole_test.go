@@ -185,3 +185,32 @@ func TestReadGivenUp(t *testing.T) {
 		shut(t, e)
 	})
 }
+
+// TestWholeObjectsBesideDiskCache: what the disk cache has is not asked of the store, be
+// it scattered over objects or not.
+func TestWholeObjectsBesideDiskCache(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o, data, gets := scatteredVolume(t, 16, 1, 96, 0)
+		o.CachePath, o.DiskCache = t.TempDir(), 128<<20
+		few := o
+		few.Readahead = 0
+		e := open(t, few)
+		p := make([]byte, 4096)
+		for off := 0; off < len(data); off += len(p) {
+			readAt(t, e, p, int64(off))
+			synctest.Wait() // or the disk cache would not follow
+		}
+		shut(t, e)
+		e = open(t, o)
+		gets.Store(0)
+		rnd := rand.New(rand.NewPCG(1, 2))
+		for range 100 {
+			readAt(t, e, p, int64(rnd.IntN(len(data)/len(p))*len(p)))
+		}
+		stream(t, e, data)
+		if n, s := gets.Load(), e.Status().DiskCache; n > 0 {
+			t.Errorf("%d GETs of what the disk cache has: %+v", n, s)
+		}
+		shut(t, e)
+	})
+}

@@ -1,9 +1,17 @@
 package reader
 
-import "bs3/internal/bs3/layout"
+import (
+	"slices"
+	"sync"
+
+	"bs3/internal/bs3/layout"
+)
 
 // fromDisk fills what the disk cache has of the misses, and returns the rest.
 func (r *Reader) fromDisk(misses []miss) (rest []miss) {
+	if r.c.Disk == nil {
+		return misses
+	}
 	var last miss // neighbours often lie in one object
 	for _, m := range misses {
 		if m.epoch = last.epoch; last.epoch == 0 || m.loc.Key() != last.loc.Key() {
@@ -17,6 +25,26 @@ func (r *Reader) fromDisk(misses []miss) (rest []miss) {
 		rest = r.fromDiskRun(m, rest)
 	}
 	return rest
+}
+
+// diskAtOnce is how many reads of the disk cache are made at a time for a window.
+const diskAtOnce = 16
+
+// manyFromDisk is fromDisk for many misses.
+func (r *Reader) manyFromDisk(misses []miss) (rest []miss) {
+	if r.c.Disk == nil || len(misses) == 0 {
+		return misses
+	}
+	var rests [diskAtOnce][]miss
+	var reads sync.WaitGroup
+	i := 0
+	for some := range slices.Chunk(misses, (len(misses)+diskAtOnce-1)/diskAtOnce) {
+		part := &rests[i]
+		reads.Go(func() { *part = r.fromDisk(some) })
+		i++
+	}
+	reads.Wait()
+	return slices.Concat(rests[:]...)
 }
 
 // fromDiskRun is fromDisk for one miss; it appends to rest.

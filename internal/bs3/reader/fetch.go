@@ -18,12 +18,9 @@ const (
 	aheadGap   = 2 * volume.RequestBytes
 )
 
-// fetch fills all misses from the disk cache and the store, from that in
-// parallel. An error comes with the location that it is about.
+// fetch fills misses that the disk cache does not have from the store, in parallel. An
+// error comes with the location that it is about.
 func (r *Reader) fetch(ctx context.Context, misses []miss, gap int) (layout.Location, error) {
-	if r.c.Disk != nil {
-		misses = r.fromDisk(misses)
-	}
 	if len(misses) == 0 {
 		return 0, nil
 	}

@@ -232,7 +232,7 @@ type attempt struct {
 	gone   layout.Location // is not in the store; 0 = none
 	err    error           // about gone
 	stream bool            // the read goes on where one before has ended
-	waited time.Duration   // for what is fetched for a stream
+	waited time.Duration   // for what others fetch
 }
 
 // Read fills p, whole blocks within the volume, from off. It waits for the store
@@ -287,9 +287,6 @@ func (r *Reader) try(ctx context.Context, p []byte, off int64, last *attempt) (l
 	if !last.tried {
 		r.misses.Add(1)
 		last.stream = r.ahead != nil && r.ahead.missed(off, int64(len(p)))
-	}
-	if err := r.awaitWholes(ctx, misses, last); err != nil {
-		return 0, err
 	}
 	return r.fetchOnce(ctx, misses, requestGap, last)
 }

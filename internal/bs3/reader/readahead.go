@@ -286,7 +286,7 @@ func (r *Reader) prefetchScattered(ctx context.Context, off, n int64) {
 func (r *Reader) prefetchGroups(ctx context.Context, off, n int64, order func([]miss) ([]*order, []miss)) (orders []*order, requests int) {
 	v := r.fetches.Enter()
 	defer r.fetches.Leave(v)
-	orders, misses := order(r.missing(off, n))
+	orders, misses := order(r.manyFromDisk(r.missing(off, n)))
 	type fetch struct {
 		misses []miss
 		flight *flight

@@ -193,9 +193,9 @@ func byObject(misses []miss, f func(k key.Key, wanted uint32)) {
 
 // awaitWholes orders objects of which a read misses something, and waits for those
 // that are about to come; of a stream's, for all. It returns errAgain if the caches may
-// have more now. Other errors: that of ctx.
+// have more now. Other errors: that of ctx. What is read ahead is ordered elsewhere.
 func (r *Reader) awaitWholes(ctx context.Context, misses []miss, last *attempt) error {
-	if r.wholes.orders == nil || last.waited >= patience {
+	if r.wholes.orders == nil || last.waited >= patience || len(misses) == 0 || misses[0].ahead {
 		return nil
 	}
 	var await []*order
