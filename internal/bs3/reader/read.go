@@ -93,6 +93,7 @@ func New(c Config) *Reader {
 		large = aheadFetches // Run drops them
 		if c.WholeObjects {
 			r.wholes.orders = make(chan *order, mostOrders)
+			r.wholes.fetched = make(chan struct{}, 1)
 			r.wholes.mu.underWay = make(map[key.Key]*order)
 			r.wholes.mu.tried = make(map[key.Key]bool)
 		}

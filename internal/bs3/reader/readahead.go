@@ -31,6 +31,8 @@ const (
 	scatteredRun = 128 << 10
 	// mostReach bounds the window of such a stream, in bytes.
 	mostReach = 512 << 20
+	// turnBytes is what a request brings for each turn that it takes, about.
+	turnBytes = 1 << 20
 	// alignAhead is a multiple of any block size, in bytes.
 	alignAhead = 4096
 )
@@ -47,8 +49,10 @@ type readahead struct {
 	slots chan struct{} // has room for each piece that may be under way
 	// turns has room for each request that may be under way. What was written in
 	// random order takes many for a piece; half of the downloaders are left to
-	// reads that somebody waits for.
+	// reads that somebody waits for. A request for much takes several, so that they
+	// bound the memory.
 	turns chan struct{}
+	line  chan struct{} // holds a token while somebody takes turns: one at a time, or all would have some
 
 	mu struct {
 		sync.Mutex
@@ -75,7 +79,7 @@ func newReadahead(downloaders int) *readahead {
 	if downloaders == 0 {
 		downloaders = 2 * aheadFetches
 	}
-	r := &readahead{due: make(chan int, streams), slots: make(chan struct{}, aheadFetches), turns: make(chan struct{}, max(1, downloaders/2))}
+	r := &readahead{due: make(chan int, streams), slots: make(chan struct{}, aheadFetches), turns: make(chan struct{}, max(1, downloaders/2)), line: make(chan struct{}, 1)}
 	for i := range r.marks {
 		r.marks[i].Store(-1)
 		r.mu.streams[i].last = -1
@@ -84,6 +88,34 @@ func newReadahead(downloaders int) *readahead {
 		r.mu.begun[i] = -1
 	}
 	return r
+}
+
+// takeTurns waits until there is room for a request of so many bytes, or until ctx
+// ends, and reports whether there is. There is room for aheadFetches at least, if there
+// are as many turns.
+func (r *readahead) takeTurns(ctx context.Context, bytes int) (release func(), ok bool) {
+	select {
+	case r.line <- struct{}{}:
+		defer func() { <-r.line }()
+	case <-ctx.Done():
+		return nil, false
+	}
+	taken := 0
+	release = func() {
+		for range taken {
+			<-r.turns
+		}
+	}
+	for taken < max(1, min(bytes/turnBytes, cap(r.turns)/aheadFetches)) {
+		select {
+		case r.turns <- struct{}{}:
+			taken++
+		case <-ctx.Done():
+			release()
+			return nil, false
+		}
+	}
+	return release, true
 }
 
 // passed looks whether a read of n bytes at off reaches a mark.
@@ -225,6 +257,8 @@ func (r *Reader) Run(ctx context.Context) {
 			if len(r.ahead.slots) > 0 { // some come back later
 				quiet.Reset(dropAfter)
 			}
+		case <-r.wholes.fetched:
+			quiet.Reset(dropAfter)
 		case i := <-r.ahead.due:
 			quiet.Reset(dropAfter)
 			off, n := r.ahead.extend(i, most, reach, piece, r.c.Size)

@@ -26,8 +26,9 @@ const (
 // long as the cache has room for all of the volume that is mapped, so that nothing
 // gives way to what may never be read.
 type wholes struct {
-	orders chan *order // nil: nothing is fetched whole
-	mu     struct {
+	orders  chan *order   // nil: nothing is fetched whole
+	fetched chan struct{} // holds something when buffers were used
+	mu      struct {
 		sync.Mutex
 		underWay map[key.Key]*order
 		// tried are those that were fetched while the cache had room for them: what is
@@ -98,11 +99,18 @@ func (r *Reader) runWholes(ctx context.Context) {
 	for {
 		select {
 		case o := <-r.wholes.orders:
-			o.begun.Store(true)
-			if err := r.fetchWhole(ctx, o.key); err != nil && ctx.Err() == nil {
-				r.c.Log.Debug().Err(err).Msg("an object was not fetched whole")
+			if release, ok := r.ahead.takeTurns(ctx, r.c.ChunkSize); ok {
+				o.begun.Store(true)
+				if err := r.fetchWhole(ctx, o.key); err != nil && ctx.Err() == nil {
+					r.c.Log.Debug().Err(err).Msg("an object was not fetched whole")
+				}
+				release()
 			}
 			r.wholes.fulfilled(o)
+			select {
+			case r.wholes.fetched <- struct{}{}:
+			default:
+			}
 		case <-ctx.Done():
 			return
 		}
