@@ -214,3 +214,36 @@ func TestWholeObjectsBesideDiskCache(t *testing.T) {
 		shut(t, e)
 	})
 }
+
+// TestNothingIsWrittenBackToAFullStore: in virtual time, what a stream gathered waits for
+// a store that takes nothing, rather than the other way round.
+func TestNothingIsWrittenBackToAFullStore(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o, data, _ := scatteredVolume(t, 64, 4, 8, 15*time.Millisecond)
+		var full atomic.Bool
+		room := make(chan struct{})
+		o.Store = &objtest.Hooks{Inner: o.Store, Before: func(ctx context.Context, op objtest.Op) error {
+			if full.Load() && op.Kind == objtest.Put {
+				select {
+				case <-room:
+				case <-ctx.Done():
+					return context.Cause(ctx)
+				}
+			}
+			return nil
+		}}
+		e := open(t, o)
+		full.Store(true)
+		if err := e.WriteAt(t.Context(), data[:4096], int64(len(data))); err != nil {
+			t.Fatal(err)
+		}
+		stream(t, e, data)
+		time.Sleep(time.Minute)
+		if n := e.Status().ChunksInMemory; n > 1 {
+			t.Errorf("%d objects wait for the store, of which one was written", n)
+		}
+		close(room)
+		stream(t, e, data)
+		shut(t, e)
+	})
+}
