@@ -65,11 +65,11 @@ func (r *Reader) orderWhole(k key.Key, wanted uint32) *order {
 		if w.mu.tried[k] || free <= w.mu.blocks || int64(r.c.Map.Mapped()) > all {
 			return nil
 		}
-		live := r.c.Memory.Object(k).Live
-		if wanted > live/2 || w.mu.blocks+int64(live) > free {
+		info := r.c.Memory.Object(k)
+		if !worthWhole(info, wanted, r.c.BlockSize) || w.mu.blocks+int64(info.Live) > free {
 			return nil
 		}
-		o = &order{key: k, blocks: int64(live), done: make(chan struct{})}
+		o = &order{key: k, blocks: int64(info.Live), done: make(chan struct{})}
 		select {
 		case w.orders <- o:
 		default:
@@ -79,6 +79,13 @@ func (r *Reader) orderWhole(k key.Key, wanted uint32) *order {
 		w.mu.blocks += o.blocks
 	}
 	return o
+}
+
+// worthWhole reports whether an object of which so many blocks are wanted is worth
+// fetching whole: little of it is wanted, and one request for all of its blocks, dead
+// ones and all, costs less than one for each that lives.
+func worthWhole(o layout.ObjectInfo, wanted uint32, blockSize int) bool {
+	return wanted <= o.Live/2 && int64(o.Total)*int64(blockSize) <= int64(o.Live)*volume.RequestBytes
 }
 
 // fulfilled ends an order.

@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	"bs3/internal/bs3/key"
+	"bs3/internal/bs3/layout"
 )
 
 // When reading ahead ends, nobody waits any more for what was ordered.
@@ -58,6 +59,27 @@ func TestLargeBuffers(t *testing.T) {
 	for _, n := range []uint32{256, 257, 1024, 1025, 1033, 16400} {
 		if p := b.get(n); len(*p) != int(n)*4100 || cap(*p) > len(*p)*9/8 {
 			t.Errorf("%d blocks get a buffer of %d", n, cap(*p)/4100)
+		}
+	}
+}
+
+// An object of which hardly anything lives costs more than what lives in it.
+func TestWorthWhole(t *testing.T) {
+	for _, c := range []struct {
+		total, live, wanted uint32
+		want                bool
+	}{
+		{1024, 1024, 1, true},
+		{1024, 1024, 600, false},
+		{1024, 64, 1, true},
+		{1024, 63, 1, false},
+		{1024, 2, 1, false},
+		{2, 2, 1, true},
+		{1, 1, 1, false},
+		{0, 0, 1, false}, // it was collected
+	} {
+		if worthWhole(layout.ObjectInfo{Total: c.total, Live: c.live}, c.wanted, 4096) != c.want {
+			t.Errorf("%+v", c)
 		}
 	}
 }
