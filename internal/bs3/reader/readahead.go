@@ -29,8 +29,9 @@ const (
 	// scatteredRun is how much of a window a request has to bring on average, in
 	// bytes, or the stream is one over scattered blocks.
 	scatteredRun = 128 << 10
-	// mostReach bounds the window of such a stream, in bytes.
-	mostReach = 512 << 20
+	// mostReach bounds the window of such a stream, in blocks: it takes some memory for
+	// each.
+	mostReach = 1 << 17
 	// turnBytes is what a request brings for each turn that it takes, about.
 	turnBytes = 1 << 20
 	// alignAhead is a multiple of any block size, in bytes.
@@ -234,7 +235,7 @@ func (r *Reader) Run(ctx context.Context) {
 	most := max(int64(firstAhead), min(r.c.Readahead, r.c.CacheSize/8))
 	// What was read is dropped first, so a window may take all that what was read
 	// ahead may.
-	reach := min(r.c.CacheSize/2, mostReach)
+	reach := min(r.c.CacheSize/2, mostReach*int64(r.c.BlockSize))
 	// What was written in one stream from the start of the volume lies in objects
 	// that begin at multiples of this: each is read by one request.
 	piece := min(most, int64(r.c.ChunkSize))
@@ -318,8 +319,6 @@ func (r *Reader) prefetchScattered(ctx context.Context, off, n int64) {
 // order and nobody else fetches. It returns what was ordered, and how many requests the
 // rest took.
 func (r *Reader) prefetchGroups(ctx context.Context, off, n int64, order func([]miss) ([]*order, []miss)) (orders []*order, requests int) {
-	v := r.fetches.Enter()
-	defer r.fetches.Leave(v)
 	orders, misses := order(r.manyFromDisk(r.missing(off, n)))
 	type fetch struct {
 		misses []miss
@@ -338,7 +337,7 @@ func (r *Reader) prefetchGroups(ctx context.Context, off, n int64, order func([]
 			for f := range next {
 				if ctx.Err() == nil {
 					f.flight.begun.Store(true)
-					_, _ = r.fetch(ctx, f.misses, aheadGap)
+					r.fetchAhead(ctx, f.misses)
 				}
 				r.flights.land(f.flight)
 			}
@@ -350,6 +349,20 @@ func (r *Reader) prefetchGroups(ctx context.Context, off, n int64, order func([]
 	close(next)
 	workers.Wait()
 	return orders, len(fetches)
+}
+
+// fetchAhead fetches what of misses is still mapped to where they were looked up. That
+// may have been long ago: what died meanwhile may be gone, and a large window holds up
+// no deletion.
+func (r *Reader) fetchAhead(ctx context.Context, misses []miss) {
+	v := r.fetches.Enter()
+	defer r.fetches.Leave(v)
+	var rest []miss
+	for _, m := range misses {
+		moved := func(i uint32) bool { return r.c.Map.Get(m.block+uint64(i)) != m.loc.Add(i) }
+		m.without(moved, r.c.BlockSize, func(m miss) { rest = append(rest, m) })
+	}
+	_, _ = r.fetch(ctx, rest, aheadGap)
 }
 
 // missing returns the runs of the n bytes at off that are mapped and neither in
