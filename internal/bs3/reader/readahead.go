@@ -66,6 +66,7 @@ type readahead struct {
 
 type stream struct {
 	next   int64 // where the read that follows would begin
+	start  int64 // of the last window
 	ahead  int64 // how far was fetched
 	window int64 // bytes fetched last; 0 = there is no stream
 	missed int64 // where the last read of it that was missed has ended
@@ -134,41 +135,67 @@ func (r *readahead) passed(off, n int64) {
 func (r *readahead) missed(off, n int64) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	begun := slices.Index(r.mu.begun[:], off)
+	around := -1 // a stream in whose windows it lies
 	for i := range r.mu.streams {
 		s := &r.mu.streams[i]
 		if s.window == 0 || off < s.next-late || off > max(s.ahead, s.missed) {
 			continue
 		}
-		if off < s.next {
+		if s.near(off) {
+			r.follow(i, off, n)
 			return true
 		}
-		// It is faster than we are, or it has passed its mark before that was there.
-		followed := off == s.missed
-		s.missed = off + n
-		if mark := r.marks[i].Load(); followed && mark >= 0 && mark < off && r.marks[i].CompareAndSwap(mark, -1) {
-			s.ahead = max(s.ahead, s.missed)
-			r.tell(i)
-		}
-		return true
+		around = i
 	}
-	i := slices.Index(r.mu.begun[:], off)
-	if i < 0 {
+	if begun < 0 {
 		r.mu.begun[r.mu.oldest] = off + n
 		r.mu.oldest = (r.mu.oldest + 1) % candidates
 		return false
 	}
-	r.mu.begun[i] = -1
-	i = 0 // the stream that got no window for longest
+	r.mu.begun[begun] = -1
+	if around >= 0 {
+		r.follow(around, off, n)
+		return true
+	}
+	i := 0 // the stream that got no window for longest
 	for j, s := range r.mu.streams {
 		if s.last < r.mu.streams[i].last {
 			i = j
 		}
 	}
 	next := off + n
-	r.mu.streams[i] = stream{next: next, ahead: next, missed: next, window: firstAhead / 2, last: r.mu.windows}
+	r.mu.streams[i] = stream{next: next, start: next, ahead: next, missed: next, window: firstAhead / 2, last: r.mu.windows}
 	r.marks[i].Store(-1)
 	r.tell(i)
 	return true
+}
+
+// near reports whether a read at off that was missed is one of the stream, as far as its
+// place tells: the windows of one over scattered blocks are so large that others read at
+// random in them.
+func (s *stream) near(off int64) bool {
+	for _, at := range []int64{s.missed, s.start, s.next} {
+		if at-late <= off && off <= at+late {
+			return true
+		}
+	}
+	return false
+}
+
+// follow notes a read of stream i that was missed. It may be faster than we are, or have
+// passed its mark before that was there.
+func (r *readahead) follow(i int, off, n int64) {
+	s := &r.mu.streams[i]
+	if off < s.next {
+		return
+	}
+	followed := off == s.missed
+	s.missed = off + n
+	if mark := r.marks[i].Load(); followed && mark >= 0 && mark < off && r.marks[i].CompareAndSwap(mark, -1) {
+		s.ahead = max(s.ahead, s.missed)
+		r.tell(i)
+	}
 }
 
 // tell makes a window of stream i due.
@@ -214,7 +241,7 @@ func (r *readahead) extend(i int, most, reach, piece, size int64) (off, n int64)
 	case n > 0:
 		r.marks[i].Store(off)
 	}
-	s.next, s.ahead = max(s.next, off-s.window), off+max(0, n)
+	s.next, s.start, s.ahead = max(s.next, off-s.window), off, off+max(0, n)
 	return off, n
 }
 
