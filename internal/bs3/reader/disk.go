@@ -1,6 +1,7 @@
 package reader
 
 import (
+	"context"
 	"slices"
 	"sync"
 
@@ -30,8 +31,8 @@ func (r *Reader) fromDisk(misses []miss) (rest []miss) {
 // diskAtOnce is how many reads of the disk cache are made at a time for a window.
 const diskAtOnce = 16
 
-// manyFromDisk is fromDisk for many misses.
-func (r *Reader) manyFromDisk(misses []miss) (rest []miss) {
+// manyFromDisk is fromDisk for many misses, until ctx ends.
+func (r *Reader) manyFromDisk(ctx context.Context, misses []miss) (rest []miss) {
 	if r.c.Disk == nil || len(misses) == 0 {
 		return misses
 	}
@@ -40,7 +41,14 @@ func (r *Reader) manyFromDisk(misses []miss) (rest []miss) {
 	i := 0
 	for some := range slices.Chunk(misses, (len(misses)+diskAtOnce-1)/diskAtOnce) {
 		part := &rests[i]
-		reads.Go(func() { *part = r.fromDisk(some) })
+		reads.Go(func() {
+			for few := range slices.Chunk(some, diskAtOnce) {
+				if ctx.Err() == nil {
+					few = r.fromDisk(few)
+				}
+				*part = append(*part, few...)
+			}
+		})
 		i++
 	}
 	reads.Wait()

@@ -346,7 +346,7 @@ func (r *Reader) prefetchScattered(ctx context.Context, off, n int64) {
 // order and nobody else fetches. It returns what was ordered, and how many requests the
 // rest took.
 func (r *Reader) prefetchGroups(ctx context.Context, off, n int64, order func([]miss) ([]*order, []miss)) (orders []*order, requests int) {
-	orders, misses := order(r.manyFromDisk(r.missing(off, n)))
+	orders, misses := order(r.manyFromDisk(ctx, r.missing(off, n)))
 	type fetch struct {
 		misses []miss
 		flight *flight
