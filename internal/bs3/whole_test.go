@@ -3,6 +3,7 @@ package bs3_test
 import (
 	"bytes"
 	"context"
+	"errors"
 	"math/rand/v2"
 	"sync/atomic"
 	"testing"
@@ -152,6 +153,97 @@ func TestScatteredStreamBeyondTheCache(t *testing.T) {
 		if again := gets.Load(); again > first*2/3 {
 			t.Errorf("%d GETs, and again %d, although %d MiB were written back", first, again, moved>>20)
 		}
+		shut(t, e)
+	})
+}
+
+// TestReadGivenUp: in virtual time, a read that is given up while it waits for an object
+// that does not come returns at once.
+func TestReadGivenUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const block = 4096
+		o, data, _ := scatteredVolume(t, 16, 1, 96, 0)
+		var hangs atomic.Bool
+		o.Store = &objtest.Hooks{Inner: o.Store, Before: func(ctx context.Context, op objtest.Op) error {
+			if hangs.Load() && op.Kind == objtest.Get && isObject(op) {
+				<-ctx.Done()
+				return context.Cause(ctx)
+			}
+			return nil
+		}}
+		e := open(t, o)
+		hangs.Store(true)
+		for _, length := range []int{block, 64 * block} { // the second read goes on where the first one ends
+			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+			began := time.Now()
+			err := e.ReadAt(ctx, make([]byte, length), int64(len(data)/2+min(length-block, block)))
+			if took := time.Since(began); !errors.Is(err, context.DeadlineExceeded) || took != time.Second {
+				t.Errorf("a read of %d bytes took %v: %v", length, took, err)
+			}
+			cancel()
+		}
+		shut(t, e)
+	})
+}
+
+// TestWholeObjectsBesideDiskCache: what the disk cache has is not asked of the store, be
+// it scattered over objects or not.
+func TestWholeObjectsBesideDiskCache(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o, data, gets := scatteredVolume(t, 16, 1, 96, 0)
+		o.CachePath, o.DiskCache = t.TempDir(), 128<<20
+		few := o
+		few.Readahead = 0
+		e := open(t, few)
+		p := make([]byte, 4096)
+		for off := 0; off < len(data); off += len(p) {
+			readAt(t, e, p, int64(off))
+			synctest.Wait() // or the disk cache would not follow
+		}
+		shut(t, e)
+		e = open(t, o)
+		gets.Store(0)
+		rnd := rand.New(rand.NewPCG(1, 2))
+		for range 100 {
+			readAt(t, e, p, int64(rnd.IntN(len(data)/len(p))*len(p)))
+		}
+		stream(t, e, data)
+		if n, s := gets.Load(), e.Status().DiskCache; n > 0 {
+			t.Errorf("%d GETs of what the disk cache has: %+v", n, s)
+		}
+		shut(t, e)
+	})
+}
+
+// TestNothingIsWrittenBackToAFullStore: in virtual time, what a stream gathered waits for
+// a store that takes nothing, rather than the other way round.
+func TestNothingIsWrittenBackToAFullStore(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o, data, _ := scatteredVolume(t, 64, 4, 8, 15*time.Millisecond)
+		var full atomic.Bool
+		room := make(chan struct{})
+		o.Store = &objtest.Hooks{Inner: o.Store, Before: func(ctx context.Context, op objtest.Op) error {
+			if full.Load() && op.Kind == objtest.Put {
+				select {
+				case <-room:
+				case <-ctx.Done():
+					return context.Cause(ctx)
+				}
+			}
+			return nil
+		}}
+		e := open(t, o)
+		full.Store(true)
+		if err := e.WriteAt(t.Context(), data[:4096], int64(len(data))); err != nil {
+			t.Fatal(err)
+		}
+		stream(t, e, data)
+		time.Sleep(time.Minute)
+		if n := e.Status().ChunksInMemory; n > 1 {
+			t.Errorf("%d objects wait for the store, of which one was written", n)
+		}
+		close(room)
+		stream(t, e, data)
 		shut(t, e)
 	})
 }

@@ -46,7 +46,10 @@ func (g *Collector) rewrite(ctx context.Context, p gathered) (Report, error) {
 		return Report{}, nil
 	}
 	if _, _, durable, _ := g.c.Log.Objects(0, 0); durable < g.rewritten {
-		return Report{}, nil // or a store that takes nothing would get more and more to do
+		return Report{}, nil // or a slow store would get more and more to do
+	}
+	if stuck, err := g.stuck(ctx); err != nil || stuck {
+		return Report{}, err // what is moved would have to be stored before anything that makes room
 	}
 	c := &compaction{g: g}
 	err := c.addCached(ctx, p)

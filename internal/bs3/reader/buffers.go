@@ -37,7 +37,12 @@ func (b *buffers) get(n uint32) *[]byte {
 		p, _ = b.pools[class].Get().(*[]byte)
 	}
 	if p == nil || cap(*p) < size {
-		buf := make([]byte, size, b.stride<<class)
+		most := b.stride << class
+		if size >= largeBuffer { // half of it might be for nothing
+			step := b.stride << max(0, class-4)
+			most = (size + step - 1) / step * step
+		}
+		buf := make([]byte, size, most)
 		return &buf
 	}
 	*p = (*p)[:size]

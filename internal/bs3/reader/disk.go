@@ -1,9 +1,18 @@
 package reader
 
-import "bs3/internal/bs3/layout"
+import (
+	"context"
+	"slices"
+	"sync"
+
+	"bs3/internal/bs3/layout"
+)
 
 // fromDisk fills what the disk cache has of the misses, and returns the rest.
 func (r *Reader) fromDisk(misses []miss) (rest []miss) {
+	if r.c.Disk == nil {
+		return misses
+	}
 	var last miss // neighbours often lie in one object
 	for _, m := range misses {
 		if m.epoch = last.epoch; last.epoch == 0 || m.loc.Key() != last.loc.Key() {
@@ -17,6 +26,33 @@ func (r *Reader) fromDisk(misses []miss) (rest []miss) {
 		rest = r.fromDiskRun(m, rest)
 	}
 	return rest
+}
+
+// diskAtOnce is how many reads of the disk cache are made at a time for a window.
+const diskAtOnce = 16
+
+// manyFromDisk is fromDisk for many misses, until ctx ends.
+func (r *Reader) manyFromDisk(ctx context.Context, misses []miss) (rest []miss) {
+	if r.c.Disk == nil || len(misses) == 0 {
+		return misses
+	}
+	var rests [diskAtOnce][]miss
+	var reads sync.WaitGroup
+	i := 0
+	for some := range slices.Chunk(misses, (len(misses)+diskAtOnce-1)/diskAtOnce) {
+		part := &rests[i]
+		reads.Go(func() {
+			for few := range slices.Chunk(some, diskAtOnce) {
+				if ctx.Err() == nil {
+					few = r.fromDisk(few)
+				}
+				*part = append(*part, few...)
+			}
+		})
+		i++
+	}
+	reads.Wait()
+	return slices.Concat(rests[:]...)
 }
 
 // fromDiskRun is fromDisk for one miss; it appends to rest.

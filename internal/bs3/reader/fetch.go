@@ -18,12 +18,9 @@ const (
 	aheadGap   = 2 * volume.RequestBytes
 )
 
-// fetch fills all misses from the disk cache and the store, from that in
-// parallel. An error comes with the location that it is about.
+// fetch fills misses that the disk cache does not have from the store, in parallel. An
+// error comes with the location that it is about.
 func (r *Reader) fetch(ctx context.Context, misses []miss, gap int) (layout.Location, error) {
-	if r.c.Disk != nil {
-		misses = r.fromDisk(misses)
-	}
 	if len(misses) == 0 {
 		return 0, nil
 	}
@@ -38,15 +35,15 @@ func (r *Reader) fetch(ctx context.Context, misses []miss, gap int) (layout.Loca
 			wg.Go(func() { errs[i] = r.fetchGroup(ctx, g) })
 			continue
 		}
-		select {
-		case r.ahead.turns <- struct{}{}:
-			wg.Go(func() {
-				defer func() { <-r.ahead.turns }()
-				errs[i] = r.fetchGroup(ctx, g)
-			})
-		case <-ctx.Done():
+		release, ok := r.ahead.takeTurns(ctx, int(span(g))*r.buffers.stride)
+		if !ok {
 			errs[i] = context.Cause(ctx)
+			continue
 		}
+		wg.Go(func() {
+			defer release()
+			errs[i] = r.fetchGroup(ctx, g)
+		})
 	}
 	wg.Wait()
 	for i, err := range errs {
@@ -78,11 +75,17 @@ func (r *Reader) group(misses []miss, gapBytes int) [][]miss {
 	return groups
 }
 
+// span returns how many stored blocks a request for g gets.
+func span(g []miss) uint32 {
+	last := g[len(g)-1]
+	return last.loc.Index() + last.n - g[0].loc.Index()
+}
+
 // fetchGroup reads one range of one object, verifies what was missed of it, and
 // spreads that over its misses and the caches.
 func (r *Reader) fetchGroup(ctx context.Context, g []miss) error {
-	first, last := g[0].loc, g[len(g)-1]
-	buf := r.buffers.get(last.loc.Index() + last.n - first.Index())
+	first := g[0].loc
+	buf := r.buffers.get(span(g))
 	if err := r.getVerified(ctx, g, *buf); err != nil {
 		return err // and leave the buffer to a request that may have been given up
 	}

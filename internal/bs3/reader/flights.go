@@ -85,29 +85,33 @@ func (f *flights) land(own *flight) {
 // fetchOnce fetches the misses of a read, unless somebody else is fetching one of
 // them: then it waits for that and returns errAgain, for the cache may have all of it
 // now. Where that has not begun, only a stream waits, for which it may be, and not
-// for ever. Other errors come with the location that they are about.
+// for ever. Objects that are better fetched whole are awaited in the same way. Other
+// errors come with the location that they are about.
 func (r *Reader) fetchOnce(ctx context.Context, misses []miss, gap int, last *attempt) (layout.Location, error) {
 	if r.c.Cache == nil {
-		return r.fetch(ctx, misses, gap)
+		return r.fetch(ctx, r.fromDisk(misses), gap)
 	}
 	own, other := r.flights.take(misses)
-	if own != nil {
+	switch {
+	case own != nil:
 		own.begun.Store(true)
 		defer r.flights.land(own)
-		return r.fetch(ctx, misses, gap)
+	case other.begun.Load() || last.stream && last.waited < patience:
+		began := time.Now()
+		timeout := time.NewTimer(patience)
+		defer timeout.Stop()
+		select {
+		case <-other.done:
+		case <-timeout.C:
+		case <-ctx.Done():
+			return 0, context.Cause(ctx)
+		}
+		last.waited += time.Since(began)
+		return 0, errAgain
 	}
-	if !other.begun.Load() && (!last.stream || last.waited >= patience) {
-		return r.fetch(ctx, misses, gap)
+	misses = r.fromDisk(misses)
+	if err := r.awaitWholes(ctx, misses, last); err != nil {
+		return 0, err
 	}
-	began := time.Now()
-	timeout := time.NewTimer(patience)
-	defer timeout.Stop()
-	select {
-	case <-other.done:
-	case <-timeout.C:
-	case <-ctx.Done():
-		return 0, context.Cause(ctx)
-	}
-	last.waited += time.Since(began)
-	return 0, errAgain
+	return r.fetch(ctx, misses, gap)
 }

@@ -93,6 +93,7 @@ func New(c Config) *Reader {
 		large = aheadFetches // Run drops them
 		if c.WholeObjects {
 			r.wholes.orders = make(chan *order, mostOrders)
+			r.wholes.fetched = make(chan struct{}, 1)
 			r.wholes.mu.underWay = make(map[key.Key]*order)
 			r.wholes.mu.tried = make(map[key.Key]bool)
 		}
@@ -234,7 +235,7 @@ type attempt struct {
 	gone   layout.Location // is not in the store; 0 = none
 	err    error           // about gone
 	stream bool            // the read goes on where one before has ended
-	waited time.Duration   // for what is fetched for a stream
+	waited time.Duration   // for what others fetch
 }
 
 // Read fills p, whole blocks within the volume, from off. It waits for the store
@@ -289,9 +290,6 @@ func (r *Reader) try(ctx context.Context, p []byte, off int64, last *attempt) (l
 	if !last.tried {
 		r.misses.Add(1)
 		last.stream = r.ahead != nil && r.ahead.missed(off, int64(len(p)))
-	}
-	if r.awaitWholes(ctx, misses, last) {
-		return 0, errAgain
 	}
 	return r.fetchOnce(ctx, misses, requestGap, last)
 }

@@ -29,8 +29,11 @@ const (
 	// scatteredRun is how much of a window a request has to bring on average, in
 	// bytes, or the stream is one over scattered blocks.
 	scatteredRun = 128 << 10
-	// mostReach bounds the window of such a stream, in bytes.
-	mostReach = 512 << 20
+	// mostReach bounds the window of such a stream, in blocks: it takes some memory for
+	// each.
+	mostReach = 1 << 17
+	// turnBytes is what a request brings for each turn that it takes, about.
+	turnBytes = 1 << 20
 	// alignAhead is a multiple of any block size, in bytes.
 	alignAhead = 4096
 )
@@ -47,8 +50,10 @@ type readahead struct {
 	slots chan struct{} // has room for each piece that may be under way
 	// turns has room for each request that may be under way. What was written in
 	// random order takes many for a piece; half of the downloaders are left to
-	// reads that somebody waits for.
+	// reads that somebody waits for. A request for much takes several, so that they
+	// bound the memory.
 	turns chan struct{}
+	line  chan struct{} // holds a token while somebody takes turns: one at a time, or all would have some
 
 	mu struct {
 		sync.Mutex
@@ -61,6 +66,7 @@ type readahead struct {
 
 type stream struct {
 	next   int64 // where the read that follows would begin
+	start  int64 // of the last window
 	ahead  int64 // how far was fetched
 	window int64 // bytes fetched last; 0 = there is no stream
 	missed int64 // where the last read of it that was missed has ended
@@ -75,7 +81,7 @@ func newReadahead(downloaders int) *readahead {
 	if downloaders == 0 {
 		downloaders = 2 * aheadFetches
 	}
-	r := &readahead{due: make(chan int, streams), slots: make(chan struct{}, aheadFetches), turns: make(chan struct{}, max(1, downloaders/2))}
+	r := &readahead{due: make(chan int, streams), slots: make(chan struct{}, aheadFetches), turns: make(chan struct{}, max(1, downloaders/2)), line: make(chan struct{}, 1)}
 	for i := range r.marks {
 		r.marks[i].Store(-1)
 		r.mu.streams[i].last = -1
@@ -84,6 +90,34 @@ func newReadahead(downloaders int) *readahead {
 		r.mu.begun[i] = -1
 	}
 	return r
+}
+
+// takeTurns waits until there is room for a request of so many bytes, or until ctx
+// ends, and reports whether there is. There is room for aheadFetches at least, if there
+// are as many turns.
+func (r *readahead) takeTurns(ctx context.Context, bytes int) (release func(), ok bool) {
+	select {
+	case r.line <- struct{}{}:
+		defer func() { <-r.line }()
+	case <-ctx.Done():
+		return nil, false
+	}
+	taken := 0
+	release = func() {
+		for range taken {
+			<-r.turns
+		}
+	}
+	for taken < max(1, min(bytes/turnBytes, cap(r.turns)/aheadFetches)) {
+		select {
+		case r.turns <- struct{}{}:
+			taken++
+		case <-ctx.Done():
+			release()
+			return nil, false
+		}
+	}
+	return release, true
 }
 
 // passed looks whether a read of n bytes at off reaches a mark.
@@ -101,41 +135,67 @@ func (r *readahead) passed(off, n int64) {
 func (r *readahead) missed(off, n int64) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	begun := slices.Index(r.mu.begun[:], off)
+	around := -1 // a stream in whose windows it lies
 	for i := range r.mu.streams {
 		s := &r.mu.streams[i]
 		if s.window == 0 || off < s.next-late || off > max(s.ahead, s.missed) {
 			continue
 		}
-		if off < s.next {
+		if s.near(off) {
+			r.follow(i, off, n)
 			return true
 		}
-		// It is faster than we are, or it has passed its mark before that was there.
-		followed := off == s.missed
-		s.missed = off + n
-		if mark := r.marks[i].Load(); followed && mark >= 0 && mark < off && r.marks[i].CompareAndSwap(mark, -1) {
-			s.ahead = max(s.ahead, s.missed)
-			r.tell(i)
-		}
-		return true
+		around = i
 	}
-	i := slices.Index(r.mu.begun[:], off)
-	if i < 0 {
+	if begun < 0 {
 		r.mu.begun[r.mu.oldest] = off + n
 		r.mu.oldest = (r.mu.oldest + 1) % candidates
 		return false
 	}
-	r.mu.begun[i] = -1
-	i = 0 // the stream that got no window for longest
+	r.mu.begun[begun] = -1
+	if around >= 0 {
+		r.follow(around, off, n)
+		return true
+	}
+	i := 0 // the stream that got no window for longest
 	for j, s := range r.mu.streams {
 		if s.last < r.mu.streams[i].last {
 			i = j
 		}
 	}
 	next := off + n
-	r.mu.streams[i] = stream{next: next, ahead: next, missed: next, window: firstAhead / 2, last: r.mu.windows}
+	r.mu.streams[i] = stream{next: next, start: next, ahead: next, missed: next, window: firstAhead / 2, last: r.mu.windows}
 	r.marks[i].Store(-1)
 	r.tell(i)
 	return true
+}
+
+// near reports whether a read at off that was missed is one of the stream, as far as its
+// place tells: the windows of one over scattered blocks are so large that others read at
+// random in them.
+func (s *stream) near(off int64) bool {
+	for _, at := range []int64{s.missed, s.start, s.next} {
+		if at-late <= off && off <= at+late {
+			return true
+		}
+	}
+	return false
+}
+
+// follow notes a read of stream i that was missed. It may be faster than we are, or have
+// passed its mark before that was there.
+func (r *readahead) follow(i int, off, n int64) {
+	s := &r.mu.streams[i]
+	if off < s.next {
+		return
+	}
+	followed := off == s.missed
+	s.missed = off + n
+	if mark := r.marks[i].Load(); followed && mark >= 0 && mark < off && r.marks[i].CompareAndSwap(mark, -1) {
+		s.ahead = max(s.ahead, s.missed)
+		r.tell(i)
+	}
 }
 
 // tell makes a window of stream i due.
@@ -181,7 +241,7 @@ func (r *readahead) extend(i int, most, reach, piece, size int64) (off, n int64)
 	case n > 0:
 		r.marks[i].Store(off)
 	}
-	s.next, s.ahead = max(s.next, off-s.window), off+max(0, n)
+	s.next, s.start, s.ahead = max(s.next, off-s.window), off, off+max(0, n)
 	return off, n
 }
 
@@ -202,12 +262,15 @@ func (r *Reader) Run(ctx context.Context) {
 	most := max(int64(firstAhead), min(r.c.Readahead, r.c.CacheSize/8))
 	// What was read is dropped first, so a window may take all that what was read
 	// ahead may.
-	reach := min(r.c.CacheSize/2, mostReach)
+	reach := min(r.c.CacheSize/2, mostReach*int64(r.c.BlockSize))
 	// What was written in one stream from the start of the volume lies in objects
 	// that begin at multiples of this: each is read by one request.
 	piece := min(most, int64(r.c.ChunkSize))
 	var fetches sync.WaitGroup
-	defer fetches.Wait()
+	defer func() {
+		fetches.Wait()
+		r.wholes.end()
+	}()
 	if r.wholes.orders != nil {
 		for range min(aheadFetches, cap(r.ahead.turns)) {
 			fetches.Go(func() { r.runWholes(ctx) })
@@ -222,6 +285,8 @@ func (r *Reader) Run(ctx context.Context) {
 			if len(r.ahead.slots) > 0 { // some come back later
 				quiet.Reset(dropAfter)
 			}
+		case <-r.wholes.fetched:
+			quiet.Reset(dropAfter)
 		case i := <-r.ahead.due:
 			quiet.Reset(dropAfter)
 			off, n := r.ahead.extend(i, most, reach, piece, r.c.Size)
@@ -281,9 +346,7 @@ func (r *Reader) prefetchScattered(ctx context.Context, off, n int64) {
 // order and nobody else fetches. It returns what was ordered, and how many requests the
 // rest took.
 func (r *Reader) prefetchGroups(ctx context.Context, off, n int64, order func([]miss) ([]*order, []miss)) (orders []*order, requests int) {
-	v := r.fetches.Enter()
-	defer r.fetches.Leave(v)
-	orders, misses := order(r.missing(off, n))
+	orders, misses := order(r.manyFromDisk(ctx, r.missing(off, n)))
 	type fetch struct {
 		misses []miss
 		flight *flight
@@ -301,7 +364,7 @@ func (r *Reader) prefetchGroups(ctx context.Context, off, n int64, order func([]
 			for f := range next {
 				if ctx.Err() == nil {
 					f.flight.begun.Store(true)
-					_, _ = r.fetch(ctx, f.misses, aheadGap)
+					r.fetchAhead(ctx, f.misses)
 				}
 				r.flights.land(f.flight)
 			}
@@ -313,6 +376,20 @@ func (r *Reader) prefetchGroups(ctx context.Context, off, n int64, order func([]
 	close(next)
 	workers.Wait()
 	return orders, len(fetches)
+}
+
+// fetchAhead fetches what of misses is still mapped to where they were looked up. That
+// may have been long ago: what died meanwhile may be gone, and a large window holds up
+// no deletion.
+func (r *Reader) fetchAhead(ctx context.Context, misses []miss) {
+	v := r.fetches.Enter()
+	defer r.fetches.Leave(v)
+	var rest []miss
+	for _, m := range misses {
+		moved := func(i uint32) bool { return r.c.Map.Get(m.block+uint64(i)) != m.loc.Add(i) }
+		m.without(moved, r.c.BlockSize, func(m miss) { rest = append(rest, m) })
+	}
+	_, _ = r.fetch(ctx, rest, aheadGap)
 }
 
 // missing returns the runs of the n bytes at off that are mapped and neither in

@@ -71,3 +71,34 @@ func TestStreamAmongRandomReads(t *testing.T) {
 		t.Fatalf("of %d reads in a stream %d were misses", 64<<20/request, misses)
 	}
 }
+
+// A read at random within the windows of a stream is none of the stream, and does not
+// move it.
+func TestRandomReadsInAWindow(t *testing.T) {
+	const request, reach, piece, size = 128 << 10, 512 << 20, 1 << 20, 1 << 40
+	r := newReadahead(0)
+	r.missed(0, request)
+	r.missed(request, request)
+	for range 4 {
+		r.extend(<-r.due, 8<<20, reach, piece, size)
+		r.observe(0, true)
+		r.tell(0)
+	}
+	s := &r.mu.streams[0]
+	if s.ahead-s.start < 256<<20 {
+		t.Fatalf("the last window has %d bytes", s.ahead-s.start)
+	}
+	at := s.start
+	for i := range int64(100) {
+		if !r.missed(at, request) {
+			t.Fatalf("a read of the stream at %d is none", at)
+		}
+		at += request
+		if r.missed(s.start+100<<20+i*(1<<20), 4096) {
+			t.Fatalf("a read at random is one of the stream")
+		}
+	}
+	if !r.missed(at-2*request, request) {
+		t.Error("a read of the stream that comes late is none")
+	}
+}

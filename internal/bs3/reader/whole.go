@@ -26,14 +26,16 @@ const (
 // long as the cache has room for all of the volume that is mapped, so that nothing
 // gives way to what may never be read.
 type wholes struct {
-	orders chan *order // nil: nothing is fetched whole
-	mu     struct {
+	orders  chan *order   // nil: nothing is fetched whole
+	fetched chan struct{} // holds something when buffers were used
+	mu      struct {
 		sync.Mutex
 		underWay map[key.Key]*order
 		// tried are those that were fetched while the cache had room for them: what is
 		// missing of them was written later, or is damaged.
 		tried  map[key.Key]bool
 		blocks int64 // of those under way
+		ended  bool  // nothing is ordered any more
 	}
 }
 
@@ -56,15 +58,18 @@ func (r *Reader) orderWhole(k key.Key, wanted uint32) *order {
 	defer w.mu.Unlock()
 	o := w.mu.underWay[k]
 	if o == nil {
+		if w.mu.ended {
+			return nil
+		}
 		all, free := r.c.Cache.Blocks()
 		if w.mu.tried[k] || free <= w.mu.blocks || int64(r.c.Map.Mapped()) > all {
 			return nil
 		}
-		live := r.c.Memory.Object(k).Live
-		if wanted > live/2 || w.mu.blocks+int64(live) > free {
+		info := r.c.Memory.Object(k)
+		if !worthWhole(info, wanted, r.c.BlockSize) || w.mu.blocks+int64(info.Live) > free {
 			return nil
 		}
-		o = &order{key: k, blocks: int64(live), done: make(chan struct{})}
+		o = &order{key: k, blocks: int64(info.Live), done: make(chan struct{})}
 		select {
 		case w.orders <- o:
 		default:
@@ -74,6 +79,13 @@ func (r *Reader) orderWhole(k key.Key, wanted uint32) *order {
 		w.mu.blocks += o.blocks
 	}
 	return o
+}
+
+// worthWhole reports whether an object of which so many blocks are wanted is worth
+// fetching whole: little of it is wanted, and one request for all of its blocks, dead
+// ones and all, costs less than one for each that lives.
+func worthWhole(o layout.ObjectInfo, wanted uint32, blockSize int) bool {
+	return wanted <= o.Live/2 && int64(o.Total)*int64(blockSize) <= int64(o.Live)*volume.RequestBytes
 }
 
 // fulfilled ends an order.
@@ -94,12 +106,34 @@ func (r *Reader) runWholes(ctx context.Context) {
 	for {
 		select {
 		case o := <-r.wholes.orders:
-			o.begun.Store(true)
-			if err := r.fetchWhole(ctx, o.key); err != nil && ctx.Err() == nil {
-				r.c.Log.Debug().Err(err).Msg("an object was not fetched whole")
+			if release, ok := r.ahead.takeTurns(ctx, r.c.ChunkSize); ok {
+				o.begun.Store(true)
+				if err := r.fetchWhole(ctx, o.key); err != nil && ctx.Err() == nil {
+					r.c.Log.Debug().Err(err).Msg("an object was not fetched whole")
+				}
+				release()
 			}
 			r.wholes.fulfilled(o)
+			select {
+			case r.wholes.fetched <- struct{}{}:
+			default:
+			}
 		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// end ends all orders. No worker may run any more.
+func (w *wholes) end() {
+	w.mu.Lock()
+	w.mu.ended = true
+	w.mu.Unlock()
+	for {
+		select {
+		case o := <-w.orders:
+			w.fulfilled(o)
+		default:
 			return
 		}
 	}
@@ -173,11 +207,11 @@ func byObject(misses []miss, f func(k key.Key, wanted uint32)) {
 }
 
 // awaitWholes orders objects of which a read misses something, and waits for those
-// that are about to come; of a stream's, for all. It reports whether the caches may
-// have more now.
-func (r *Reader) awaitWholes(ctx context.Context, misses []miss, last *attempt) bool {
-	if r.wholes.orders == nil || last.waited >= patience {
-		return false
+// that are about to come; of a stream's, for all. It returns errAgain if the caches may
+// have more now. Other errors: that of ctx. What is read ahead is ordered elsewhere.
+func (r *Reader) awaitWholes(ctx context.Context, misses []miss, last *attempt) error {
+	if r.wholes.orders == nil || last.waited >= patience || len(misses) == 0 || misses[0].ahead {
+		return nil
 	}
 	var await []*order
 	byObject(misses, func(k key.Key, wanted uint32) {
@@ -186,22 +220,22 @@ func (r *Reader) awaitWholes(ctx context.Context, misses []miss, last *attempt) 
 		}
 	})
 	if len(await) == 0 {
-		return false
+		return nil
 	}
 	began := time.Now()
+	defer func() { last.waited += time.Since(began) }()
 	timeout := time.NewTimer(patience - last.waited)
 	defer timeout.Stop()
 	for _, o := range await {
 		select {
 		case <-o.done:
-			continue
 		case <-timeout.C:
+			return errAgain
 		case <-ctx.Done():
+			return context.Cause(ctx)
 		}
-		break
 	}
-	last.waited += time.Since(began)
-	return true
+	return errAgain
 }
 
 // orderWholes orders objects of which a stream will want little at a time, and
