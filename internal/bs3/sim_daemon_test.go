@@ -27,6 +27,7 @@ type simConfig struct {
 	gc          gc.Options
 	cache       int64 // bytes
 	readahead   int64 // bytes
+	whole       bool  // objects are fetched whole
 }
 
 const (
@@ -112,7 +113,7 @@ func (w *simWorld) startDaemon(h *simHost, cfg simConfig, slots, uploaders int, 
 		Size: simBlocks * simBlockSize, BlockSize: simBlockSize, ChunkSize: cfg.chunkBlocks * simBlockSize,
 		CachePath: h.cache, LogSize: cfg.logSize, DiskCache: cfg.disk, ForgetLocalLog: takeover,
 		Durable: cfg.durable, Linger: cfg.linger, CheckpointInterval: cfg.checkpoints, GC: cfg.gc,
-		ReadCache: cfg.cache, Readahead: cfg.readahead,
+		ReadCache: cfg.cache, Readahead: cfg.readahead, WholeObjects: cfg.whole,
 		Memory: int64(slots * cfg.chunkBlocks * simBlockSize), Uploaders: uploaders,
 	}
 	if h.disk != nil {

@@ -87,6 +87,10 @@ func newSimRun(seed uint64) *simRun {
 	}
 	if seed%simUnsteady == simUnsteady-1 {
 		run.cfg.readahead = 16 * simBlockSize
+		if scans := rand.New(rand.NewPCG(seed, 0x5ca2)); scans.IntN(2) == 0 {
+			run.cfg.whole = scans.IntN(2) == 0
+			run.cfg.cache = int64(64+scans.IntN(4)*64) * simBlockSize
+		}
 	}
 	if logs := rand.New(rand.NewPCG(seed, 0x106)); logs.IntN(3) == 0 {
 		run.cfg.durable = false

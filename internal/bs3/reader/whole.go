@@ -194,15 +194,20 @@ func (r *Reader) fetchWhole(ctx context.Context, k key.Key) error {
 	return nil
 }
 
-// byObject calls f for each object that has some of misses, with how many blocks
-// that are.
+// byObject calls f for each object that has some of misses, in that order, with how many
+// blocks that are.
 func byObject(misses []miss, f func(k key.Key, wanted uint32)) {
 	wanted := make(map[key.Key]uint32)
+	var keys []key.Key
 	for _, m := range misses {
-		wanted[m.loc.Key()] += m.n
+		k := m.loc.Key()
+		if wanted[k] == 0 {
+			keys = append(keys, k)
+		}
+		wanted[k] += m.n
 	}
-	for k, n := range wanted {
-		f(k, n)
+	for _, k := range keys {
+		f(k, wanted[k])
 	}
 }
 
