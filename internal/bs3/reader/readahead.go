@@ -252,6 +252,18 @@ func (r *readahead) observe(i int, scattered bool) {
 	r.mu.streams[i].scattered = scattered
 }
 
+// reach returns how large the window of a stream over scattered blocks may be, in bytes:
+// as large as what was read ahead may be in the cache, for what was read is dropped
+// first. It is 0 where so few of the blocks of an object would lie in a window, were all
+// scattered over what is mapped, that hardly any request would bring two of them.
+func (r *Reader) reach() int64 {
+	reach := min(r.c.CacheSize/2, mostReach*int64(r.c.BlockSize))
+	if bridged := int64(aheadGap / r.buffers.stride); int64(r.c.Map.Mapped())*int64(r.c.BlockSize) > 2*bridged*reach {
+		return 0
+	}
+	return reach
+}
+
 // Run fetches what is to be read ahead, until ctx ends.
 func (r *Reader) Run(ctx context.Context) {
 	if r.ahead == nil {
@@ -260,9 +272,6 @@ func (r *Reader) Run(ctx context.Context) {
 	// An eighth of the cache: there are up to two windows, and what was read ahead
 	// may take half of it.
 	most := max(int64(firstAhead), min(r.c.Readahead, r.c.CacheSize/8))
-	// What was read is dropped first, so a window may take all that what was read
-	// ahead may.
-	reach := min(r.c.CacheSize/2, mostReach*int64(r.c.BlockSize))
 	// What was written in one stream from the start of the volume lies in objects
 	// that begin at multiples of this: each is read by one request.
 	piece := min(most, int64(r.c.ChunkSize))
@@ -289,7 +298,7 @@ func (r *Reader) Run(ctx context.Context) {
 			quiet.Reset(dropAfter)
 		case i := <-r.ahead.due:
 			quiet.Reset(dropAfter)
-			off, n := r.ahead.extend(i, most, reach, piece, r.c.Size)
+			off, n := r.ahead.extend(i, most, r.reach(), piece, r.c.Size)
 			misses := r.missing(off, n)
 			scattered := int64(len(r.group(misses, requestGap)))*scatteredRun > n
 			r.ahead.observe(i, scattered)
