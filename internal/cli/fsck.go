@@ -76,20 +76,21 @@ func showProgress(quiet bool) (show func(fsck.Progress), done func()) {
 	}
 	var bar *progressbar.ProgressBar
 	var stage string
+	var total int64
 	done = func() {
 		if bar != nil {
 			_ = bar.Exit() // what a terminal does not take is lost
 		}
 	}
 	return func(p fsck.Progress) {
-		if bar == nil || p.Stage != stage {
+		if bar == nil || p.Stage != stage || p.Total != total { // it may not be known at first
 			done()
-			stage = p.Stage
-			total := p.Total
-			if total == 0 {
-				total = -1 // not known
+			stage, total = p.Stage, p.Total
+			most := total
+			if most == 0 {
+				most = -1 // not known
 			}
-			bar = progressbar.NewOptions64(total,
+			bar = progressbar.NewOptions64(most,
 				progressbar.OptionSetDescription(stage),
 				progressbar.OptionSetWriter(os.Stderr),
 				progressbar.OptionShowCount(),

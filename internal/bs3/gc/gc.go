@@ -254,7 +254,7 @@ func (g *Collector) Run(ctx context.Context) {
 			g.account(report)
 			r.reply <- answer{report, err}
 			g.c.Outcome("garbage collection", err)
-			if err == nil {
+			if err == nil && !r.defrag { // which has looked itself
 				_, _ = g.takeCensus(behind) // for Spread; nobody waits for it
 			}
 		case <-due:

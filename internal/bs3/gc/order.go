@@ -41,22 +41,30 @@ type batch struct {
 	objects     []layout.ObjectInfo
 	live        uint64 // blocks
 	spans       uint64 // of the objects
+	widths      uint64 // the same, but of each a chunk at least
 	first, last uint64 // places
 	passes      int    // that part its blocks from those of others, about
 }
 
-func (b *batch) add(w wide) {
+func (b *batch) add(w wide, chunk uint64) {
 	if len(b.objects) == 0 {
 		b.first = w.first
 	}
 	b.objects = append(b.objects, w.ObjectInfo)
 	b.live += uint64(w.live)
 	b.spans += w.span()
+	b.widths += max(w.span(), chunk)
 	b.first, b.last = min(b.first, w.first), max(b.last, w.last)
 }
 
-// overlap returns how often the objects cover the places between the batch's ends.
-func (b *batch) overlap() float64 { return float64(b.spans) / float64(b.last-b.first+1) }
+// overlap returns how often the objects cover the places between the batch's ends. One
+// that is narrower than a chunk takes a request all the same, so it counts as a chunk
+// where that makes more; but the last of the objects that come of a batch is as narrow
+// as it happens to be. These overlap at most once, by either account.
+func (b *batch) overlap(chunk uint64) float64 {
+	places := b.last - b.first + 1
+	return max(float64(b.spans)/float64(places), float64(b.widths)/float64(places+chunk-1))
+}
 
 // wide is an object with its extent.
 type wide struct {
@@ -134,11 +142,11 @@ func (g *Collector) batches(classes [][]wide, how choice, most uint64) []batch {
 			b := batch{passes: g.passes(class[0])}
 			n := 0
 			for n < len(class) && (n == 0 || b.live+uint64(class[n].live) <= full) {
-				b.add(class[n])
+				b.add(class[n], uint64(g.c.ChunkBlocks))
 				n++
 			}
 			class = class[n:]
-			if n < 2 || b.overlap() < how.overlap {
+			if n < 2 || b.overlap(uint64(g.c.ChunkBlocks)) < how.overlap {
 				continue
 			}
 			if most < b.live {

@@ -155,3 +155,53 @@ func twoStreams(chunks int) (list []int) {
 	}
 	return list
 }
+
+// TestDefragMergesSmallObjects: each takes a request, however narrow it is, and so
+// does each of those that lie where the volume is in order otherwise.
+func TestDefragMergesSmallObjects(t *testing.T) {
+	const chunks = 64
+	rnd := rand.New(rand.NewPCG(13, 12))
+	random := func(v *sorted) {
+		for range 4000 {
+			v.write([]int{rnd.IntN(chunks * testChunk)})
+		}
+	}
+	for name, write := range map[string]func(*sorted){
+		"in order": func(v *sorted) {
+			for i := range 4000 {
+				v.write([]int{i})
+			}
+		},
+		"at random":    random,
+		"between full": func(v *sorted) { v.write(inOrder(chunks)); random(v) },
+		"halves": func(v *sorted) {
+			for half := range slices.Chunk(inOrder(chunks), testChunk/2) {
+				v.write(half)
+			}
+		},
+	} {
+		v := writtenAs(chunks*testChunk, nil)
+		write(v)
+		for pass := 0; ; pass++ {
+			c, err := v.g.takeCensus(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			classes, err := v.g.classes(t.Context(), c, defragged)
+			if err != nil {
+				t.Fatal(err)
+			}
+			batches := v.g.batches(classes, defragged, 1<<62)
+			if len(batches) == 0 {
+				if c.Objects > c.FullObjects || c.Requests > c.FullRequests {
+					t.Errorf("%s: %d passes left %+v", name, pass, c.Spread)
+				}
+				break
+			}
+			if pass == 2 {
+				t.Fatalf("%s: it does not come to an end", name)
+			}
+			v.sort(batches)
+		}
+	}
+}
