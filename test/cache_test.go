@@ -53,19 +53,19 @@ func damageCache(t *testing.T, path string) {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	const page, blocks = 4096, 255
-	table := make([]byte, page)
+	const page, tablePages, blocks = 4096, 2, 340
+	table := make([]byte, tablePages*page)
 	used := 0
-	for set := int64(page); ; set += (1 + blocks) * page {
-		if n, _ := f.ReadAt(table, set); n < page {
+	for set := int64(page); ; set += (tablePages + blocks) * page {
+		if n, _ := f.ReadAt(table, set); n < len(table) {
 			break
 		}
-		if bytes.Equal(table, make([]byte, page)) {
+		if bytes.Equal(table, make([]byte, len(table))) {
 			continue
 		}
 		used++
-		for i := range int64(1 + blocks) {
-			if i == 0 && used%2 == 0 {
+		for i := range int64(tablePages + blocks) {
+			if i < tablePages && used%2 == 0 {
 				continue
 			}
 			if _, err := f.WriteAt([]byte("damage"), set+i*page+100); err != nil {
