@@ -1,6 +1,12 @@
 package reader
 
-import "testing"
+import (
+	"testing"
+
+	"bs3/internal/bs3/key"
+	"bs3/internal/bs3/layout"
+	"bs3/internal/bs3/mapproxy"
+)
 
 // A stream that has passed its mark before that was there goes on with its next
 // window, and is not taken for another one.
@@ -100,5 +106,22 @@ func TestRandomReadsInAWindow(t *testing.T) {
 	}
 	if !r.missed(at-2*request, request) {
 		t.Error("a read of the stream that comes late is none")
+	}
+}
+
+// A large window is worth while only over a volume of which it is a good part.
+func TestReach(t *testing.T) {
+	const blockSize, cache, chunk = 4096, 256 << 20, 1024
+	maps := mapproxy.New(1 << 24)
+	r := New(Config{Map: maps.View(), BlockSize: blockSize, CacheSize: cache, ChunkSize: chunk * blockSize})
+	for k := range uint64(1 << 24 / chunk) {
+		if k == 256 && r.reach() != cache/2 {
+			t.Errorf("with 1 GiB mapped the window is %d bytes at most, not half of the cache", r.reach())
+		}
+		maps.AddObject(layout.ObjectInfo{Key: key.Key(k + 1), Epoch: 1})
+		maps.Write(k*chunk, chunk, layout.Loc(key.Key(k+1), 0))
+	}
+	if got := r.reach(); got != 0 {
+		t.Errorf("with 64 GiB mapped the window is %d bytes at most", got)
 	}
 }
