@@ -140,11 +140,6 @@ var rulesOut = []ruleOut{
 		})
 	})
 	return e
-`}, {"open.go", `
-	"bs3/internal/bs3/gc"
-`, `
-	"bs3/internal/bs3/gc"
-	"bs3/internal/bs3/key"
 `}}},
 	{"MEMDUR", "what is stored is read from the store, also above the durable key", []ruleEdit{{"writer/memory.go", `
 	if c == nil {
