@@ -17,6 +17,28 @@ import (
 	"bs3/internal/bs3/objproxy/objtest"
 )
 
+// writeInOrder writes data, whole MiB, at the start of a volume.
+func writeInOrder(t *testing.T, e *bs3.Engine, data []byte) {
+	t.Helper()
+	for off := 0; off < len(data); off += 1 << 20 {
+		if err := e.WriteAt(t.Context(), data[off:off+1<<20], int64(off)); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// countingGets returns a store that takes latency for each read of an object, and
+// counts them.
+func countingGets(inner objproxy.Store, gets *atomic.Int64, latency time.Duration) objproxy.Store {
+	return &objtest.Hooks{Inner: inner, Before: func(_ context.Context, op objtest.Op) error {
+		if op.Kind == objtest.Get && isObject(op) {
+			gets.Add(1)
+			time.Sleep(latency)
+		}
+		return nil
+	}}
+}
+
 // coldVolume writes the first mib MiB of a volume and opens it again, cold, on
 // a store of some latency whose reads of objects are counted.
 func coldVolume(t *testing.T, mib int, latency time.Duration) (e *bs3.Engine, data []byte, gets *atomic.Int64) {
@@ -31,19 +53,9 @@ func coldVolume(t *testing.T, mib int, latency time.Duration) (e *bs3.Engine, da
 	rnd := rand.NewChaCha8([32]byte{1})
 	_, _ = rnd.Read(data)
 	w := open(t, o)
-	for off := 0; off < len(data); off += 1 << 20 {
-		if err := w.WriteAt(t.Context(), data[off:off+1<<20], int64(off)); err != nil {
-			t.Fatal(err)
-		}
-	}
+	writeInOrder(t, w, data)
 	shut(t, w)
-	o.Store = &objtest.Hooks{Inner: memory, Before: func(ctx context.Context, op objtest.Op) error {
-		if op.Kind == objtest.Get && isObject(op) {
-			gets.Add(1)
-			time.Sleep(latency)
-		}
-		return nil
-	}}
+	o.Store = countingGets(memory, gets, latency)
 	return open(t, o), data, gets
 }
 

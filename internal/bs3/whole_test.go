@@ -17,10 +17,9 @@ import (
 	"bs3/internal/bs3/objproxy/objtest"
 )
 
-// scatteredVolume fills the first mib MiB of a volume in order, writes all of it
-// again in blocks at random, and opens it cold, with a read cache of so many MiB, on
-// a store that takes latency for each read of an object and counts them. Its objects
-// have chunk MiB.
+// scatteredVolume fills the first mib MiB of a volume in order and overwrites twice as
+// much in blocks at random. It returns options to open the volume cold, with a read
+// cache of so many MiB, on a store as countingGets returns. Its objects have chunk MiB.
 func scatteredVolume(t *testing.T, mib, chunk, cache int, latency time.Duration) (o bs3.Options, data []byte, gets *atomic.Int64) {
 	t.Helper()
 	const block = 4096
@@ -35,11 +34,7 @@ func scatteredVolume(t *testing.T, mib, chunk, cache int, latency time.Duration)
 	rnd := rand.NewChaCha8([32]byte{2})
 	_, _ = rnd.Read(data)
 	w := open(t, o)
-	for off := 0; off < len(data); off += 1 << 20 {
-		if err := w.WriteAt(t.Context(), data[off:off+1<<20], int64(off)); err != nil {
-			t.Fatal(err)
-		}
-	}
+	writeInOrder(t, w, data)
 	order := rand.New(rnd)
 	for range 2 * len(data) / block {
 		off := order.IntN(len(data)/block) * block
@@ -54,13 +49,7 @@ func scatteredVolume(t *testing.T, mib, chunk, cache int, latency time.Duration)
 		}
 	}
 	shut(t, w)
-	o.Store = &objtest.Hooks{Inner: memory, Before: func(ctx context.Context, op objtest.Op) error {
-		if op.Kind == objtest.Get && isObject(op) {
-			gets.Add(1)
-			time.Sleep(latency)
-		}
-		return nil
-	}}
+	o.Store = countingGets(memory, gets, latency)
 	return o, data, gets
 }
 
