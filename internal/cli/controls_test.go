@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -247,10 +248,11 @@ func TestGCText(t *testing.T) {
 
 func TestDefragVerb(t *testing.T) {
 	spread := gc.Spread{Objects: 300, FullObjects: 256, Requests: 219700, FullRequests: 256}
-	plan := gc.DefragPlan{Spread: spread, Passes: 2, Bytes: 2 << 30, Gets: 556, Puts: 512}
+	var plan atomic.Pointer[gc.DefragPlan]
+	plan.Store(&gc.DefragPlan{Spread: spread, Passes: 2, Bytes: 2 << 30, Gets: 556, Puts: 512})
 	socket := filepath.Join(t.TempDir(), "control.sock")
 	server, err := control.Listen(t.Context(), socket, control.Calls{
-		daemon.CallPlanDefrag: func(context.Context) (any, error) { return plan, nil },
+		daemon.CallPlanDefrag: func(context.Context) (any, error) { return plan.Load(), nil },
 		daemon.CallDefrag: func(context.Context) (any, error) {
 			return daemon.Collection{Report: gc.Report{Compacted: 556, MovedBytes: 2 << 30, FailedReads: 1}, Spread: &spread}, nil
 		},
@@ -292,7 +294,7 @@ func TestDefragVerb(t *testing.T) {
 		!strings.Contains(errs, "Ctrl-C") || !strings.Contains(errs, "1 objects cannot be read or are damaged") {
 		t.Errorf("done: exit %d, %s%s", code, out, errs)
 	}
-	plan = gc.DefragPlan{Spread: spread}
+	plan.Store(&gc.DefragPlan{Spread: spread})
 	if code, out, _ := verb("--dry-run"); code != exitOK || out != spreads+"nothing would be gained\n" {
 		t.Errorf("a plan of nothing: exit %d, %s", code, out)
 	}
