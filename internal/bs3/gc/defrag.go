@@ -78,6 +78,7 @@ func (g *Collector) sort(ctx context.Context, report *Report) error {
 		if left == 0 || pass > last {
 			return nil
 		}
+		batches = widest(batches)
 		g.progress(func(p *Progress) {
 			*p = Progress{Pass: pass, Passes: min(last, pass-1+left), TotalBytes: g.bytes(batches)}
 		})

@@ -122,6 +122,7 @@ type Collector struct {
 	deleting   chan struct{} // holds a token while what is dead is deleted
 	reserve    reserve
 	tidyAt     tidiness // when there was nothing to tidy; zero: not known. Run's
+	tidiedTo   key.Key  // the last one after something was tidied. Run's
 
 	mu struct {
 		sync.Mutex

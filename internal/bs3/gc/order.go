@@ -26,9 +26,9 @@ const (
 	// timelyRequests is the least number of requests that an object takes to be
 	// sorted by time.
 	timelyRequests = 4
-	// timelyBatches is how many batches one collection by time sorts at least, if
-	// MaxMoves allows, and timelyShare the part of the live data that it does at least.
-	// Less would not be worth a census.
+	// timelyBatches is how many batches one collection by time sorts at most, if
+	// timelyShare of the live data is not more. It is this share, and a batch, that
+	// MaxMoves must allow: less would not be worth a census.
 	timelyBatches = 8
 	timelyShare   = 1.0 / 64
 	// manyTimes and manyMore: as many times what full ones would do, and as many
@@ -38,31 +38,38 @@ const (
 
 // batch is objects whose live blocks are gathered together.
 type batch struct {
-	objects     []layout.ObjectInfo
-	live        uint64 // blocks
-	spans       uint64 // of the objects
-	widths      uint64 // the same, but of each a chunk at least
-	first, last uint64 // places
-	passes      int    // that part its blocks from those of others, about
+	objects []layout.ObjectInfo
+	live    uint64 // blocks
+	spans   uint64 // of the objects
+	widths  uint64 // the same, but of each a chunk at least
+	covered coverage
+	passes  int // that part its blocks from those of others, about
+}
+
+// coverage counts the places that objects cover, which come in the order of the volume.
+type coverage struct{ places, end uint64 }
+
+func (c *coverage) add(e extent) {
+	if e.last >= c.end {
+		c.places += e.last + 1 - max(c.end, e.first)
+		c.end = e.last + 1
+	}
 }
 
 func (b *batch) add(w wide, chunk uint64) {
-	if len(b.objects) == 0 {
-		b.first = w.first
-	}
 	b.objects = append(b.objects, w.ObjectInfo)
 	b.live += uint64(w.live)
 	b.spans += w.span()
 	b.widths += max(w.span(), chunk)
-	b.first, b.last = min(b.first, w.first), max(b.last, w.last)
+	b.covered.add(w.extent)
 }
 
-// overlap returns how often the objects cover the places between the batch's ends. One
+// overlap returns how often the objects cover the places that they cover. One
 // that is narrower than a chunk takes a request all the same, so it counts as a chunk
 // where that makes more; but the last of the objects that come of a batch is as narrow
 // as it happens to be. These overlap at most once, by either account.
 func (b *batch) overlap(chunk uint64) float64 {
-	places := b.last - b.first + 1
+	places := b.covered.places
 	return max(float64(b.spans)/float64(places), float64(b.widths)/float64(places+chunk-1))
 }
 
@@ -121,15 +128,13 @@ func (g *Collector) classes(ctx context.Context, c *census, how choice) ([][]wid
 // gains reports whether the objects, in the order of the volume, take at least
 // least times the requests that they would if all were in order.
 func (g *Collector) gains(class []wide, least float64) bool {
-	var requests, covered, end uint64
+	var requests uint64
+	var covered coverage
 	for _, w := range class {
 		requests += uint64(w.requests)
-		if w.last >= end {
-			covered += w.last + 1 - max(end, w.first)
-			end = w.last + 1
-		}
+		covered.add(w.extent)
 	}
-	return float64(requests) >= least*float64(g.full(covered))
+	return float64(requests) >= least*float64(g.full(covered.places))
 }
 
 // batches cuts classes into batches, and returns those that are worth sorting and
@@ -157,6 +162,16 @@ func (g *Collector) batches(classes [][]wide, how choice, most uint64) []batch {
 		}
 	}
 	return found
+}
+
+// widest returns the batches of the class that needs the most passes: what comes of
+// them is sorted on together with the other ones, in the next pass.
+func widest(batches []batch) []batch {
+	n := 0
+	for n < len(batches) && batches[n].passes == batches[0].passes {
+		n++
+	}
+	return batches[:n]
 }
 
 // cold returns the key up to which objects are older than both kept checkpoints.
@@ -213,8 +228,8 @@ func (g *Collector) small(ctx context.Context, most uint64) (small []layout.Obje
 // many live blocks.
 func (g *Collector) scattered(ctx context.Context, most uint64) ([]batch, error) {
 	live := g.c.Map.Mapped()
-	worth := max(timelyBatches*uint64(g.sortChunks*g.c.ChunkBlocks), uint64(timelyShare*float64(live)))
-	if most < min(worth, live) {
+	batch, share := uint64(g.sortChunks*g.c.ChunkBlocks), uint64(timelyShare*float64(live))
+	if most < min(max(batch, share), live) {
 		return nil, nil
 	}
 	c, err := g.takeCensus(ctx)
@@ -230,7 +245,7 @@ func (g *Collector) scattered(ctx context.Context, most uint64) ([]batch, error)
 	if err != nil {
 		return nil, err
 	}
-	return g.batches(classes, how, min(most, worth)), nil
+	return widest(g.batches(classes, how, min(most, max(timelyBatches*batch, share)))), nil
 }
 
 // tidiness is what a collection by time that found nothing to tidy depended on.
@@ -266,7 +281,7 @@ func (g *Collector) tidy(ctx context.Context) (Report, error) {
 	most := uint64(allowed / int64(g.c.BlockSize))
 	_, _, _, next := g.c.Log.Objects(0, 0)
 	now := tidiness{next, g.cold()}
-	if now == g.tidyAt {
+	if now == g.tidyAt || now.cold < g.tidiedTo { // what was moved last is sorted on together
 		return Report{}, nil
 	}
 	objects, tooMany, err := g.small(ctx, most)
@@ -287,6 +302,9 @@ func (g *Collector) tidy(ctx context.Context) (Report, error) {
 	}
 	report, err := g.compactUnlessStuck(ctx, chosen...)
 	g.tidied(report)
+	if _, _, _, next = g.c.Log.Objects(0, 0); report.MovedBytes > 0 {
+		g.tidiedTo = next - 1
+	}
 	return report, err
 }
 

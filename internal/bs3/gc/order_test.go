@@ -71,6 +71,19 @@ func (v *sorted) sort(batches []batch) (moved int) {
 	return moved
 }
 
+// manyRuns returns the share of the map's leaves that have so many runs that lists of
+// them would take no less memory than arrays.
+func (v *sorted) manyRuns() float64 {
+	many, leaves := 0, 0
+	for block := uint64(0); block < v.p.View().Blocks(); block += layout.LeafBlocks {
+		leaves++
+		if len(v.p.View().Lookup(block, layout.LeafBlocks, nil)) > 32 {
+			many++
+		}
+	}
+	return float64(many) / float64(leaves)
+}
+
 // TestSortingAtFullSize: volumes of objects of 4 MiB, in blocks of 4 KiB. However they
 // were written, sorting comes to an end, and then as few requests are needed as it
 // promises; by time it moves no more than Defrag does.
@@ -119,13 +132,16 @@ func TestSortingAtFullSize(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				batches := v.g.batches(classes, way.how, 1<<62)
+				batches := widest(v.g.batches(classes, way.how, 1<<62))
 				if passes == 0 {
 					before = c.Requests
 				}
 				if len(batches) == 0 {
 					if share := float64(c.Requests) / chunks; share > way.most {
 						t.Errorf("%s, %s: %.1f requests a chunk", name, way.name, share)
+					}
+					if share := v.manyRuns(); i == 1 && spent[i] > blocks*3/2 && share > 0.1 { // all was sorted
+						t.Errorf("%s, %s: %.2f of the map's leaves take an array", name, way.name, share)
 					}
 					t.Logf("%s, %s: %d passes moved %.2f times all; of %d requests %d are left, in %d objects", name, way.name, passes, float64(spent[i])/blocks, before, c.Requests, c.Objects)
 					break
@@ -139,6 +155,36 @@ func TestSortingAtFullSize(t *testing.T) {
 		if spent[0] > spent[1] {
 			t.Errorf("%s: by time %d blocks are moved, %d by Defrag", name, spent[0], spent[1])
 		}
+	}
+}
+
+// TestPassesMeet: objects of which some have been sorted once already wait for the
+// others, and are sorted on together with them: each block moves once in a pass.
+func TestPassesMeet(t *testing.T) {
+	const chunks = 256
+	const blocks = chunks * testChunk
+	v := writtenAs(blocks, rand.New(rand.NewPCG(14, 12)).Perm(blocks))
+	moved := 0
+	for pass := 0; ; pass++ {
+		c, err := v.g.takeCensus(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		classes, err := v.g.classes(t.Context(), c, defragged)
+		if err != nil {
+			t.Fatal(err)
+		}
+		batches := widest(v.g.batches(classes, defragged, 1<<62))
+		if pass == 0 {
+			batches = batches[:len(batches)/2]
+		}
+		if len(batches) == 0 {
+			break
+		}
+		moved += v.sort(batches)
+	}
+	if share := float64(moved) / blocks; share > 2.2 {
+		t.Errorf("%.2f times all was moved in two passes", share)
 	}
 }
 
@@ -191,7 +237,7 @@ func TestDefragMergesSmallObjects(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			batches := v.g.batches(classes, defragged, 1<<62)
+			batches := widest(v.g.batches(classes, defragged, 1<<62))
 			if len(batches) == 0 {
 				if c.Objects > c.FullObjects || c.Requests > c.FullRequests {
 					t.Errorf("%s: %d passes left %+v", name, pass, c.Spread)
