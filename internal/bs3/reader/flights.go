@@ -87,9 +87,9 @@ func (f *flights) land(own *flight) {
 // now. Where that has not begun, only a stream waits, for which it may be, and not
 // for ever. Objects that are better fetched whole are awaited in the same way. Other
 // errors come with the location that they are about.
-func (r *Reader) fetchOnce(ctx context.Context, misses []miss, gap int, last *attempt) (layout.Location, error) {
+func (r *Reader) fetchOnce(ctx context.Context, misses []miss, last *attempt) (layout.Location, error) {
 	if r.c.Cache == nil {
-		return r.fetch(ctx, r.fromDisk(misses), gap)
+		return r.fetch(ctx, r.fromDisk(misses), requestGap)
 	}
 	own, other := r.flights.take(misses)
 	switch {
@@ -113,5 +113,5 @@ func (r *Reader) fetchOnce(ctx context.Context, misses []miss, gap int, last *at
 	if err := r.awaitWholes(ctx, misses, last); err != nil {
 		return 0, err
 	}
-	return r.fetch(ctx, misses, gap)
+	return r.fetch(ctx, misses, requestGap)
 }

@@ -291,7 +291,7 @@ func (r *Reader) try(ctx context.Context, p []byte, off int64, last *attempt) (l
 		r.misses.Add(1)
 		last.stream = r.ahead != nil && r.ahead.missed(off, int64(len(p)))
 	}
-	return r.fetchOnce(ctx, misses, requestGap, last)
+	return r.fetchOnce(ctx, misses, last)
 }
 
 // Peek reads the first block as a user would, if it is in memory.

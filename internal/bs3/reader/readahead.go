@@ -2,7 +2,7 @@ package reader
 
 import (
 	"context"
-	"errors"
+	"math"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -26,9 +26,13 @@ const (
 	late = 4 << 20
 	// dropAfter is how long nothing was read ahead when its buffers are given back.
 	dropAfter = 10 * time.Second
-	// scatteredRun is how much of a window a request has to bring on average, in
-	// bytes, or the stream is one over scattered blocks.
-	scatteredRun = 128 << 10
+	// manyRequests is how many requests a piece may take on average, or the stream is
+	// one over scattered blocks.
+	manyRequests = 4
+	// littleWanted is how much of an object a window wants at most, in bytes, to have it
+	// fetched whole where the stream is not over scattered blocks: what lies in order is
+	// fetched as it is needed.
+	littleWanted = 128 << 10
 	// mostReach bounds the window of such a stream, in blocks: it takes some memory for
 	// each.
 	mostReach = 1 << 17
@@ -72,7 +76,7 @@ type stream struct {
 	missed int64 // where the last read of it that was missed has ended
 	last   int   // how many windows were given out when it got its own
 
-	// scattered: its last window took a request for every few blocks. The larger a
+	// scattered: the pieces of its last window took many requests. The larger a
 	// window, the more of its blocks lie close together in some object.
 	scattered bool
 }
@@ -299,14 +303,12 @@ func (r *Reader) Run(ctx context.Context) {
 		case i := <-r.ahead.due:
 			quiet.Reset(dropAfter)
 			off, n := r.ahead.extend(i, most, r.reach(), piece, r.c.Size)
-			misses := r.missing(off, n)
-			scattered := int64(len(r.group(misses, requestGap)))*scatteredRun > n
+			scattered := r.scattered(r.missing(off, n), uint64(piece/int64(r.c.BlockSize)))
 			r.ahead.observe(i, scattered)
 			for n > 0 {
 				some := min(n, piece-off%piece)
-				prefetch := r.prefetch
 				if scattered {
-					some, prefetch = n, r.prefetchScattered
+					some = n
 				}
 				select {
 				case r.ahead.slots <- struct{}{}:
@@ -316,7 +318,7 @@ func (r *Reader) Run(ctx context.Context) {
 				from := off
 				fetches.Go(func() {
 					defer func() { <-r.ahead.slots }()
-					prefetch(ctx, from, some)
+					r.prefetch(ctx, from, some, scattered)
 				})
 				off, n = off+some, n-some
 			}
@@ -326,36 +328,48 @@ func (r *Reader) Run(ctx context.Context) {
 	}
 }
 
-// prefetch brings what is mapped of the n bytes at off into the cache, as far as
-// it is neither there nor in chunk memory. Its errors do not matter: whoever
-// wants the bytes will ask again.
-func (r *Reader) prefetch(ctx context.Context, off, n int64) {
-	v := r.fetches.Enter()
-	defer r.fetches.Leave(v)
-	for {
-		if _, err := r.fetchOnce(ctx, r.missing(off, n), aheadGap, &attempt{stream: true}); !errors.Is(err, errAgain) {
-			return
+// scattered reports whether misses, in the order of the volume, take many requests for
+// each piece of so many blocks. That does not depend on how large the window is in
+// which they lie.
+func (r *Reader) scattered(misses []miss, piece uint64) bool {
+	pieces, requests := 0, 0
+	for len(misses) > 0 {
+		n := 1
+		for n < len(misses) && misses[n].block/piece == misses[0].block/piece {
+			n++
 		}
+		pieces++
+		requests += len(r.group(misses[:n], requestGap))
+		misses = misses[n:]
 	}
+	return requests > manyRequests*pieces
 }
 
-// prefetchScattered is prefetch for a window that takes many requests. Reads of the
-// stream wait for those of which they want something, also if they have not begun.
-func (r *Reader) prefetchScattered(ctx context.Context, off, n int64) {
-	orders, requests := r.prefetchGroups(ctx, off, n, r.orderWholes)
-	await(ctx, orders)
-	_, more := r.prefetchGroups(ctx, off, n, func(misses []miss) ([]*order, []miss) { return nil, misses })
-	requests += len(orders) + more
-	if bs := int64(r.c.BlockSize); r.c.Gathered != nil && ctx.Err() == nil {
+// prefetch brings what is mapped of the n bytes at off into the cache, as far as it is
+// neither there nor in chunk memory. Its errors do not matter: whoever wants the bytes
+// will ask again. Reads of the stream wait for those of which they want something, also
+// if they have not begun.
+func (r *Reader) prefetch(ctx context.Context, off, n int64, scattered bool) {
+	most := uint32(littleWanted / r.c.BlockSize)
+	if scattered {
+		most = math.MaxUint32
+	}
+	orders, requests := r.prefetchGroups(ctx, off, n, most)
+	if len(orders) > 0 {
+		await(ctx, orders)
+		_, more := r.prefetchGroups(ctx, off, n, 0)
+		requests += len(orders) + more
+	}
+	if bs := int64(r.c.BlockSize); scattered && r.c.Gathered != nil && ctx.Err() == nil {
 		r.c.Gathered(uint64(off/bs), uint64(n/bs), requests)
 	}
 }
 
-// prefetchGroups brings those of the n bytes at off into the cache that order does not
-// order and nobody else fetches. It returns what was ordered, and how many requests the
-// rest took.
-func (r *Reader) prefetchGroups(ctx context.Context, off, n int64, order func([]miss) ([]*order, []miss)) (orders []*order, requests int) {
-	orders, misses := order(r.manyFromDisk(ctx, r.missing(off, n)))
+// prefetchGroups brings those of the n bytes at off into the cache that nobody else
+// fetches, but for objects of which it wants at most so many blocks: it orders those
+// that are worth it whole. It returns the orders, and how many requests the rest took.
+func (r *Reader) prefetchGroups(ctx context.Context, off, n int64, most uint32) (orders []*order, requests int) {
+	orders, misses := r.orderWholes(r.manyFromDisk(ctx, r.missing(off, n)), most)
 	type fetch struct {
 		misses []miss
 		flight *flight

@@ -109,6 +109,35 @@ func TestRandomReadsInAWindow(t *testing.T) {
 	}
 }
 
+// Whether a stream is over scattered blocks does not depend on how large its window is.
+func TestScattered(t *testing.T) {
+	const piece = 1024
+	r := New(Config{BlockSize: 4096})
+	// volume returns the misses of a window of so many pieces, each of so many objects
+	// whose blocks take turns.
+	volume := func(pieces, objects int) (misses []miss) {
+		for b := range uint64(pieces * piece) {
+			wide := b / (4 * piece) * 100 // each object goes on for four pieces
+			k := key.Key(wide + b%uint64(objects))
+			misses = append(misses, miss{block: b, loc: layout.Loc(k, uint32(b%(4*piece))/uint32(objects)), n: 1})
+		}
+		return misses
+	}
+	for _, c := range []struct {
+		objects int
+		want    bool
+	}{{1, false}, {2, false}, {4, false}, {5, true}, {8, true}} {
+		for _, pieces := range []int{1, 8, 32} {
+			if got := r.scattered(volume(pieces, c.objects), piece); got != c.want {
+				t.Errorf("%d pieces of %d objects: %v", pieces, c.objects, got)
+			}
+		}
+	}
+	if r.scattered(nil, piece) {
+		t.Error("nothing is scattered")
+	}
+}
+
 // A large window is worth while only over a volume of which it is a good part.
 func TestReach(t *testing.T) {
 	const blockSize, cache, chunk = 4096, 256 << 20, 1024

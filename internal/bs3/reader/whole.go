@@ -47,10 +47,17 @@ type order struct {
 	done   chan struct{} // closed when it is in the cache, or has failed
 }
 
-// orderWhole has object k fetched whole, of which so many blocks are wanted, if that
-// is worth while. It returns nil if it is not.
-func (r *Reader) orderWhole(k key.Key, wanted uint32) *order {
-	w := &r.wholes
+// want is what somebody wants of an object: so many blocks, in so many requests.
+type want struct {
+	key      key.Key
+	blocks   uint32
+	requests int
+}
+
+// orderWhole has an object fetched whole of which something is wanted, if that is
+// worth while. It returns nil if it is not.
+func (r *Reader) orderWhole(of want) *order {
+	w, k := &r.wholes, of.key
 	if w.orders == nil {
 		return nil
 	}
@@ -66,7 +73,7 @@ func (r *Reader) orderWhole(k key.Key, wanted uint32) *order {
 			return nil
 		}
 		info := r.c.Memory.Object(k)
-		if !worthWhole(info, wanted, r.c.BlockSize) || w.mu.blocks+int64(info.Live) > free {
+		if !worthWhole(info, of, r.c.BlockSize) || w.mu.blocks+int64(info.Live) > free {
 			return nil
 		}
 		o = &order{key: k, blocks: int64(info.Live), done: make(chan struct{})}
@@ -81,11 +88,11 @@ func (r *Reader) orderWhole(k key.Key, wanted uint32) *order {
 	return o
 }
 
-// worthWhole reports whether an object of which so many blocks are wanted is worth
-// fetching whole: little of it is wanted, and one request for all of its blocks, dead
-// ones and all, costs less than one for each that lives.
-func worthWhole(o layout.ObjectInfo, wanted uint32, blockSize int) bool {
-	return wanted <= o.Live/2 && int64(o.Total)*int64(blockSize) <= int64(o.Live)*volume.RequestBytes
+// worthWhole reports whether an object of which something is wanted is worth fetching
+// whole: little of it is wanted, or in several requests, and one request for all of its
+// blocks, dead ones and all, costs less than one for each that lives.
+func worthWhole(o layout.ObjectInfo, of want, blockSize int) bool {
+	return (of.blocks <= o.Live/2 || of.requests > 1) && int64(o.Total)*int64(blockSize) <= int64(o.Live)*volume.RequestBytes
 }
 
 // fulfilled ends an order.
@@ -194,36 +201,35 @@ func (r *Reader) fetchWhole(ctx context.Context, k key.Key) error {
 	return nil
 }
 
-// byObject calls f for each object that has some of misses, in that order, with how many
-// blocks that are.
-func byObject(misses []miss, f func(k key.Key, wanted uint32)) {
-	wanted := make(map[key.Key]uint32)
-	var keys []key.Key
-	for _, m := range misses {
-		k := m.loc.Key()
-		if wanted[k] == 0 {
-			keys = append(keys, k)
+// wants returns what misses want of each object, where gap is how far apart runs may
+// lie that one request fetches. It sorts misses.
+func (r *Reader) wants(misses []miss, gap int) (wants []want) {
+	for _, g := range r.group(misses, gap) {
+		if k, n := g[0].loc.Key(), len(wants); n == 0 || wants[n-1].key != k {
+			wants = append(wants, want{key: k})
 		}
-		wanted[k] += m.n
+		w := &wants[len(wants)-1]
+		w.requests++
+		for _, m := range g {
+			w.blocks += m.n
+		}
 	}
-	for _, k := range keys {
-		f(k, wanted[k])
-	}
+	return wants
 }
 
 // awaitWholes orders objects of which a read misses something, and waits for those
 // that are about to come; of a stream's, for all. It returns errAgain if the caches may
-// have more now. Other errors: that of ctx. What is read ahead is ordered elsewhere.
+// have more now. Other errors: that of ctx.
 func (r *Reader) awaitWholes(ctx context.Context, misses []miss, last *attempt) error {
-	if r.wholes.orders == nil || last.waited >= patience || len(misses) == 0 || misses[0].ahead {
+	if r.wholes.orders == nil || last.waited >= patience {
 		return nil
 	}
 	var await []*order
-	byObject(misses, func(k key.Key, wanted uint32) {
-		if o := r.orderWhole(k, wanted); o != nil && (last.stream || o.begun.Load()) {
+	for _, w := range r.wants(misses, requestGap) {
+		if o := r.orderWhole(w); o != nil && (last.stream || o.begun.Load()) {
 			await = append(await, o)
 		}
-	})
+	}
 	if len(await) == 0 {
 		return nil
 	}
@@ -243,19 +249,22 @@ func (r *Reader) awaitWholes(ctx context.Context, misses []miss, last *attempt) 
 	return errAgain
 }
 
-// orderWholes orders objects of which a stream will want little at a time, and
-// returns the orders and the misses of other objects.
-func (r *Reader) orderWholes(misses []miss) (orders []*order, rest []miss) {
-	if r.wholes.orders == nil {
+// orderWholes orders objects of which misses want at most so many blocks, and returns
+// the orders and the misses of other objects.
+func (r *Reader) orderWholes(misses []miss, most uint32) (orders []*order, rest []miss) {
+	if r.wholes.orders == nil || most == 0 {
 		return nil, misses
 	}
 	ordered := make(map[key.Key]bool)
-	byObject(misses, func(k key.Key, wanted uint32) {
-		if o := r.orderWhole(k, wanted); o != nil {
-			orders = append(orders, o)
-			ordered[k] = true
+	for _, w := range r.wants(misses, aheadGap) {
+		if w.blocks > most {
+			continue
 		}
-	})
+		if o := r.orderWhole(w); o != nil {
+			orders = append(orders, o)
+			ordered[w.key] = true
+		}
+	}
 	for _, m := range misses {
 		if !ordered[m.loc.Key()] {
 			rest = append(rest, m)

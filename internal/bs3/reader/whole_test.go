@@ -23,7 +23,7 @@ func TestOrdersEnd(t *testing.T) {
 	default:
 		t.Error("an order has not ended")
 	}
-	if r.orderWhole(4, 1) != nil || w.mu.blocks != 0 || len(w.mu.underWay) != 0 {
+	if r.orderWhole(want{4, 1, 1}) != nil || w.mu.blocks != 0 || len(w.mu.underWay) != 0 {
 		t.Error("something is ordered still")
 	}
 }
@@ -66,19 +66,23 @@ func TestLargeBuffers(t *testing.T) {
 // An object of which hardly anything lives costs more than what lives in it.
 func TestWorthWhole(t *testing.T) {
 	for _, c := range []struct {
-		total, live, wanted uint32
+		total, live, blocks uint32
+		requests            int
 		want                bool
 	}{
-		{1024, 1024, 1, true},
-		{1024, 1024, 600, false},
-		{1024, 64, 1, true},
-		{1024, 63, 1, false},
-		{1024, 2, 1, false},
-		{2, 2, 1, true},
-		{1, 1, 1, false},
-		{0, 0, 1, false}, // it was collected
+		{1024, 1024, 1, 1, true},
+		{1024, 1024, 600, 1, false},
+		{1024, 1024, 600, 2, true},
+		{1024, 64, 1, 1, true},
+		{1024, 64, 64, 2, true},
+		{1024, 63, 1, 1, false},
+		{1024, 63, 63, 2, false},
+		{1024, 2, 1, 1, false},
+		{2, 2, 1, 1, true},
+		{1, 1, 1, 1, false},
+		{0, 0, 1, 1, false}, // it was collected
 	} {
-		if worthWhole(layout.ObjectInfo{Total: c.total, Live: c.live}, c.wanted, 4096) != c.want {
+		if worthWhole(layout.ObjectInfo{Total: c.total, Live: c.live}, want{blocks: c.blocks, requests: c.requests}, 4096) != c.want {
 			t.Errorf("%+v", c)
 		}
 	}
