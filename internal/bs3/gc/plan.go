@@ -55,7 +55,7 @@ func (g *Collector) survey() ([]layout.ObjectInfo, usage) {
 		used.total += uint64(o.Total)
 		if live := float64(o.Live) / float64(o.Total); o.Key+1 < next && live < g.c.LiveData {
 			found = append(found, o)
-			benefit[o.Key] = (1 - live) * float64(next-o.Key) / (1 + live)
+			benefit[o.Key] = (1 - live) / live * float64(next-o.Key) // what is given back for what is written, and age
 		}
 	})
 	slices.SortStableFunc(found, func(a, b layout.ObjectInfo) int { return cmp.Compare(benefit[b.Key], benefit[a.Key]) })
