@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"sync"
 	"testing/synctest"
 	"time"
@@ -401,6 +402,9 @@ func (d *simDaemon) read(block uint64, n uint32, limit time.Duration) {
 			err = e.ReadAt(ctx, p, off)
 		}
 		d.w.readDone(s, before, block, p, err)
+		if block%3 == 0 { // as if it were part of a scan that took many requests
+			e.collector.Gathered(block, uint64(n), math.MaxInt32)
+		}
 	})
 }
 

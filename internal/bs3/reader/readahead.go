@@ -143,7 +143,7 @@ func (r *readahead) missed(off, n int64) bool {
 	around := -1 // a stream in whose windows it lies
 	for i := range r.mu.streams {
 		s := &r.mu.streams[i]
-		if s.window == 0 || off < s.next-late || off > max(s.ahead, s.missed) {
+		if s.window == 0 || off < s.next-late || off > max(s.ahead, s.missed)+late {
 			continue
 		}
 		if s.near(off) {
