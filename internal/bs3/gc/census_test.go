@@ -16,6 +16,10 @@ type quiet struct{ Log }
 
 func (quiet) Activity() (seq uint64, idle bool) { return 0, true }
 
+func (quiet) Objects(key.Key, int) ([]layout.ObjectInfo, bool, key.Key, key.Key) {
+	return nil, false, 0, 0
+}
+
 const testChunk = 1024 // blocks of 4 KiB
 
 // collectorOf returns a collector of a volume whose blocks were written in this
@@ -94,7 +98,7 @@ func TestCensusEnds(t *testing.T) {
 // A compaction holds a bounded number of bytes, but sorts some chunks in any case.
 func TestMemoryOfCompaction(t *testing.T) {
 	for chunk, want := range map[int][2]int{1 << 20: {32, 8}, 4 << 20: {32, 8}, 16 << 20: {8, 2}, 64 << 20: {8, 1}} {
-		g := New(Config{Map: mapproxy.New(1).View(), BlockSize: 4096, ChunkBlocks: chunk / 4096})
+		g := New(Config{Log: quiet{}, Map: mapproxy.New(1).View(), BlockSize: 4096, ChunkBlocks: chunk / 4096})
 		if got := [2]int{g.sortChunks, g.readers}; got != want {
 			t.Errorf("chunks of %d bytes: %v, not %v", chunk, got, want)
 		}

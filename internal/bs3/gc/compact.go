@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"fmt"
 	"maps"
 	"slices"
 	"sync"
@@ -183,24 +182,7 @@ func (g *Collector) readObject(ctx context.Context, k key.Key, f *fetched) {
 	if f.buf == nil {
 		f.buf = make([]byte, g.c.ChunkBlocks*layout.Stride(g.c.BlockSize)+layout.MaxTailSize(g.c.ChunkBlocks))
 	}
-	f.o, f.data = nil, nil
-	n, info, err := g.c.Store.Get(ctx, k.Name(), f.buf, -1)
-	if err != nil {
-		f.err = fmt.Errorf("read object %d (%s): %w", k, k.Name(), err)
-		return
-	}
-	o, err := layout.DecodeTail(f.buf[:n], info.Size)
-	switch {
-	case err != nil:
-		err = fmt.Errorf("object %d (%s): %w", k, k.Name(), err)
-	case o.UUID != g.c.UUID || o.Key != k || int64(n) != info.Size:
-		err = fmt.Errorf("object %d (%s): %w: it is object %d of volume %s, of %d bytes", k, k.Name(), layout.ErrDamaged, o.Key, o.UUID, info.Size)
-	default:
-		err = volume.Fits(o, g.c.BlockSize, g.c.Map.Blocks())
-	}
-	if f.err = err; err == nil {
-		f.o, f.data = o, f.buf[:o.DataSize()]
-	}
+	f.o, f.data, f.err = g.objects.Read(ctx, k, f.buf)
 }
 
 // add gathers one block, and installs what there is when it is enough.

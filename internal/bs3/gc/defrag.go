@@ -88,11 +88,12 @@ func (g *Collector) sort(ctx context.Context, report *Report) error {
 	}
 }
 
-// sortPass sorts the batches, and gives back what is dead after each defragBytes.
+// sortPass sorts the batches, and after each part of them gives back what is dead, and
+// does what collections by time would have done meanwhile.
 func (g *Collector) sortPass(ctx context.Context, batches []batch, report *Report) error {
 	for len(batches) > 0 {
 		n := 1
-		for n < len(batches) && g.bytes(batches[:n+1]) <= defragBytes {
+		for n < len(batches) && g.bytes(batches[:n+1]) <= g.part {
 			n++
 		}
 		sorted, err := g.compact(ctx, batches[:n]...)
@@ -103,7 +104,13 @@ func (g *Collector) sortPass(ctx context.Context, batches []batch, report *Repor
 		if err := g.settle(ctx, report); !g.goesOn(err) {
 			return err
 		}
-		batches = batches[n:]
+		if batches = batches[n:]; len(batches) > 0 {
+			compacted, err := g.thinOut(ctx)
+			report.Add(compacted)
+			if err != nil {
+				return err
+			}
+		}
 	}
 	return nil
 }

@@ -114,19 +114,21 @@ type Config struct {
 // concurrent use; the rest is Run's.
 type Collector struct {
 	c          Config
-	sortChunks int // of live blocks that are written in order
-	readers    int // objects read at a time
+	objects    volume.Objects
+	sortChunks int   // of live blocks that are written in order
+	readers    int   // objects read at a time
+	part       int64 // most bytes that Defrag moves before it gives back what is dead then
 	requests   chan request
 	gathered   chan gathered
 	rewritten  key.Key       // the last one after what was gathered was written back. Run's
 	deleting   chan struct{} // holds a token while what is dead is deleted
 	reserve    reserve
 	tidyAt     tidiness // when there was nothing to tidy; zero: not known. Run's
-	tidiedTo   key.Key  // the last one after something was tidied. Run's
+	sorted     class    // Run's
 
 	mu struct {
 		sync.Mutex
-		found     int64                // bytes of data in the store when Run began
+		found     int64                // bytes of data in the store at the open
 		collected Report               // of all collections
 		tidied    int64                // bytes of it that were moved by time to merge and sort
 		undeleted checkpoint.Undeleted // when it was tried last
@@ -148,18 +150,24 @@ type answer struct {
 	err    error
 }
 
-// New returns a collector. It does nothing before Run.
+// New returns a collector of a volume that nobody writes before New returns. It does
+// nothing before Run.
 func New(c Config) *Collector {
 	if c.Step <= 0 {
 		c.Step = 1024
 	}
 	chunk := c.ChunkBlocks * c.BlockSize
 	g := &Collector{
-		c: c, requests: make(chan request), gathered: make(chan gathered, 1), deleting: make(chan struct{}, 1),
+		c: c, objects: volume.Objects{Store: c.Store, UUID: c.UUID, BlockSize: c.BlockSize, Blocks: c.Map.Blocks()},
+		requests: make(chan request), gathered: make(chan gathered, 1), deleting: make(chan struct{}, 1),
 		sortChunks: chunks(gatherBytes, chunk, leastSorted, mostSorted), readers: chunks(readBytes, chunk, leastRead, mostRead),
-		reserve: reserve{turn: make(chan struct{}, 1)},
+		part: defragBytes, reserve: reserve{turn: make(chan struct{}, 1)},
+	}
+	if c.Eager {
+		g.part = int64(chunk)
 	}
 	g.mu.unmovable = make(map[key.Key]bool)
+	_ = g.eachObject(context.Background(), func(o layout.ObjectInfo, _, _ key.Key) { g.mu.found += int64(o.Total) * int64(c.BlockSize) })
 	return g
 }
 
@@ -237,7 +245,6 @@ func (g *Collector) early(ctx context.Context, asked bool) (Report, error) {
 // Run collects on request and by time, until ctx ends. It is the one worker of
 // all background work on the map.
 func (g *Collector) Run(ctx context.Context) {
-	g.lookAround(ctx)
 	due := make(chan struct{})
 	var clock sync.WaitGroup
 	defer clock.Wait()
@@ -373,12 +380,10 @@ func (g *Collector) ByTime(ctx context.Context) (Report, error) {
 	if !g.goesOn(refusal) {
 		return report, refusal
 	}
-	if most := g.c.MaxGarbage; most > 0 && most < 1 {
-		compacted, err := g.compactUnlessStuck(ctx, batch{objects: g.Excess(most)})
-		report.Add(compacted)
-		if err != nil {
-			return report, err
-		}
+	compacted, err := g.thinOut(ctx)
+	report.Add(compacted)
+	if err != nil {
+		return report, err
 	}
 	tidied, err := g.tidy(ctx)
 	report.Add(tidied)
@@ -391,4 +396,12 @@ func (g *Collector) ByTime(ctx context.Context) (Report, error) {
 		return report, err
 	}
 	return report, refusal
+}
+
+// thinOut compacts what is needed so that there is not too much garbage.
+func (g *Collector) thinOut(ctx context.Context) (Report, error) {
+	if g.c.MaxGarbage <= 0 || g.c.MaxGarbage >= 1 {
+		return Report{}, nil
+	}
+	return g.compactUnlessStuck(ctx, batch{objects: g.Excess(g.c.MaxGarbage)})
 }

@@ -245,20 +245,21 @@ func (g *Collector) scattered(ctx context.Context, most uint64) ([]batch, error)
 	if err != nil {
 		return nil, err
 	}
-	return widest(g.batches(classes, how, min(most, max(timelyBatches*batch, share)))), nil
+	chosen := widest(g.batches(classes, how, min(most, max(timelyBatches*batch, share))))
+	if len(chosen) > 0 && chosen[0].passes < g.sorted.passes && cold < g.sorted.last {
+		return nil, nil // what came of the last pass is sorted on with these, once it is cold
+	}
+	return chosen, nil
+}
+
+// class is what a collection by time has sorted last.
+type class struct {
+	passes int     // that its objects needed
+	last   key.Key // of those that came of them
 }
 
 // tidiness is what a collection by time that found nothing to tidy depended on.
 type tidiness struct{ next, cold key.Key }
-
-// lookAround notes how much data there is.
-func (g *Collector) lookAround(ctx context.Context) {
-	var found int64
-	_ = g.eachObject(ctx, func(o layout.ObjectInfo, _, _ key.Key) { found += int64(o.Total) * int64(g.c.BlockSize) })
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	g.mu.found = found
-}
 
 // allowance returns how many bytes may be moved to merge and sort without being
 // asked: MaxMoves of what was written, before the open as far as the store had it then.
@@ -281,7 +282,7 @@ func (g *Collector) tidy(ctx context.Context) (Report, error) {
 	most := uint64(allowed / int64(g.c.BlockSize))
 	_, _, _, next := g.c.Log.Objects(0, 0)
 	now := tidiness{next, g.cold()}
-	if now == g.tidyAt || now.cold < g.tidiedTo { // what was moved last is sorted on together
+	if now == g.tidyAt {
 		return Report{}, nil
 	}
 	objects, tooMany, err := g.small(ctx, most)
@@ -302,9 +303,8 @@ func (g *Collector) tidy(ctx context.Context) (Report, error) {
 	}
 	report, err := g.compactUnlessStuck(ctx, chosen...)
 	g.tidied(report)
-	if _, _, _, next = g.c.Log.Objects(0, 0); report.MovedBytes > 0 {
-		g.tidiedTo = next - 1
-	}
+	_, _, _, next = g.c.Log.Objects(0, 0)
+	g.sorted = class{chosen[0].passes, next - 1}
 	return report, err
 }
 

@@ -160,20 +160,14 @@ func (r *Reader) fetchWhole(ctx context.Context, k key.Key) error {
 	stride := r.buffers.stride
 	chunk := r.c.ChunkSize / r.c.BlockSize
 	buf := r.buffers.get(uint32(chunk + (layout.MaxTailSize(chunk)+stride-1)/stride))
-	n, info, err := r.c.Store.Get(ctx, k.Name(), *buf, -1)
+	whole := volume.Objects{Store: r.c.Store, UUID: r.c.UUID, BlockSize: r.c.BlockSize, Blocks: r.c.Map.Blocks()}
+	o, data, err := whole.Read(ctx, k, *buf)
 	if err != nil {
-		return fmt.Errorf("object %d (%s): %w", k, k.Name(), err) // and leave the buffer to a request that may have been given up
+		return err // and leave the buffer to a request that may have been given up
 	}
 	defer r.buffers.put(buf)
-	o, err := layout.DecodeTail((*buf)[:n], info.Size)
-	if err != nil {
-		return fmt.Errorf("object %d (%s): %w", k, k.Name(), err)
-	}
-	if o.UUID != r.c.UUID || o.Key != k || o.Epoch != entry.Epoch || int64(n) != info.Size {
-		return fmt.Errorf("object %d (%s): %w: it is object %d of volume %s", k, k.Name(), layout.ErrDamaged, o.Key, o.UUID)
-	}
-	if err := volume.Fits(o, r.c.BlockSize, r.c.Map.Blocks()); err != nil {
-		return err
+	if o.Epoch != entry.Epoch {
+		return fmt.Errorf("object %d (%s): %w: it is of epoch %d, not %d", k, k.Name(), layout.ErrDamaged, o.Epoch, entry.Epoch)
 	}
 	var runs []sectormap.Run
 	for _, rec := range o.Records {
@@ -189,7 +183,7 @@ func (r *Reader) fetchWhole(ctx context.Context, k key.Key) error {
 			has := func(i uint32) bool { return r.c.Cache.Has(at.Add(i)) }
 			all := miss{block: run.Block, loc: at, n: run.N, epoch: o.Epoch, ahead: true}
 			all.without(has, r.c.BlockSize, func(m miss) {
-				stored := (*buf)[int(m.loc.Index())*stride:][:int(m.n)*stride]
+				stored := data[int(m.loc.Index())*stride:][:int(m.n)*stride]
 				if r.take([]miss{m}, stored) == nil {
 					r.diskPut(m.loc, m.epoch, m.blocks(nil), stored)
 				} else {

@@ -166,3 +166,33 @@ func (a *LookAhead) Close() {
 	a.cancel()
 	a.wg.Wait()
 }
+
+// Objects reads whole objects of the log below the durable key.
+type Objects struct {
+	Store     objproxy.Store
+	UUID      layout.UUID // of the volume
+	BlockSize int         // bytes
+	Blocks    uint64      // of the volume
+}
+
+// Read reads the object of key k into buf, which must have room for its stored blocks
+// and its tail, and returns what its tail says, and the stored blocks, in buf. It does
+// not verify these. After an error of the store a request may go on to write to buf.
+// Errors: objproxy.ErrNotFound, those of layout, those of the store.
+func (r Objects) Read(ctx context.Context, k key.Key, buf []byte) (*layout.Object, []byte, error) {
+	n, info, err := r.Store.Get(ctx, k.Name(), buf, -1)
+	if err != nil {
+		return nil, nil, fmt.Errorf("read object %d (%s): %w", k, k.Name(), err)
+	}
+	o, err := layout.DecodeTail(buf[:n], info.Size)
+	if err != nil {
+		return nil, nil, fmt.Errorf("object %d (%s): %w", k, k.Name(), err)
+	}
+	if o.UUID != r.UUID || o.Key != k || int64(n) != info.Size {
+		return nil, nil, fmt.Errorf("object %d (%s): %w: it is object %d of volume %s, of %d bytes", k, k.Name(), layout.ErrDamaged, o.Key, o.UUID, info.Size)
+	}
+	if err := Fits(o, r.BlockSize, r.Blocks); err != nil {
+		return nil, nil, err
+	}
+	return o, buf[:o.DataSize()], nil
+}
