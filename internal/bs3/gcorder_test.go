@@ -285,6 +285,35 @@ func TestSmallObjectsAreMerged(t *testing.T) {
 	}
 }
 
+// TestEachBlockIsMergedOnce: where no more may be moved than was written, small objects
+// are merged all the same, however many collections come between.
+func TestEachBlockIsMergedOnce(t *testing.T) {
+	o := orderOptions(t, objtest.NewMemory())
+	o.GC.MaxMoves = 1
+	e := open(t, o)
+	s := newShadow(e)
+	rnd := rand.New(rand.NewPCG(15, 12))
+	var moved int64
+	for i, at := range rnd.Perm(orderBlocks) {
+		s.write(t, e, rnd, at, 1)
+		if err := e.Flush(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if i%210 == 209 {
+			moved += byTime(t, e, 2)
+		}
+	}
+	moved += byTime(t, e, 4)
+	if after := look(t, e); after.Objects > 2*after.FullObjects+64 {
+		t.Errorf("%d bytes were moved; %d objects are left, %d would do", moved, after.Objects, after.FullObjects)
+	}
+	if moved > orderBlocks*blockSize {
+		t.Errorf("%d bytes were moved, %d written", moved, orderBlocks*blockSize)
+	}
+	s.compare(t, e)
+	shut(t, e)
+}
+
 // TestScatteredIsSortedByTime: by several collections, within the bound of moves,
 // and then no more. What is younger than the kept checkpoints is left.
 func TestScatteredIsSortedByTime(t *testing.T) {

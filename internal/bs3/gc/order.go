@@ -194,10 +194,12 @@ func (g *Collector) tooMany(objects int, live uint64) bool {
 
 // small returns the objects to merge by time, those with the least live data
 // first, which have together at most so many live blocks. None if there are not
-// too many objects.
+// too many objects. While there will be more, full objects come of them, or what does
+// not fill one would be merged again and again.
 func (g *Collector) small(ctx context.Context, most uint64) (small []layout.ObjectInfo, tooMany bool, err error) {
 	var objects int
-	var live uint64
+	var live, found uint64
+	more := false // of them are younger
 	cold, bad := g.cold(), g.unreadable()
 	err = g.eachObject(ctx, func(o layout.ObjectInfo, durable, _ key.Key) {
 		if o.Live == 0 {
@@ -205,12 +207,20 @@ func (g *Collector) small(ctx context.Context, most uint64) (small []layout.Obje
 		}
 		objects++
 		live += uint64(o.Live)
-		if o.Key <= min(cold, durable) && int(o.Live) <= g.c.ChunkBlocks/2 && !bad[o.Key] {
+		switch {
+		case int(o.Live) > g.c.ChunkBlocks/2 || bad[o.Key]:
+		case o.Key <= min(cold, durable):
 			small = append(small, o)
+			found += uint64(o.Live)
+		default:
+			more = true
 		}
 	})
 	if err != nil || !g.tooMany(objects, live) {
 		return nil, false, err
+	}
+	if chunk := uint64(g.c.ChunkBlocks); more || found > most {
+		most = min(found, most) / chunk * chunk
 	}
 	slices.SortStableFunc(small, func(a, b layout.ObjectInfo) int { return cmp.Compare(a.Live, b.Live) })
 	n := 0
@@ -274,12 +284,7 @@ func (g *Collector) allowance() int64 {
 // sorts scattered ones, as far as MaxMoves allows. Where nothing has changed since
 // it found nothing, it does not look again.
 func (g *Collector) tidy(ctx context.Context) (Report, error) {
-	chunk := int64(g.c.ChunkBlocks) * int64(g.c.BlockSize)
-	allowed := g.allowance()
-	if allowed < chunk { // objects that are not full would come of it
-		return Report{}, nil
-	}
-	most := uint64(allowed / int64(g.c.BlockSize))
+	most := uint64(max(0, g.allowance()) / int64(g.c.BlockSize))
 	_, _, _, next := g.c.Log.Objects(0, 0)
 	now := tidiness{next, g.cold()}
 	if now == g.tidyAt {
