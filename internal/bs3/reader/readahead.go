@@ -15,6 +15,10 @@ const (
 	// candidates is how many reads are remembered that may begin one: a stream is
 	// recognised although that many others read at random beside it.
 	candidates = 32
+	// fewReads and fewBytes are how many reads that follow each other begin a stream, or
+	// how much: of small ones at random two follow each other now and then.
+	fewReads = 3
+	fewBytes = 64 << 10
 	// firstAhead is the window of a stream that was just recognised; it doubles
 	// with each window that is read up.
 	firstAhead = 1 << 20
@@ -62,10 +66,17 @@ type readahead struct {
 	mu struct {
 		sync.Mutex
 		streams [streams]stream
-		begun   [candidates]int64 // where a read would go on that missed; -1 = none
+		begun   [candidates]begun // what may be streams
 		oldest  int               // of those, the next to be replaced
 		windows int               // given out so far
 	}
+}
+
+// begun is reads that follow each other, and were missed.
+type begun struct {
+	next  int64 // where one that follows would begin; -1 = there are none
+	bytes int64 // of all of them
+	reads int
 }
 
 type stream struct {
@@ -91,7 +102,7 @@ func newReadahead(downloaders int) *readahead {
 		r.mu.streams[i].last = -1
 	}
 	for i := range r.mu.begun {
-		r.mu.begun[i] = -1
+		r.mu.begun[i].next = -1
 	}
 	return r
 }
@@ -139,7 +150,7 @@ func (r *readahead) passed(off, n int64) {
 func (r *readahead) missed(off, n int64) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	begun := slices.Index(r.mu.begun[:], off)
+	at := slices.IndexFunc(r.mu.begun[:], func(b begun) bool { return b.next == off })
 	around := -1 // a stream in whose windows it lies
 	for i := range r.mu.streams {
 		s := &r.mu.streams[i]
@@ -152,12 +163,17 @@ func (r *readahead) missed(off, n int64) bool {
 		}
 		around = i
 	}
-	if begun < 0 {
-		r.mu.begun[r.mu.oldest] = off + n
+	if at < 0 {
+		r.mu.begun[r.mu.oldest] = begun{off + n, n, 1}
 		r.mu.oldest = (r.mu.oldest + 1) % candidates
 		return false
 	}
-	r.mu.begun[begun] = -1
+	b := &r.mu.begun[at]
+	b.next, b.bytes, b.reads = off+n, b.bytes+n, b.reads+1
+	if b.reads < fewReads && b.bytes < fewBytes {
+		return false
+	}
+	b.next = -1
 	if around >= 0 {
 		r.follow(around, off, n)
 		return true

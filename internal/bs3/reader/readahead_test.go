@@ -109,6 +109,23 @@ func TestRandomReadsInAWindow(t *testing.T) {
 	}
 }
 
+// Two small reads that happen to follow each other are no stream, three are; and so are
+// two large ones.
+func TestWhatBeginsAStream(t *testing.T) {
+	for _, c := range []struct {
+		bytes int64
+		reads int
+	}{{4 << 10, 3}, {16 << 10, 3}, {32 << 10, 2}, {1 << 20, 2}} {
+		r := newReadahead(0)
+		for i := range c.reads {
+			r.missed(1<<30, c.bytes) // another one
+			if is := r.missed(int64(i)*c.bytes, c.bytes); is != (i == c.reads-1) {
+				t.Errorf("%d reads of %d bytes: %v", i+1, c.bytes, is)
+			}
+		}
+	}
+}
+
 // Whether a stream is over scattered blocks does not depend on how large its window is.
 func TestScattered(t *testing.T) {
 	const piece = 1024
