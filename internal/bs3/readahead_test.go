@@ -110,6 +110,7 @@ func readAheadOnce(t *testing.T) {
 	o.Store = &objtest.Hooks{Inner: memory, Before: func(_ context.Context, op objtest.Op) error {
 		if op.Kind == objtest.Get && isObject(op) {
 			fetched.Add(op.Bytes)
+			time.Sleep(time.Millisecond) // so that what is read ahead has its turn
 		}
 		return nil
 	}}
