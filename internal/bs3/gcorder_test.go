@@ -362,6 +362,37 @@ func TestScatteredIsSortedByTime(t *testing.T) {
 	shut(t, e)
 }
 
+// TestWhatIsRewrittenIsNotSorted: as long as much of a volume is overwritten between two
+// collections, sorting would be for nothing.
+func TestWhatIsRewrittenIsNotSorted(t *testing.T) {
+	o := orderOptions(t, objtest.NewMemory())
+	o.GC.MaxMoves, o.GC.MaxGarbage = 0.5, 0
+	e := open(t, o)
+	s := newShadow(e)
+	rnd := rand.New(rand.NewPCG(16, 12))
+	s.scatter(t, e, rnd)
+	for range 4 {
+		for range orderBlocks / 4 {
+			s.write(t, e, rnd, rnd.IntN(orderBlocks), 1)
+		}
+		if moved := byTime(t, e, 1); moved > 0 {
+			t.Errorf("%d bytes were moved", moved)
+		}
+	}
+	var moved int64
+	for range 4 {
+		for range orderBlocks / 64 {
+			s.write(t, e, rnd, rnd.IntN(orderBlocks), 1)
+		}
+		moved += byTime(t, e, 1)
+	}
+	if moved == 0 {
+		t.Error("nothing was moved when hardly anything was written")
+	}
+	s.compare(t, e)
+	shut(t, e)
+}
+
 // TestMaxMovesBoundsMoves: a little is written again and again, and no more is moved
 // by time than the share of it that is allowed. What somebody asks for does not count.
 func TestMaxMovesBoundsMoves(t *testing.T) {

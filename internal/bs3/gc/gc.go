@@ -125,6 +125,7 @@ type Collector struct {
 	reserve    reserve
 	tidyAt     tidiness // when there was nothing to tidy; zero: not known. Run's
 	sorted     class    // Run's
+	writtenAt  int64    // how much had been written when something could be tidied last. Run's
 
 	mu struct {
 		sync.Mutex

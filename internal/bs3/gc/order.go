@@ -31,6 +31,9 @@ const (
 	// MaxMoves must allow: less would not be worth a census.
 	timelyBatches = 8
 	timelyShare   = 1.0 / 64
+	// rewritten is the share of what is mapped that is written between two collections by
+	// time where nothing is sorted: it would be scattered again soon.
+	rewritten = 1.0 / 8
 	// manyTimes and manyMore: as many times what full ones would do, and as many
 	// more, are too many objects.
 	manyTimes, manyMore = 2, 64
@@ -285,6 +288,11 @@ func (g *Collector) allowance() int64 {
 // it found nothing, it does not look again.
 func (g *Collector) tidy(ctx context.Context) (Report, error) {
 	most := uint64(max(0, g.allowance()) / int64(g.c.BlockSize))
+	written := g.c.Log.Written()
+	busy := float64(written-g.writtenAt) > rewritten*float64(g.c.Map.Mapped())*float64(g.c.BlockSize) && !g.c.Eager
+	if g.writtenAt = written; most == 0 {
+		return Report{}, nil
+	}
 	_, _, _, next := g.c.Log.Objects(0, 0)
 	now := tidiness{next, g.cold()}
 	if now == g.tidyAt {
@@ -297,13 +305,15 @@ func (g *Collector) tidy(ctx context.Context) (Report, error) {
 	var chosen []batch
 	if len(objects) > 0 {
 		chosen = []batch{{objects: objects}}
-	} else if !tooMany { // or a census would take much memory
+	} else if !tooMany && !busy { // or a census would take much memory
 		if chosen, err = g.scattered(ctx, most); err != nil {
 			return Report{}, err
 		}
 	}
 	if len(chosen) == 0 {
-		g.tidyAt = now
+		if !busy {
+			g.tidyAt = now
+		}
 		return Report{}, nil
 	}
 	report, err := g.compactUnlessStuck(ctx, chosen...)
