@@ -362,6 +362,31 @@ func TestScatteredIsSortedByTime(t *testing.T) {
 	shut(t, e)
 }
 
+// TestSortingBesideAWriter: what is scattered is put in order although a few objects at
+// random are written before each collection, which need more passes than what came of
+// the first one.
+func TestSortingBesideAWriter(t *testing.T) {
+	o := orderOptions(t, objtest.NewMemory())
+	o.Size *= 8
+	o.GC.MaxMoves = 10
+	e := open(t, o)
+	s := newShadow(e)
+	rnd := rand.New(rand.NewPCG(16, 12))
+	s.scatter(t, e, rnd)
+	before := look(t, e)
+	for range 16 {
+		for range 24 * orderChunk {
+			s.write(t, e, rnd, rnd.IntN(8*orderBlocks), 1)
+		}
+		byTime(t, e, 1)
+	}
+	if after := look(t, e); after.Requests > before.Requests/5 {
+		t.Errorf("of %d requests %d are left", before.Requests, after.Requests)
+	}
+	s.compare(t, e)
+	shut(t, e)
+}
+
 // TestMaxMovesBoundsMoves: a little is written again and again, and no more is moved
 // by time than the share of it that is allowed. What somebody asks for does not count.
 func TestMaxMovesBoundsMoves(t *testing.T) {
