@@ -387,6 +387,43 @@ func TestSortingBesideAWriter(t *testing.T) {
 	shut(t, e)
 }
 
+// TestSortingBesideSmallObjects: small objects that wait until they fill one do not keep
+// what is scattered from being put in order.
+func TestSortingBesideSmallObjects(t *testing.T) {
+	const chunk, chunks = 1024, 64
+	o := orderOptions(t, objtest.NewMemory())
+	o.Size, o.ChunkSize, o.Memory = chunks*chunk*blockSize, chunk*blockSize, 12*chunk*blockSize
+	o.GC.MaxMoves = 2
+	e := open(t, o)
+	s := newShadow(e)
+	rnd := rand.New(rand.NewPCG(17, 12))
+	s.scatter(t, e, rnd)
+	for i := range 150 {
+		s.write(t, e, rnd, i*50, 1)
+		if err := e.Flush(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := checkpointed(t, e); err != nil {
+		t.Fatal(err)
+	}
+	s.write(t, e, rnd, 1, 1) // the last one: it stays younger than a kept checkpoint
+	if err := checkpointed(t, e); err != nil {
+		t.Fatal(err)
+	}
+	before := look(t, e)
+	for range 4 {
+		if _, err := e.GCByTime(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if after := look(t, e); after.Requests > before.Requests/10 {
+		t.Errorf("before: %+v, after: %+v", before, after)
+	}
+	s.compare(t, e)
+	shut(t, e)
+}
+
 // TestMaxMovesBoundsMoves: a little is written again and again, and no more is moved
 // by time than the share of it that is allowed. What somebody asks for does not count.
 func TestMaxMovesBoundsMoves(t *testing.T) {

@@ -12,8 +12,8 @@ import (
 
 // Sorting is a radix sort by passes. A batch of objects is written again in the
 // order of the volume, so that each of its new objects covers one part of what all
-// of them covered before. What a batch gains is known in advance: its objects do not
-// overlap then. So a batch is sorted only where its objects cover the same places
+// of them covered before. What a batch gains is known in advance: its new objects
+// do not overlap. So a batch is sorted only where its objects cover the same places
 // several times over, and never again for nothing.
 const (
 	// timelyOverlap and defragOverlap are how often the objects of a batch must cover
@@ -65,10 +65,9 @@ func (b *batch) add(w wide, chunk uint64) {
 }
 
 // overlap returns how many of the objects cover a place, on average over the places that
-// any of them covers. One
-// that is narrower than a chunk takes a request all the same, so it counts as a chunk
-// where that makes more; but the last of the objects that come of a batch is as narrow
-// as it happens to be. These overlap at most once, by either account.
+// any of them covers. One that is narrower than a chunk takes a request all the same, so
+// it counts as a chunk where that makes more; but the last of the objects that come of a
+// batch is as narrow as it happens to be. These overlap at most once, by either account.
 func (b *batch) overlap(chunk uint64) float64 {
 	places := b.covered.places
 	return max(float64(b.spans)/float64(places), float64(b.widths)/float64(places+chunk-1))
@@ -202,11 +201,11 @@ func (g *Collector) tooMany(objects int, live uint64) bool {
 // small returns the objects to merge by time, those with the least live data
 // first, which have together at most so many live blocks. None if there are not
 // too many objects. While there will be more, full objects come of them, or what does
-// not fill one would be merged again and again.
+// not fill one would be merged again and again; those that wait for that are not
+// counted as too many.
 func (g *Collector) small(ctx context.Context, most uint64) (small []layout.ObjectInfo, tooMany bool, err error) {
 	var objects int
-	var live, found uint64
-	more := false // of them are younger
+	var live, found, young uint64 // blocks; the last two of small objects
 	cold, bad := g.cold(), g.unreadable()
 	err = g.eachObject(ctx, func(o layout.ObjectInfo, durable, _ key.Key) {
 		if o.Live == 0 {
@@ -220,13 +219,14 @@ func (g *Collector) small(ctx context.Context, most uint64) (small []layout.Obje
 			small = append(small, o)
 			found += uint64(o.Live)
 		default:
-			more = true
+			young += uint64(o.Live)
 		}
 	})
 	if err != nil || !g.tooMany(objects, live) {
 		return nil, false, err
 	}
-	if chunk := uint64(g.c.ChunkBlocks); more || found > most {
+	chunk := uint64(g.c.ChunkBlocks)
+	if young > 0 || found > most {
 		most = min(found, most) / chunk * chunk
 	}
 	slices.SortStableFunc(small, func(a, b layout.ObjectInfo) int { return cmp.Compare(a.Live, b.Live) })
@@ -236,7 +236,7 @@ func (g *Collector) small(ctx context.Context, most uint64) (small []layout.Obje
 		n++
 	}
 	if n < 2 {
-		return nil, true, nil
+		return nil, found+young >= chunk, nil
 	}
 	return small[:n], true, nil
 }
