@@ -515,6 +515,14 @@ func TestOrderIsLeftAlone(t *testing.T) {
 func TestDefragBesideWriter(t *testing.T) {
 	o := orderOptions(t, objtest.NewMemory())
 	o.StatePath = "" // on the heap the race detector sees the slots
+	defragBesideWriter(t, o)
+	o.Store = objtest.NewMemory()
+	o.GC.Eager, o.GC.MaxGarbage, o.GC.LiveData = true, 0.02, 0.98 // garbage is moved within a pass
+	defragBesideWriter(t, o)
+}
+
+func defragBesideWriter(t *testing.T, o bs3.Options) {
+	t.Helper()
 	e := open(t, o)
 	s := newShadow(e)
 	rnd := rand.New(rand.NewPCG(7, 12))
