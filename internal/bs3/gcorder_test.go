@@ -362,6 +362,68 @@ func TestScatteredIsSortedByTime(t *testing.T) {
 	shut(t, e)
 }
 
+// TestSortingBesideAWriter: what is scattered is put in order although a few objects at
+// random are written before each collection, which need more passes than what came of
+// the first one.
+func TestSortingBesideAWriter(t *testing.T) {
+	o := orderOptions(t, objtest.NewMemory())
+	o.Size *= 8
+	o.GC.MaxMoves = 10
+	e := open(t, o)
+	s := newShadow(e)
+	rnd := rand.New(rand.NewPCG(16, 12))
+	s.scatter(t, e, rnd)
+	before := look(t, e)
+	for range 16 {
+		for range 24 * orderChunk {
+			s.write(t, e, rnd, rnd.IntN(8*orderBlocks), 1)
+		}
+		byTime(t, e, 1)
+	}
+	if after := look(t, e); after.Requests > before.Requests/5 {
+		t.Errorf("of %d requests %d are left", before.Requests, after.Requests)
+	}
+	s.compare(t, e)
+	shut(t, e)
+}
+
+// TestSortingBesideSmallObjects: small objects that wait until they fill one do not keep
+// what is scattered from being put in order.
+func TestSortingBesideSmallObjects(t *testing.T) {
+	const chunk, chunks = 1024, 64
+	o := orderOptions(t, objtest.NewMemory())
+	o.Size, o.ChunkSize, o.Memory = chunks*chunk*blockSize, chunk*blockSize, 12*chunk*blockSize
+	o.GC.MaxMoves = 2
+	e := open(t, o)
+	s := newShadow(e)
+	rnd := rand.New(rand.NewPCG(17, 12))
+	s.scatter(t, e, rnd)
+	for i := range 150 {
+		s.write(t, e, rnd, i*50, 1)
+		if err := e.Flush(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := checkpointed(t, e); err != nil {
+		t.Fatal(err)
+	}
+	s.write(t, e, rnd, 1, 1) // the last one: it stays younger than a kept checkpoint
+	if err := checkpointed(t, e); err != nil {
+		t.Fatal(err)
+	}
+	before := look(t, e)
+	for range 4 {
+		if _, err := e.GCByTime(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if after := look(t, e); after.Requests > before.Requests/10 {
+		t.Errorf("before: %+v, after: %+v", before, after)
+	}
+	s.compare(t, e)
+	shut(t, e)
+}
+
 // TestWhatIsRewrittenIsNotSorted: as long as much of a volume is overwritten between two
 // collections, sorting would be for nothing.
 func TestWhatIsRewrittenIsNotSorted(t *testing.T) {
@@ -484,6 +546,14 @@ func TestOrderIsLeftAlone(t *testing.T) {
 func TestDefragBesideWriter(t *testing.T) {
 	o := orderOptions(t, objtest.NewMemory())
 	o.StatePath = "" // on the heap the race detector sees the slots
+	defragBesideWriter(t, o)
+	o.Store = objtest.NewMemory()
+	o.GC.Eager, o.GC.MaxGarbage, o.GC.LiveData = true, 0.02, 0.98 // garbage is moved within a pass
+	defragBesideWriter(t, o)
+}
+
+func defragBesideWriter(t *testing.T, o bs3.Options) {
+	t.Helper()
 	e := open(t, o)
 	s := newShadow(e)
 	rnd := rand.New(rand.NewPCG(7, 12))

@@ -236,3 +236,47 @@ func TestNothingIsWrittenBackToAFullStore(t *testing.T) {
 		shut(t, e)
 	})
 }
+
+// TestStreamBesideWholeObjects: of what lies in order nothing is fetched twice, wherever
+// its objects begin.
+func TestStreamBesideWholeObjects(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const mib, first = 64, 1<<20 - 64<<10
+		memory := objtest.NewMemory()
+		o := bs3.Options{
+			Store: memory, Log: zerolog.Nop(), Host: bs3.Host{ID: "a"}, Size: mib << 20, BlockSize: 4096, ChunkSize: 1 << 20,
+			Memory: 8 << 20, Uploaders: 4, Durable: true, ReadCache: 2 * mib << 20, Readahead: 8 << 20, WholeObjects: true,
+		}
+		data := make([]byte, mib<<20)
+		_, _ = rand.NewChaCha8([32]byte{3}).Read(data)
+		e := open(t, o)
+		if err := e.WriteAt(t.Context(), data[:first], 0); err != nil {
+			t.Fatal(err)
+		}
+		if err := e.Flush(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		for off := first; off < len(data); off += 1 << 20 {
+			end := min(off+1<<20, len(data))
+			if err := e.WriteAt(t.Context(), data[off:end], int64(off)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		shut(t, e)
+		var fetched atomic.Int64
+		o.Store = &objtest.Hooks{Inner: memory, Before: func(_ context.Context, op objtest.Op) error {
+			if op.Kind == objtest.Get && isObject(op) {
+				fetched.Add(op.Bytes)
+				time.Sleep(15 * time.Millisecond)
+			}
+			return nil
+		}}
+		e = open(t, o)
+		fetched.Store(0)
+		stream(t, e, data)
+		if most := int64(len(data)) * 11 / 10; fetched.Load() > most {
+			t.Errorf("%d bytes were fetched for %d", fetched.Load(), len(data))
+		}
+		shut(t, e)
+	})
+}

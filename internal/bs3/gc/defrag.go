@@ -1,9 +1,6 @@
 package gc
 
-import (
-	"context"
-	"math"
-)
+import "context"
 
 const (
 	// defragBytes is how many bytes Defrag moves before it gives back what is dead
@@ -23,7 +20,7 @@ func (g *Collector) plan(ctx context.Context) (Spread, []batch, error) {
 		return Spread{}, nil, err
 	}
 	classes, err := g.classes(ctx, c, defragged)
-	return c.Spread, g.batches(classes, defragged, math.MaxUint64), err
+	return c.Spread, g.batches(classes, defragged), err
 }
 
 // passes returns how many passes the batches need, about.

@@ -404,5 +404,11 @@ func (g *Collector) thinOut(ctx context.Context) (Report, error) {
 	if g.c.MaxGarbage <= 0 || g.c.MaxGarbage >= 1 {
 		return Report{}, nil
 	}
-	return g.compactUnlessStuck(ctx, batch{objects: g.Excess(g.c.MaxGarbage)})
+	excess := batch{objects: g.Excess(g.c.MaxGarbage)}
+	g.progress(func(p *Progress) {
+		if p.Pass > 0 { // it is moved beside what the pass sorts
+			p.TotalBytes += g.bytes([]batch{excess})
+		}
+	})
+	return g.compactUnlessStuck(ctx, excess)
 }

@@ -12,9 +12,9 @@ import (
 
 // Sorting is a radix sort by passes. A batch of objects is written again in the
 // order of the volume, so that each of its new objects covers one part of what all
-// of them covered before. What a batch gains is known in advance: its objects
-// cover the places between its ends once then. So a batch is sorted only where its
-// objects cover these places several times over, and never again for nothing.
+// of them covered before. What a batch gains is known in advance: its new objects
+// do not overlap. So a batch is sorted only where its objects cover the same places
+// several times over, and never again for nothing.
 const (
 	// timelyOverlap and defragOverlap are how often the objects of a batch must cover
 	// its places, for a collection by time and for Defrag.
@@ -67,10 +67,10 @@ func (b *batch) add(w wide, chunk uint64) {
 	b.covered.add(w.extent)
 }
 
-// overlap returns how often the objects cover the places that they cover. One
-// that is narrower than a chunk takes a request all the same, so it counts as a chunk
-// where that makes more; but the last of the objects that come of a batch is as narrow
-// as it happens to be. These overlap at most once, by either account.
+// overlap returns how many of the objects cover a place, on average over the places that
+// any of them covers. One that is narrower than a chunk takes a request all the same, so
+// it counts as a chunk where that makes more; but the last of the objects that come of a
+// batch is as narrow as it happens to be. These overlap at most once, by either account.
 func (b *batch) overlap(chunk uint64) float64 {
 	places := b.covered.places
 	return max(float64(b.spans)/float64(places), float64(b.widths)/float64(places+chunk-1))
@@ -140,9 +140,8 @@ func (g *Collector) gains(class []wide, least float64) bool {
 	return float64(requests) >= least*float64(g.full(covered.places))
 }
 
-// batches cuts classes into batches, and returns those that are worth sorting and
-// have together at most so many live blocks.
-func (g *Collector) batches(classes [][]wide, how choice, most uint64) []batch {
+// batches cuts classes into batches, and returns those that are worth sorting.
+func (g *Collector) batches(classes [][]wide, how choice) []batch {
 	var found []batch
 	full := uint64(g.sortChunks * g.c.ChunkBlocks)
 	for _, class := range classes {
@@ -154,14 +153,9 @@ func (g *Collector) batches(classes [][]wide, how choice, most uint64) []batch {
 				n++
 			}
 			class = class[n:]
-			if n < 2 || b.overlap(uint64(g.c.ChunkBlocks)) < how.overlap {
-				continue
+			if n >= 2 && b.overlap(uint64(g.c.ChunkBlocks)) >= how.overlap {
+				found = append(found, b)
 			}
-			if most < b.live {
-				return found // half a batch would be half as good, for the same moves
-			}
-			most -= b.live
-			found = append(found, b)
 		}
 	}
 	return found
@@ -175,6 +169,18 @@ func widest(batches []batch) []batch {
 		n++
 	}
 	return batches[:n]
+}
+
+// atMost returns the first of the batches, which have together at most so many live
+// blocks. Half a batch would be half as good, for the same moves.
+func atMost(batches []batch, most uint64) []batch {
+	for i, b := range batches {
+		if most < b.live {
+			return batches[:i]
+		}
+		most -= b.live
+	}
+	return batches
 }
 
 // cold returns the key up to which objects are older than both kept checkpoints.
@@ -198,11 +204,11 @@ func (g *Collector) tooMany(objects int, live uint64) bool {
 // small returns the objects to merge by time, those with the least live data
 // first, which have together at most so many live blocks. None if there are not
 // too many objects. While there will be more, full objects come of them, or what does
-// not fill one would be merged again and again.
+// not fill one would be merged again and again; those that wait for that are not
+// counted as too many.
 func (g *Collector) small(ctx context.Context, most uint64) (small []layout.ObjectInfo, tooMany bool, err error) {
 	var objects int
-	var live, found uint64
-	more := false // of them are younger
+	var live, found, young uint64 // blocks; the last two of small objects
 	cold, bad := g.cold(), g.unreadable()
 	err = g.eachObject(ctx, func(o layout.ObjectInfo, durable, _ key.Key) {
 		if o.Live == 0 {
@@ -216,13 +222,14 @@ func (g *Collector) small(ctx context.Context, most uint64) (small []layout.Obje
 			small = append(small, o)
 			found += uint64(o.Live)
 		default:
-			more = true
+			young += uint64(o.Live)
 		}
 	})
 	if err != nil || !g.tooMany(objects, live) {
 		return nil, false, err
 	}
-	if chunk := uint64(g.c.ChunkBlocks); more || found > most {
+	chunk := uint64(g.c.ChunkBlocks)
+	if young > 0 || found > most {
 		most = min(found, most) / chunk * chunk
 	}
 	slices.SortStableFunc(small, func(a, b layout.ObjectInfo) int { return cmp.Compare(a.Live, b.Live) })
@@ -232,22 +239,22 @@ func (g *Collector) small(ctx context.Context, most uint64) (small []layout.Obje
 		n++
 	}
 	if n < 2 {
-		return nil, true, nil
+		return nil, found+young >= chunk, nil
 	}
 	return small[:n], true, nil
 }
 
 // scattered returns the batches to sort by time, which have together at most so
-// many live blocks.
-func (g *Collector) scattered(ctx context.Context, most uint64) ([]batch, error) {
+// many live blocks, and whether those are all of their class.
+func (g *Collector) scattered(ctx context.Context, most uint64) (chosen []batch, whole bool, err error) {
 	live := g.c.Map.Mapped()
 	batch, share := uint64(g.sortChunks*g.c.ChunkBlocks), uint64(timelyShare*float64(live))
 	if most < min(max(batch, share), live) {
-		return nil, nil
+		return nil, false, nil
 	}
 	c, err := g.takeCensus(ctx)
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	cold := g.cold()
 	how := choice{func(w wide) bool { return w.Key <= cold && w.requests >= timelyRequests }, timelyOverlap, timelyGain}
@@ -256,19 +263,29 @@ func (g *Collector) scattered(ctx context.Context, most uint64) ([]batch, error)
 	}
 	classes, err := g.classes(ctx, c, how)
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
-	chosen := widest(g.batches(classes, how, min(most, max(timelyBatches*batch, share))))
+	pass := widest(g.sorted.next(g.batches(classes, how)))
+	chosen = atMost(pass, min(most, max(timelyBatches*batch, share)))
 	if len(chosen) > 0 && chosen[0].passes < g.sorted.passes && cold < g.sorted.last {
-		return nil, nil // what came of the last pass is sorted on with these, once it is cold
+		return nil, false, nil // what came of the last pass is sorted on with these, once it is cold
 	}
-	return chosen, nil
+	return chosen, len(chosen) == len(pass), nil
 }
 
 // class is what a collection by time has sorted last.
 type class struct {
 	passes int     // that its objects needed
+	whole  bool    // none of them were left
 	last   key.Key // of those that came of them
+}
+
+// next returns those of the batches that are sorted next. What came of a pass comes
+// before what was written meanwhile and needs more passes, or the last pass would not
+// be made while somebody writes.
+func (c class) next(batches []batch) []batch {
+	i := slices.IndexFunc(batches, func(b batch) bool { return b.passes < c.passes || b.passes == c.passes && !c.whole })
+	return batches[max(0, i):]
 }
 
 // tidiness is what a collection by time that found nothing to tidy depended on.
@@ -303,12 +320,14 @@ func (g *Collector) tidy(ctx context.Context) (Report, error) {
 		return Report{}, err
 	}
 	var chosen []batch
+	whole, sorts := false, false
 	if len(objects) > 0 {
 		chosen = []batch{{objects: objects}}
 	} else if !tooMany && !busy { // or a census would take much memory
-		if chosen, err = g.scattered(ctx, most); err != nil {
+		if chosen, whole, err = g.scattered(ctx, most); err != nil {
 			return Report{}, err
 		}
+		sorts = true
 	}
 	if len(chosen) == 0 {
 		if !busy {
@@ -318,8 +337,10 @@ func (g *Collector) tidy(ctx context.Context) (Report, error) {
 	}
 	report, err := g.compactUnlessStuck(ctx, chosen...)
 	g.tidied(report)
-	_, _, _, next = g.c.Log.Objects(0, 0)
-	g.sorted = class{chosen[0].passes, next - 1}
+	if sorts && report.Compacted > 0 {
+		_, _, _, next = g.c.Log.Objects(0, 0)
+		g.sorted = class{chosen[0].passes, whole, next - 1}
+	}
 	return report, err
 }
 

@@ -132,7 +132,7 @@ func TestSortingAtFullSize(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				batches := widest(v.g.batches(classes, way.how, 1<<62))
+				batches := widest(v.g.batches(classes, way.how))
 				if passes == 0 {
 					before = c.Requests
 				}
@@ -174,7 +174,7 @@ func TestPassesMeet(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		batches := widest(v.g.batches(classes, defragged, 1<<62))
+		batches := widest(v.g.batches(classes, defragged))
 		if pass == 0 {
 			batches = batches[:len(batches)/2]
 		}
@@ -237,7 +237,7 @@ func TestDefragMergesSmallObjects(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			batches := widest(v.g.batches(classes, defragged, 1<<62))
+			batches := widest(v.g.batches(classes, defragged))
 			if len(batches) == 0 {
 				if c.Objects > c.FullObjects || c.Requests > c.FullRequests {
 					t.Errorf("%s: %d passes left %+v", name, pass, c.Spread)

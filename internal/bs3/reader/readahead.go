@@ -7,6 +7,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"bs3/internal/bs3/key"
 )
 
 const (
@@ -25,7 +27,7 @@ const (
 	// aheadFetches bounds the pieces that all streams together fetch at a time,
 	// and with them the memory.
 	aheadFetches = 16
-	// late is how far behind the read that follows, in bytes, one of a stream may come
+	// late is how far from where it is expected, in bytes, a read of a stream may come
 	// that has several under way.
 	late = 4 << 20
 	// dropAfter is how long nothing was read ahead when its buffers are given back.
@@ -383,9 +385,10 @@ func (r *Reader) prefetch(ctx context.Context, off, n int64, scattered bool) {
 
 // prefetchGroups brings those of the n bytes at off into the cache that nobody else
 // fetches, but for objects of which it wants at most so many blocks: it orders those
-// that are worth it whole. It returns the orders, and how many requests the rest took.
+// that are worth it whole, unless the stream will want more of them, or did. It returns
+// the orders, and how many requests the rest took.
 func (r *Reader) prefetchGroups(ctx context.Context, off, n int64, most uint32) (orders []*order, requests int) {
-	orders, misses := r.orderWholes(r.manyFromDisk(ctx, r.missing(off, n)), most)
+	orders, misses := r.orderWholes(r.manyFromDisk(ctx, r.missing(off, n)), most, r.goOn(off, n))
 	type fetch struct {
 		misses []miss
 		flight *flight
@@ -415,6 +418,21 @@ func (r *Reader) prefetchGroups(ctx context.Context, off, n int64, most uint32) 
 	close(next)
 	workers.Wait()
 	return orders, len(fetches)
+}
+
+// goOn returns the objects that lie in order across the ends of the n bytes at off.
+func (r *Reader) goOn(off, n int64) (keys []key.Key) {
+	bs := int64(r.c.BlockSize)
+	for _, end := range []int64{off, off + n} {
+		if end == 0 || end == r.c.Size {
+			continue
+		}
+		before := r.c.Map.Get(uint64(end/bs - 1))
+		if before.Mapped() && r.c.Map.Get(uint64(end/bs)) == before.Add(1) {
+			keys = append(keys, before.Key())
+		}
+	}
+	return keys
 }
 
 // fetchAhead fetches what of misses is still mapped to where they were looked up. That

@@ -126,6 +126,24 @@ func TestWhatBeginsAStream(t *testing.T) {
 	}
 }
 
+// Reads that are under way side by side, and come out of turn just behind what was read
+// ahead, are of that stream, and begin none of their own.
+func TestReadsBehindAWindow(t *testing.T) {
+	const read = 128 << 10
+	r := newReadahead(0)
+	r.missed(0, read)
+	r.missed(read, read)
+	off, n := r.extend(0, 8<<20, 0, 1<<20, 1<<30)
+	for i := range int64(4) {
+		if at := off + n + (4-i)*read; !r.missed(at, read) {
+			t.Errorf("a read at %d is of no stream", at)
+		}
+	}
+	if r.missed(off+n+1<<26, read) || r.mu.streams[1].window > 0 {
+		t.Error("there is another stream")
+	}
+}
+
 // Whether a stream is over scattered blocks does not depend on how large its window is.
 func TestScattered(t *testing.T) {
 	const piece = 1024

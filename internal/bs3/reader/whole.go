@@ -3,6 +3,7 @@ package reader
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -243,15 +244,15 @@ func (r *Reader) awaitWholes(ctx context.Context, misses []miss, last *attempt) 
 	return errAgain
 }
 
-// orderWholes orders objects of which misses want at most so many blocks, and returns
-// the orders and the misses of other objects.
-func (r *Reader) orderWholes(misses []miss, most uint32) (orders []*order, rest []miss) {
+// orderWholes orders objects of which misses want at most so many blocks, but none of
+// not, and returns the orders and the misses of other objects.
+func (r *Reader) orderWholes(misses []miss, most uint32, not []key.Key) (orders []*order, rest []miss) {
 	if r.wholes.orders == nil || most == 0 {
 		return nil, misses
 	}
 	ordered := make(map[key.Key]bool)
 	for _, w := range r.wants(misses, aheadGap) {
-		if w.blocks > most {
+		if w.blocks > most || slices.Contains(not, w.key) {
 			continue
 		}
 		if o := r.orderWhole(w); o != nil {
