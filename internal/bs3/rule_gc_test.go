@@ -10,6 +10,7 @@ import (
 	"bs3/internal/bs3/key"
 	"bs3/internal/bs3/layout"
 	"bs3/internal/bs3/objproxy/objtest"
+	"bs3/internal/bs3/volume"
 )
 
 // collecting collects garbage in the background.
@@ -300,12 +301,42 @@ func TestRuleGCIDX(t *testing.T) {
 	inRuleWorld(t, func(t *testing.T, w *ruleWorld) { w.compacted(w.compacting()) })
 }
 
-// TestRuleGCSTILL: a block that was written while it was laid out is not moved.
+// TestRuleGCSTILL: a block that was written while it was laid out, or after that, is
+// not moved.
 func TestRuleGCSTILL(t *testing.T) {
 	inRuleWorld(t, func(t *testing.T, w *ruleWorld) {
 		a := w.compacting()
 		a.holds(6, 0)
 		w.compacted(a)
+	})
+	inRuleWorld(t, func(t *testing.T, w *ruleWorld) {
+		a := w.open("a")
+		a.write(1, 0, 1)
+		a.flush()
+		slot, err := a.e.log.Slot(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		moves := make([]volume.Move, 2)
+		for i := range moves {
+			b := make([]byte, simBlockSize)
+			simStamp(b, uint64(i), 1)
+			slot.Lay(uint32(i), b)
+			moves[i] = volume.Move{Block: uint64(i), Source: a.e.log.View().Get(uint64(i)), CRC: layout.CRC(b)}
+		}
+		a.write(6, 0)
+		if moved := a.e.log.Rewrite(slot, moves); moved != 1 {
+			t.Errorf("%d blocks were moved, not the one that was not written again", moved)
+		}
+		for range 2 {
+			a.holds(6, 0)
+			a.holds(1, 1)
+			a.flush()
+			w.intact()
+			a.kill()
+			w.wipe("a")
+			a = w.open("a")
+		}
 	})
 }
 
