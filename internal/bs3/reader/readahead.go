@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"bs3/internal/bs3/key"
+	"bs3/internal/bs3/mapproxy/sectormap"
 )
 
 const (
@@ -442,9 +443,13 @@ func (r *Reader) fetchAhead(ctx context.Context, misses []miss) {
 	v := r.fetches.Enter()
 	defer r.fetches.Leave(v)
 	var rest []miss
+	var few [16]sectormap.Run
 	for _, m := range misses {
-		moved := func(i uint32) bool { return r.c.Map.Get(m.block+uint64(i)) != m.loc.Add(i) }
-		m.without(moved, r.c.BlockSize, func(m miss) { rest = append(rest, m) })
+		for _, run := range r.c.Map.Lookup(m.block, m.n, few[:0]) {
+			if at := uint32(run.Block - m.block); run.Loc == m.loc.Add(at) {
+				rest = append(rest, m.part(at, run.N, r.c.BlockSize))
+			}
+		}
 	}
 	_, _ = r.fetch(ctx, rest, aheadGap)
 }
