@@ -53,11 +53,7 @@ func TestKillUnderLiveClient(t *testing.T) {
 			for round := 1; round <= test.rounds; round++ {
 				before := v.info().Epoch
 				h.untilKilled(t, v, d, rng)
-				n := h.held()
-				if n == 0 {
-					t.Fatalf("round %d: all acknowledged writes were flushed", round)
-				}
-				held += n
+				held += h.held()
 				opens := uint64(1)
 				if test.wiped {
 					v.wipeState()
@@ -96,6 +92,9 @@ func TestKillUnderLiveClient(t *testing.T) {
 			}
 			d.stop()
 			t.Logf("%d rounds: %d acknowledged writes were not flushed, %d were replayed", test.rounds, held, replayed)
+			if held < test.rounds { // a single kill may come right after a flush
+				t.Errorf("the kills left too little unflushed to prove anything")
+			}
 			if kept := !test.wiped || test.mode == localLog && !test.lost; (replayed > 0) != kept {
 				t.Errorf("%d writes were replayed", replayed)
 			}
