@@ -92,6 +92,12 @@ func TestNames(t *testing.T) {
 	if got := CheckpointName(0x1234, 0x56, 0x78); got != "checkpoint/0000000000001234-0000000000000056-00000078" {
 		t.Error(got)
 	}
+	if got := SnapshotName(0x1234, sampleNonce); got != "snapshot/0000000000001234-a0a1a2a3a4a5a6a7a8a9aaabacadaeaf" {
+		t.Error(got)
+	}
+	if got := SnapshotPackName(sampleNonce, 0x78); got != "snapshot/a0a1a2a3a4a5a6a7a8a9aaabacadaeaf/00000078" {
+		t.Error(got)
+	}
 	if got := PackName(0x56, 0x78); got != "map/0000000000000056-00000078" {
 		t.Error(got)
 	}
@@ -104,7 +110,26 @@ func TestNames(t *testing.T) {
 		if ge, gc, err := ParsePackName(PackName(e, c)); err != nil || ge != e || gc != c {
 			t.Fatalf("%s: %d %d %v", PackName(e, c), ge, gc, err)
 		}
+		n := Nonce(rapid.SliceOfN(rapid.Byte(), 16, 16).Draw(t, "nonce"))
+		if gk, gn, err := ParseSnapshotName(SnapshotName(k, n)); err != nil || gk != k || gn != n {
+			t.Fatalf("%s: %d %s %v", SnapshotName(k, n), gk, gn, err)
+		}
+		if gn, gc, err := ParseSnapshotPackName(SnapshotPackName(n, c)); err != nil || gn != n || gc != c {
+			t.Fatalf("%s: %s %d %v", SnapshotPackName(n, c), gn, gc, err)
+		}
 	})
+	for _, name := range []string{
+		"", "snapshot/", "snapshot/0000000000001234-a0a1a2a3a4a5a6a7a8a9aaabacadaea", "snapshot/0000000000001234-a0a1a2a3a4a5a6a7a8a9aaabacadaeAF",
+		"snapshot/0000010000000000-a0a1a2a3a4a5a6a7a8a9aaabacadaeaf", "snapshot/a0a1a2a3a4a5a6a7a8a9aaabacadaeaf/0000007g",
+		"snapshot/a0a1a2a3a4a5a6a7a8a9aaabacadaeaf/00000078x", "snapshot/a0a1a2a3a4a5a6a7a8a9aaabacadaeaf", "snapshot/0000000000001234-a0a1a2a3a4a5a6a7a8a9aaabacadaeaf/1",
+	} {
+		if _, _, err := ParseSnapshotName(name); !errors.Is(err, ErrMagic) {
+			t.Errorf("snapshot name %q: error is %v", name, err)
+		}
+		if _, _, err := ParseSnapshotPackName(name); !errors.Is(err, ErrMagic) {
+			t.Errorf("snapshot pack name %q: error is %v", name, err)
+		}
+	}
 	for _, name := range []string{
 		"", "checkpoint/", "checkpoint/1-2-3", "map/0000000000000056-00000078",
 		"checkpoint/0000000000001234-0000000000000056-0000007g",

@@ -26,7 +26,7 @@ type Checkpoint struct {
 
 // PackRef is a pack in which leaves of a checkpoint lie.
 type PackRef struct {
-	Name string // PackName
+	Name string // PackName or SnapshotPackName
 	Size uint64 // bytes
 	Age  uint32 // checkpoints since it was written
 }
@@ -221,7 +221,7 @@ func (c *Checkpoint) decodePacks(b []byte, n int) (rest []byte, err error) {
 			return nil, damaged("pack %d: cut off", i)
 		}
 		p.Name, b = string(b[:name]), b[name:]
-		if _, _, err := ParsePackName(p.Name); err != nil {
+		if !isPackName(p.Name) {
 			return nil, damaged("pack %d: %q is not the name of a pack", i, p.Name)
 		}
 		if p.Size < PackHeaderSize {

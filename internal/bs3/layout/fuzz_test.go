@@ -322,11 +322,19 @@ func FuzzCheckPackHeader(f *testing.F) {
 func FuzzNames(f *testing.F) {
 	f.Add(CheckpointName(1, 2, 3))
 	f.Add(PackName(2, 3))
+	f.Add(SnapshotName(1, sampleNonce))
+	f.Add(SnapshotPackName(sampleNonce, 3))
 	f.Add(sampleUUID.String())
 	f.Add(sampleNonce.String())
 	f.Fuzz(func(t *testing.T, s string) {
 		if k, e, c, err := ParseCheckpointName(s); !refused(t, err) && CheckpointName(k, e, c) != s {
 			t.Errorf("checkpoint name %q does not round trip", s)
+		}
+		if k, n, err := ParseSnapshotName(s); !refused(t, err) && SnapshotName(k, n) != s {
+			t.Errorf("%q is parsed as the directory of a snapshot", s)
+		}
+		if n, c, err := ParseSnapshotPackName(s); !refused(t, err) && SnapshotPackName(n, c) != s {
+			t.Errorf("%q is parsed as a pack of a snapshot", s)
 		}
 		if e, c, err := ParsePackName(s); !refused(t, err) && PackName(e, c) != s {
 			t.Errorf("pack name %q does not round trip", s)

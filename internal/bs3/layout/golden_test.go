@@ -77,14 +77,19 @@ func TestGolden(t *testing.T) {
 		}
 	}
 
-	v := sampleVolume()
-	b, err = EncodeVolume(v)
-	if err != nil {
-		t.Fatal(err)
+	logged := sampleVolume()
+	logged.LocalLog = &LocalLog{Host: "0123456789abcdef0123456789abcdef", Hostname: "host <1>", Path: "/var/cache/bs3"}
+	for name, v := range map[string]*Volume{
+		"volume-v2.json": sampleVolume(), "volume-log-v2.json": logged, "volume-snapshots-v2.json": sampleVolumeWithSnapshots(),
+	} {
+		b, err := EncodeVolume(v)
+		if err != nil {
+			t.Fatal(err)
+		}
+		golden(t, name, b)
+		got, err := DecodeVolume(b)
+		check(name, got, v, err)
 	}
-	golden(t, "volume-v2.json", b)
-	gotV, err := DecodeVolume(b)
-	check("volume record", gotV, v, err)
 
 	m := sampleMemoryHeader()
 	b = AppendMemoryHeader(nil, m)
@@ -118,15 +123,6 @@ func TestGolden(t *testing.T) {
 	var gotCS CacheSet
 	err = gotCS.Decode(b)
 	check("set of the disk cache", &gotCS, cs, err)
-
-	logged := sampleVolume()
-	logged.LocalLog = &LocalLog{Host: "0123456789abcdef0123456789abcdef", Hostname: "host <1>", Path: "/var/cache/bs3"}
-	if b, err = EncodeVolume(logged); err != nil {
-		t.Fatal(err)
-	}
-	golden(t, "volume-log-v2.json", b)
-	gotV, err = DecodeVolume(b)
-	check("volume record with a local log", gotV, logged, err)
 
 	// The page of a slot, with a record and its checksum behind it.
 	page := make([]byte, 4096, 4096+RecordSize+4)

@@ -137,6 +137,15 @@ func sampleVolume() *Volume {
 	}
 }
 
+func sampleVolumeWithSnapshots() *Volume {
+	v := sampleVolume()
+	v.Snapshots = []Snapshot{
+		{Name: "daily.2024-05-06", Directory: CheckpointName(11, 2, 7), Created: time.Date(2024, 5, 6, 9, 8, 7, 0, time.UTC)},
+		{Name: "0", Directory: SnapshotName(0x1234567890, sampleNonce), Created: time.Date(2024, 5, 7, 9, 8, 7, 6, time.UTC)},
+	}
+	return v
+}
+
 func sampleMemoryHeader() *MemoryHeader {
 	return &MemoryHeader{UUID: sampleUUID, BootID: sampleNonce, BlockSize: 512, ChunkBlocks: 0x010203, Slots: 0x0405}
 }

@@ -4,8 +4,12 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"regexp"
+	"slices"
 	"time"
 	"unicode/utf8"
+
+	"bs3/internal/bs3/key"
 )
 
 // Volume is the volume record: the commit point of everything that is not an
@@ -31,6 +35,38 @@ type Volume struct {
 	// means nowhere. Without that log, the volume opens only for an administrator
 	// who gives those writes up.
 	LocalLog *LocalLog `json:"local_log,omitempty"`
+	// Snapshots are the states of the volume that are kept, in the order in which they
+	// were committed. Whoever can change the record may add and remove some.
+	Snapshots []Snapshot `json:"snapshots,omitempty"`
+}
+
+// Snapshot is a state of the volume that is kept: a checkpoint that has a name.
+type Snapshot struct {
+	Name      string    `json:"name"`      // CheckSnapshotName accepts it; no other snapshot of the volume has it
+	Directory string    `json:"directory"` // CheckpointName or SnapshotName
+	Created   time.Time `json:"created"`
+}
+
+// Key returns the key of the last object that s holds.
+func (s Snapshot) Key() key.Key {
+	k, _, _, err := ParseCheckpointName(s.Directory)
+	if err != nil {
+		k, _, _ = ParseSnapshotName(s.Directory) // one of both: the record was checked
+	}
+	return k
+}
+
+// snapshotNames is what a snapshot may be called: it is typed on command lines, is a
+// part of the names of NBD exports, and may be that of a file.
+var snapshotNames = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$`)
+
+// CheckSnapshotName returns an error that says what a snapshot may be called, if it
+// may not be called name: ErrDamaged, wrapped.
+func CheckSnapshotName(name string) error {
+	if !snapshotNames.MatchString(name) {
+		return damaged("%q is no name of a snapshot: 1 to 63 of A-Z a-z 0-9 . _ -, the first a letter or digit", name)
+	}
+	return nil
 }
 
 // LocalLog is where the local log of a writer lies.
@@ -62,6 +98,8 @@ const (
 	MaxVolumeRecord = 1 << 20
 	// MaxCheckpoints is the most checkpoints that a volume keeps.
 	MaxCheckpoints = 2
+	// MaxSnapshots is the most snapshots of a volume: the record has room for them.
+	MaxSnapshots = 4096
 
 	// volumeMagic is the start of every volume record, in every format.
 	volumeMagic = "{\n  \"bs3\": \"volume\",\n"
@@ -88,6 +126,10 @@ func EncodeVolume(v *Volume) ([]byte, error) {
 	t := volumeText{Magic: "volume", Volume: *v}
 	t.Format = VolumeFormat
 	t.Created, t.Writer.Since = v.Created.UTC(), v.Writer.Since.UTC()
+	t.Snapshots = slices.Clone(v.Snapshots)
+	for i := range t.Snapshots {
+		t.Snapshots[i].Created = t.Snapshots[i].Created.UTC()
+	}
 	if t.Checkpoints == nil {
 		t.Checkpoints = []string{}
 	}
@@ -155,6 +197,9 @@ func decodeVolume(b []byte) (*Volume, error) {
 		return nil, err
 	}
 	t.Features = nil // "[]" is as good as none
+	if len(t.Snapshots) == 0 {
+		t.Snapshots = nil
+	}
 	return &t.Volume, nil
 }
 
@@ -222,6 +267,29 @@ func (v *Volume) check() error {
 		}
 		if i > 0 && v.Checkpoints[i-1] >= name {
 			return damaged("checkpoints: %s is not older than %s", v.Checkpoints[i-1], name)
+		}
+	}
+	return checkSnapshots(v.Snapshots)
+}
+
+func checkSnapshots(snapshots []Snapshot) error {
+	if len(snapshots) > MaxSnapshots {
+		return damaged("%d snapshots, more than %d", len(snapshots), MaxSnapshots)
+	}
+	names := make(map[string]bool)
+	for _, s := range snapshots {
+		if err := CheckSnapshotName(s.Name); err != nil {
+			return fmt.Errorf("snapshots: %w", err)
+		}
+		if names[s.Name] {
+			return damaged("snapshots: two are called %s", s.Name)
+		}
+		names[s.Name] = true
+		if _, _, _, err := ParseCheckpointName(s.Directory); err == nil {
+			continue
+		}
+		if _, _, err := ParseSnapshotName(s.Directory); err != nil {
+			return damaged("snapshot %s: %v", s.Name, err)
 		}
 	}
 	return nil

@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"pgregory.net/rapid"
+
+	"bs3/internal/bs3/key"
 )
 
 func TestVolumeRoundTrip(t *testing.T) {
@@ -31,6 +33,10 @@ func TestVolumeRoundTrip(t *testing.T) {
 		}
 		v.ChangeID, v.Deleted = rapid.String().Draw(t, "change"), rapid.Bool().Draw(t, "deleted")
 		v.Checkpoints = v.Checkpoints[:rapid.IntRange(0, 2).Draw(t, "checkpoints")]
+		v.Snapshots = sampleVolumeWithSnapshots().Snapshots[:rapid.IntRange(0, 2).Draw(t, "snapshots")]
+		if len(v.Snapshots) == 0 {
+			v.Snapshots = nil
+		}
 		if rapid.Bool().Draw(t, "logged") {
 			v.LocalLog = &LocalLog{
 				Host: rapid.String().Draw(t, "log host"), Hostname: rapid.String().Draw(t, "log hostname"), Path: rapid.String().Draw(t, "log path"),
@@ -104,9 +110,13 @@ func TestVolumeRules(t *testing.T) {
 		{"checkpoint name", func(v *Volume) { v.Checkpoints[0] = "checkpoint/1" }, "checkpoint/1"},
 		{"checkpoint order", func(v *Volume) { v.Checkpoints[1] = v.Checkpoints[0] }, "is not older than"},
 		{"three checkpoints", func(v *Volume) { v.Checkpoints = append(v.Checkpoints, CheckpointName(1<<39, 4, 1)) }, "3 checkpoints"},
+		{"snapshot name", func(v *Volume) { v.Snapshots[0].Name = "a/b" }, `"a/b" is no name of a snapshot`},
+		{"snapshot name twice", func(v *Volume) { v.Snapshots[0].Name = v.Snapshots[1].Name }, "two are called 0"},
+		{"snapshot directory", func(v *Volume) { v.Snapshots[0].Directory = PackName(1, 1) }, "snapshot daily.2024-05-06"},
+		{"too many snapshots", func(v *Volume) { v.Snapshots = make([]Snapshot, MaxSnapshots+1) }, "4097 snapshots"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			v := sampleVolume()
+			v := sampleVolumeWithSnapshots()
 			c.change(v)
 			_, err := EncodeVolume(v)
 			if !errors.Is(err, ErrDamaged) || !strings.Contains(err.Error(), c.want) {
@@ -232,5 +242,43 @@ func TestVolumeWithoutFeatures(t *testing.T) {
 	}
 	if strings.Contains(volumeMiddle(t), "features") {
 		t.Error("no features are written as an empty list")
+	}
+}
+
+// The record of a volume with the most snapshots, of the longest names, fits.
+func TestMostSnapshotsFit(t *testing.T) {
+	v := sampleVolume()
+	for i := range MaxSnapshots {
+		v.Snapshots = append(v.Snapshots, Snapshot{
+			Name: fmt.Sprintf("%063d", i), Directory: SnapshotName(1<<39, sampleNonce), Created: time.Unix(1, 123456789),
+		})
+	}
+	b, err := EncodeVolume(v)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := DecodeVolume(b); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestSnapshotNames(t *testing.T) {
+	for _, name := range []string{"a", "0", "Z9", "daily-2024-05-06", "a.b_c-d", strings.Repeat("x", 63)} {
+		if err := CheckSnapshotName(name); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	for _, name := range []string{"", ".", "..", "-a", "_a", ".a", "a b", "a/b", "a@b", "a\n", "\xff", "ä", strings.Repeat("x", 64)} {
+		if err := CheckSnapshotName(name); !errors.Is(err, ErrDamaged) {
+			t.Errorf("%q: %v", name, err)
+		}
+	}
+}
+
+func TestSnapshotKey(t *testing.T) {
+	for _, s := range sampleVolumeWithSnapshots().Snapshots {
+		if want := map[string]key.Key{"0": 0x1234567890}[s.Name]; want != 0 && s.Key() != want || want == 0 && s.Key() != 11 {
+			t.Errorf("%s is at key %d", s.Name, s.Key())
+		}
 	}
 }
