@@ -261,7 +261,7 @@ func (e *Engine) release(ctx context.Context) error {
 	if err := e.keeper.WriteLast(ctx); err != nil {
 		return fmt.Errorf("checkpoint at close: %w", err)
 	}
-	if err := e.owner.Change(ctx, func(v *layout.Volume) { v.Writer.Released, v.LocalLog = true, nil }); err != nil {
+	if err := e.owner.Change(ctx, func(v *layout.Volume) error { v.Writer.Released, v.LocalLog = true, nil; return nil }); err != nil {
 		return fmt.Errorf("release the volume: %w", err)
 	}
 	e.sweep(ctx)

@@ -316,7 +316,7 @@ func (o *opening) recordLog(ctx context.Context, e *Engine, recorded, here *layo
 	if recorded == here || recorded != nil && here != nil && *recorded == *here {
 		return nil
 	}
-	if err := e.owner.Change(ctx, func(v *layout.Volume) { v.LocalLog = here }); err != nil {
+	if err := e.owner.Change(ctx, func(v *layout.Volume) error { v.LocalLog = here; return nil }); err != nil {
 		return fmt.Errorf("record where the local log is: %w", err)
 	}
 	return nil

@@ -62,7 +62,7 @@ var rulesOut = []ruleOut{
 		return nil, err
 	}
 `}, {"checkpoint/checkpoint.go", `
-	if err := o.Change(ctx, func(v *layout.Volume) { v.Checkpoints = names }); err != nil {
+	if err := o.Change(ctx, func(v *layout.Volume) error { v.Checkpoints = names; return nil }); err != nil {
 		return fmt.Errorf("commit: %w", err)
 	}
 `, `

@@ -264,7 +264,7 @@ func (k *Keeper) store(ctx context.Context, cut volume.Cut) error {
 	for i, k := range keep {
 		names[i] = k.name
 	}
-	if err := o.Change(ctx, func(v *layout.Volume) { v.Checkpoints = names }); err != nil {
+	if err := o.Change(ctx, func(v *layout.Volume) error { v.Checkpoints = names; return nil }); err != nil {
 		return fmt.Errorf("commit: %w", err)
 	}
 	k.held.leaves, k.held.leavesAt = leaves, cut.Map.Map().Generation()

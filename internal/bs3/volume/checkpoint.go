@@ -40,7 +40,8 @@ func (c Checkpoint) LeavesByPack() [][]layout.LeafRef {
 	return byPack
 }
 
-// ReadCheckpoint reads the directory of one checkpoint of volume uuid. An answer
+// ReadCheckpoint reads the directory of one checkpoint of volume uuid, or of a
+// snapshot that was made without an epoch. An answer
 // that does not verify counts if it is given again. Errors: objproxy.ErrNotFound,
 // those of layout, those of the store.
 func ReadCheckpoint(ctx context.Context, store objproxy.Store, uuid layout.UUID, name string) (c Checkpoint, err error) {
@@ -60,14 +61,19 @@ func readCheckpoint(ctx context.Context, store objproxy.Store, uuid layout.UUID,
 	if err != nil {
 		return Checkpoint{}, err
 	}
-	k, epoch, _, err := layout.ParseCheckpointName(name)
-	if err != nil {
-		return Checkpoint{}, err
-	}
-	if c.UUID != uuid || c.Key != k || c.Epoch != epoch {
-		return Checkpoint{}, fmt.Errorf("%w: it is of volume %s, key %d, epoch %d", layout.ErrDamaged, c.UUID, c.Key, c.Epoch)
+	if c.UUID != uuid || !called(c, name) {
+		return Checkpoint{}, fmt.Errorf("%w: it is of volume %s, key %d, epoch %d, writer %s", layout.ErrDamaged, c.UUID, c.Key, c.Epoch, c.Nonce)
 	}
 	return Checkpoint{name, c}, nil
+}
+
+// called reports whether name is one that c can have.
+func called(c *layout.Checkpoint, name string) bool {
+	if k, epoch, _, err := layout.ParseCheckpointName(name); err == nil {
+		return c.Key == k && c.Epoch == epoch
+	}
+	k, nonce, err := layout.ParseSnapshotName(name)
+	return err == nil && c.Key == k && c.Nonce == nonce
 }
 
 // Loaders is how many packs are read and decoded at a time.

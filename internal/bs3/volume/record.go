@@ -42,8 +42,9 @@ func ReadRecord(ctx context.Context, store objproxy.Store) (*layout.Volume, objp
 // Owner is the writer that holds a volume, as its record says: who it is, and
 // the right to change the record.
 //
-// Nobody else changes the record, except to fence this writer. So an Owner knows
-// what belongs there, and puts back a record that is gone or old.
+// Nobody else changes the record, except to fence this writer, or to add or remove
+// snapshots. So an Owner knows what belongs there, and puts back a record that is
+// gone or old; a snapshot that somebody else has added since is not in it.
 type Owner struct {
 	UUID  layout.UUID
 	Epoch uint64
@@ -96,7 +97,7 @@ func (o *Owner) known() *layout.Volume {
 
 func clone(v *layout.Volume) *layout.Volume {
 	c := *v
-	c.Checkpoints = slices.Clone(v.Checkpoints)
+	c.Checkpoints, c.Snapshots = slices.Clone(v.Checkpoints), slices.Clone(v.Snapshots)
 	if v.LocalLog != nil {
 		here := *v.LocalLog
 		c.LocalLog = &here
@@ -239,11 +240,16 @@ func (o *Owner) put(ctx context.Context, v *layout.Volume, cond objproxy.Conditi
 	return nil
 }
 
-// Change applies f to the record and stores it. f may be called several times,
-// on a fresh record each time. Concurrent changes by one Owner wait for each
-// other. Errors: ErrFenced (another writer holds the volume), ErrRefused, that
-// of ctx, those of the store; all wrapped.
-func (o *Owner) Change(ctx context.Context, f func(*layout.Volume)) error {
+// Snapshots returns the snapshots that the record named when it was read or
+// stored last.
+func (o *Owner) Snapshots() []layout.Snapshot { return o.known().Snapshots }
+
+// Change applies f to the record and stores it, unless f returns an error. f may be
+// called several times, on a fresh record each time, which may be one that f has
+// changed before. Concurrent changes by one Owner wait for each other. Errors: that
+// of f, as it is; ErrFenced (another writer holds the volume), ErrRefused, that of
+// ctx, those of the store; all wrapped.
+func (o *Owner) Change(ctx context.Context, f func(*layout.Volume) error) error {
 	if err := o.take(ctx); err != nil {
 		return err
 	}
@@ -258,7 +264,9 @@ func (o *Owner) Change(ctx context.Context, f func(*layout.Volume)) error {
 		if v.ChangeID == id {
 			return nil // stored by a try whose answer was lost
 		}
-		f(v)
+		if err := f(v); err != nil {
+			return err
+		}
 		v.Generation++
 		v.ChangeID = id
 		err = o.put(ctx, v, objproxy.IfVersion(version))
@@ -269,6 +277,42 @@ func (o *Owner) Change(ctx context.Context, f func(*layout.Volume)) error {
 			return fmt.Errorf("change the volume record: %w", err)
 		}
 		if err := denied.Again(ctx, layout.VolumeName, o.log); err != nil {
+			return err
+		}
+	}
+}
+
+// ChangeRecord is Owner.Change for who has no epoch: all that f may do is to add and
+// remove snapshots. Errors: objproxy.ErrNotFound, that of f, ErrRefused, that of ctx,
+// those of the store.
+func ChangeRecord(ctx context.Context, store objproxy.Store, log zerolog.Logger, f func(*layout.Volume) error) error {
+	id := layout.NewNonce().String()
+	var denied Denials
+	for {
+		v, version, err := ReadRecord(ctx, store)
+		if err != nil {
+			return err
+		}
+		if v.ChangeID == id {
+			return nil // stored by a try whose answer was lost
+		}
+		if err := f(v); err != nil {
+			return err
+		}
+		v.Generation++
+		v.ChangeID = id
+		b, err := layout.EncodeVolume(v)
+		if err != nil {
+			return err
+		}
+		_, err = store.Put(ctx, layout.VolumeName, objproxy.Body{Data: b}, objproxy.IfVersion(version))
+		if err == nil {
+			return nil
+		}
+		if !errors.Is(err, objproxy.ErrExists) {
+			return fmt.Errorf("change the volume record: %w", err)
+		}
+		if err := denied.Again(ctx, layout.VolumeName, log); err != nil {
 			return err
 		}
 	}

@@ -105,7 +105,7 @@ func TestLostRecord(t *testing.T) {
 	} {
 		for what, act := range map[string]func(o *owned) error{
 			"read":   func(o *owned) error { _, _, err := o.Read(t.Context()); return err },
-			"change": func(o *owned) error { return o.Change(t.Context(), func(*layout.Volume) {}) },
+			"change": func(o *owned) error { return o.Change(t.Context(), func(*layout.Volume) error { return nil }) },
 			"successor": func(o *owned) error {
 				return o.NameSuccessor(t.Context(), volume.ErrFenced)
 			},
@@ -113,7 +113,7 @@ func TestLostRecord(t *testing.T) {
 			t.Run(name+", "+what, func(t *testing.T) {
 				o := newOwned(t)
 				first := o.there(t)
-				if err := o.Change(t.Context(), func(v *layout.Volume) { v.Checkpoints, v.LocalLog = other, nil }); err != nil {
+				if err := o.Change(t.Context(), func(v *layout.Volume) error { v.Checkpoints, v.LocalLog = other, nil; return nil }); err != nil {
 					t.Fatal(err)
 				}
 				before := o.there(t)
@@ -131,7 +131,7 @@ func TestLostRecord(t *testing.T) {
 				if text := o.log.String(); strings.Count(text, `"level":"warn"`) != 1 || !strings.Contains(text, "the volume record was lost, and was put back as it was") {
 					t.Errorf("the log says: %s", text)
 				}
-				if err := o.Change(t.Context(), func(v *layout.Volume) { v.Writer.Released = true }); err != nil {
+				if err := o.Change(t.Context(), func(v *layout.Volume) error { v.Writer.Released = true; return nil }); err != nil {
 					t.Fatal(err)
 				}
 				if v := o.there(t); !v.Writer.Released || v.Checkpoints[0] != other[0] {
@@ -182,7 +182,7 @@ func TestRecordOfAnother(t *testing.T) {
 			if _, _, err := o.Read(t.Context()); !errors.Is(err, volume.ErrFenced) {
 				t.Errorf("read: %v", err)
 			}
-			if err := o.Change(t.Context(), func(v *layout.Volume) { v.Writer.Released = true }); !errors.Is(err, volume.ErrFenced) {
+			if err := o.Change(t.Context(), func(v *layout.Volume) error { v.Writer.Released = true; return nil }); !errors.Is(err, volume.ErrFenced) {
 				t.Errorf("change: %v", err)
 			}
 			if after := o.there(t); (before == nil) != (after == nil) || after != nil && fields(after) != fields(before) {
@@ -258,7 +258,7 @@ func TestLostDuringChange(t *testing.T) {
 			return err
 		}
 		names := []string{layout.CheckpointName(9, ownEpoch, 2)}
-		if err := o.Change(t.Context(), func(v *layout.Volume) { v.Checkpoints = names }); err != nil {
+		if err := o.Change(t.Context(), func(v *layout.Volume) error { v.Checkpoints = names; return nil }); err != nil {
 			t.Fatal(err)
 		}
 		if err := <-read; err != nil {
