@@ -131,13 +131,36 @@ func (e *Engine) Flush(ctx context.Context) error { return e.log.Flush(ctx) }
 // Checkpoint stores the map as it is now and commits it in the volume record,
 // also if the log has not grown since the last one. It stops no I/O. Errors:
 // those of checkpoint.Keeper.Write.
-func (e *Engine) Checkpoint(ctx context.Context) error {
+func (e *Engine) Checkpoint(ctx context.Context) error { return e.keep(ctx, e.keeper.Write) }
+
+// Snapshot keeps the volume as it is now, with all that was acknowledged, under a
+// name. It stops no I/O. Errors: those of checkpoint.Keeper.Snapshot.
+func (e *Engine) Snapshot(ctx context.Context, name string) (s layout.Snapshot, err error) {
+	err = e.keep(ctx, func(ctx context.Context) (err error) {
+		s, err = e.keeper.Snapshot(ctx, name)
+		return err
+	})
+	return s, err
+}
+
+// RemoveSnapshot removes the snapshot of that name. Errors: those of
+// checkpoint.Keeper.RemoveSnapshot.
+func (e *Engine) RemoveSnapshot(ctx context.Context, name string) error {
+	return e.keep(ctx, func(ctx context.Context) error { return e.keeper.RemoveSnapshot(ctx, name) })
+}
+
+// Snapshots returns the snapshots of the volume, as they are known: others may have
+// added and removed some since this writer has last looked at the record.
+func (e *Engine) Snapshots() []layout.Snapshot { return e.owner.Snapshots() }
+
+// keep calls f, which changes the volume record, behind all requests of users.
+func (e *Engine) keep(ctx context.Context, f func(context.Context) error) error {
 	if err := e.life.Err(); err != nil {
 		return err
 	}
 	ctx, release := e.life.Limit(ctx)
 	defer release()
-	err := e.keeper.Write(objproxy.Background(ctx))
+	err := f(objproxy.Background(ctx))
 	if errors.Is(err, volume.ErrFenced) {
 		e.life.Fail(err)
 	}

@@ -249,14 +249,11 @@ func unreadable(err error) error {
 
 // apply takes one object of the log into the map.
 func (r *recovered) apply(obj *layout.Object, blockSize int) error {
-	if err := volume.Fits(obj, blockSize, r.Map.Blocks()); err != nil {
+	next, err := volume.Apply(r.Map, r.Seq, obj, blockSize)
+	if err != nil {
 		return err
 	}
-	if obj.FirstSeq != r.Seq {
-		return fmt.Errorf("object %d: %w: sequence number %d where %d is next", obj.Key, layout.ErrDamaged, obj.FirstSeq, r.Seq)
-	}
-	r.Map.Apply(obj)
-	r.Seq = obj.NextSeq()
+	r.Seq = next
 	r.Grown.Add(volume.LengthOf(int(obj.Blocks), int(obj.BlockSize), len(obj.Records)))
 	return nil
 }

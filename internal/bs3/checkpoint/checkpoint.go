@@ -68,10 +68,12 @@ type Keeper struct {
 
 	writing chan struct{} // holds a token while a checkpoint is written
 	held    struct {      // whoever has the token
-		leaves   []leafAt // where the last one written here, or that the map was made from, has its leaves
-		leavesAt uint32   // the freeze it was made from; 0 = it was loaded
-		counter  uint32   // of checkpoint and pack names in this epoch
+		last    stored // the last one written here, or that the map was made from
+		counter uint32 // of checkpoint and pack names in this epoch
 	}
+
+	taking chan struct{}    // holds a token while snapshots are taken in
+	taken  map[string]needs // by directory. Whoever has that token
 
 	replaced chan struct{} // wakes RunSweeps
 	sweeping chan struct{} // holds a token while old checkpoints are removed
@@ -79,6 +81,7 @@ type Keeper struct {
 	mu struct {
 		sync.Mutex
 		kept      []Kept    // that the record names and that verify, oldest first; never changed
+		snapshots *Held     // by those that were taken in
 		leftover  *leftover // of the last commit; nil: nothing, or it is removed
 		undeleted Undeleted // by the last sweep
 	}
@@ -90,12 +93,13 @@ type Keeper struct {
 func New(c Config, kept []volume.Checkpoint, base string) *Keeper {
 	k := &Keeper{
 		c: c, wish: make(chan struct{}, 1), writing: make(chan struct{}, 1),
-		replaced: make(chan struct{}, 1), sweeping: make(chan struct{}, 1),
+		taking: make(chan struct{}, 1), replaced: make(chan struct{}, 1), sweeping: make(chan struct{}, 1),
 	}
+	k.mu.snapshots = heldBy(nil)
 	for _, old := range kept {
 		k.mu.kept = append(k.mu.kept, newKept(old))
 		if old.Name == base {
-			k.held.leaves = leavesOf(old, int((c.Blocks+layout.LeafBlocks-1)/layout.LeafBlocks))
+			k.held.last.leaves = leavesOf(old, int((c.Blocks+layout.LeafBlocks-1)/layout.LeafBlocks))
 		}
 	}
 	return k
@@ -205,10 +209,16 @@ func (k *Keeper) next() <-chan time.Time {
 // WriteIfLonger writes a checkpoint if the log has grown since the last. Errors:
 // as Write.
 func (k *Keeper) WriteIfLonger(ctx context.Context) error {
-	if g := k.c.Log.Grown(); g.Objects == 0 && !g.Open || k.c.Skip {
+	if k.c.Skip || !k.longer() {
 		return nil
 	}
 	return k.Write(ctx)
+}
+
+// longer reports whether the log has grown since the last checkpoint.
+func (k *Keeper) longer() bool {
+	g := k.c.Log.Grown()
+	return g.Objects > 0 || g.Open
 }
 
 // WriteLast is WriteIfLonger for a writer that closes: it also writes a
@@ -229,16 +239,23 @@ func (k *Keeper) Write(ctx context.Context) error {
 		return err
 	}
 	defer func() { <-k.writing }()
+	return k.write(ctx, func(*layout.Volume, string) error { return nil })
+}
+
+// write is Write for who has the token. What else changes of the record with the
+// commit, and may keep it from being made, is up to also, which is told the name of
+// the new checkpoint.
+func (k *Keeper) write(ctx context.Context, also func(v *layout.Volume, name string) error) error {
 	cut := k.c.Log.Freeze()
 	defer cut.Map.Release()
-	if err := k.store(ctx, cut); err != nil {
+	if err := k.store(ctx, cut, also); err != nil {
 		k.c.Log.Regrow(cut.Grown)
 		return fmt.Errorf("checkpoint at key %d: %w", cut.Last, err)
 	}
 	return nil
 }
 
-func (k *Keeper) store(ctx context.Context, cut volume.Cut) error {
+func (k *Keeper) store(ctx context.Context, cut volume.Cut, also func(v *layout.Volume, name string) error) error {
 	if err := k.c.Log.WaitDurable(ctx, cut.Last); err != nil {
 		return err
 	}
@@ -248,7 +265,9 @@ func (k *Keeper) store(ctx context.Context, cut volume.Cut) error {
 		BlockSize: uint32(k.c.BlockSize), Blocks: k.c.Blocks,
 		Objects: cut.Map.Objects(),
 	}
-	leaves, err := k.storeLeaves(ctx, c, cut.Map)
+	leaves, err := storeLeaves(ctx, c, cut.Map.Map(), k.held.last, func(ctx context.Context, b []byte) (string, error) {
+		return k.putOnce(ctx, b, func(counter uint32) string { return layout.PackName(o.Epoch, counter) })
+	})
 	if err != nil {
 		return err
 	}
@@ -264,21 +283,29 @@ func (k *Keeper) store(ctx context.Context, cut volume.Cut) error {
 	for i, k := range keep {
 		names[i] = k.name
 	}
-	if err := o.Change(ctx, func(v *layout.Volume) error { v.Checkpoints = names; return nil }); err != nil {
+	err = o.Change(ctx, func(v *layout.Volume) error {
+		v.Checkpoints = names
+		return also(v, name)
+	})
+	if err != nil {
 		return fmt.Errorf("commit: %w", err)
 	}
-	k.held.leaves, k.held.leavesAt = leaves, cut.Map.Map().Generation()
-	k.committed(keep)
+	held, err := k.Held(ctx) // before anything is deleted because of keep
+	if err != nil {
+		return fmt.Errorf("commit: %w", err)
+	}
+	k.held.last = stored{leaves, cut.Map.Map().Generation()}
+	k.committed(keep, held)
 	k.c.Logger.Debug().Str("name", name).Int("leaves", len(c.Leaves)).Int("objects", len(c.Objects)).Msg("checkpoint")
 	return nil
 }
 
-// committed notes that the record names kept, and nothing else.
-func (k *Keeper) committed(kept []Kept) {
+// committed notes that the record names kept, and snapshots that need held.
+func (k *Keeper) committed(kept []Kept, held *Held) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.mu.kept = kept
-	k.mu.leftover = newLeftover(kept, k.c.Owner.Epoch, k.held.counter)
+	k.mu.leftover = newLeftover(kept, held, k.c.Owner.Epoch, k.held.counter)
 	select {
 	case k.replaced <- struct{}{}:
 	default:

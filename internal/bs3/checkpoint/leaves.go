@@ -4,7 +4,7 @@ import (
 	"context"
 
 	"bs3/internal/bs3/layout"
-	"bs3/internal/bs3/mapproxy"
+	"bs3/internal/bs3/mapproxy/sectormap"
 	"bs3/internal/bs3/volume"
 )
 
@@ -40,21 +40,31 @@ func leavesOf(c volume.Checkpoint, leaves int) []leafAt {
 	return at
 }
 
-// storeLeaves stores the leaves that have changed since the last checkpoint in
-// new packs, notes in c where all leaves are, and returns the same for the
-// next one. A pack that is old, or of which less than half is still used, is
-// not used again: its leaves are written anew.
-func (k *Keeper) storeLeaves(ctx context.Context, c *layout.Checkpoint, frozen *mapproxy.Frozen) ([]leafAt, error) {
-	m := frozen.Map()
+// stored is where the leaves of a map lie that was stored or loaded: those that
+// have not changed since need not be stored again.
+type stored struct {
+	leaves []leafAt
+	at     uint32 // the freeze of the map that was stored; 0 = it was loaded
+}
+
+// putPack stores a pack of leaves under a name that was never used, which it
+// returns.
+type putPack func(ctx context.Context, pack []byte) (name string, err error)
+
+// storeLeaves stores the leaves that have changed since last in new packs, notes in
+// c where all leaves are, and returns the same for the next one. A pack that is old,
+// or of which less than half is still used, is not used again: its leaves are
+// written anew.
+func storeLeaves(ctx context.Context, c *layout.Checkpoint, m *sectormap.Frozen, last stored, put putPack) ([]leafAt, error) {
 	at := make([]leafAt, m.Leaves())
 	used := make(map[*pack]uint64)
 	for i := range at {
-		if i >= len(k.held.leaves) || m.Leaf(i) == nil || m.LeafGeneration(i) > k.held.leavesAt {
+		if i >= len(last.leaves) || m.Leaf(i) == nil || m.LeafGeneration(i) > last.at {
 			continue
 		}
 		// A leaf that maps nothing may be missing there: the map may have been read
 		// from a checkpoint before that one.
-		if at[i] = k.held.leaves[i]; at[i].pack != nil {
+		if at[i] = last.leaves[i]; at[i].pack != nil {
 			used[at[i].pack] += uint64(at[i].length)
 		}
 	}
@@ -64,7 +74,7 @@ func (k *Keeper) storeLeaves(ctx context.Context, c *layout.Checkpoint, frozen *
 			kept[p] = &pack{layout.PackRef{Name: p.Name, Size: p.Size, Age: p.Age + 1}}
 		}
 	}
-	w := packWriter{k: k}
+	w := packWriter{uuid: c.UUID, put: put}
 	entries := make([]layout.Location, layout.LeafBlocks)
 	for i := range at {
 		leaf := m.Leaf(i)
@@ -102,14 +112,15 @@ func (k *Keeper) storeLeaves(ctx context.Context, c *layout.Checkpoint, frozen *
 
 // packWriter gathers leaves into packs and stores them.
 type packWriter struct {
-	k   *Keeper
-	buf []byte
-	cur *pack // gets its name when it is stored
+	uuid layout.UUID
+	put  putPack
+	buf  []byte
+	cur  *pack // gets its name when it is stored
 }
 
 func (w *packWriter) add(ctx context.Context, entries []layout.Location) (leafAt, error) {
 	if w.cur == nil {
-		w.cur, w.buf = new(pack), layout.AppendPackHeader(w.buf[:0], w.k.c.Owner.UUID)
+		w.cur, w.buf = new(pack), layout.AppendPackHeader(w.buf[:0], w.uuid)
 	}
 	from := len(w.buf)
 	w.buf = layout.AppendLeaf(w.buf, entries)
@@ -124,7 +135,7 @@ func (w *packWriter) flush(ctx context.Context) error {
 	if w.cur == nil {
 		return nil
 	}
-	name, err := w.k.putOnce(ctx, w.buf, func(counter uint32) string { return layout.PackName(w.k.c.Owner.Epoch, counter) })
+	name, err := w.put(ctx, w.buf)
 	if err != nil {
 		return err
 	}

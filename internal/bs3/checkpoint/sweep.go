@@ -3,6 +3,7 @@ package checkpoint
 import (
 	"context"
 	"fmt"
+	"maps"
 	"time"
 
 	"bs3/internal/bs3/layout"
@@ -12,7 +13,7 @@ import (
 
 // leftover is what a commit left behind: every checkpoint and pack that we, or a
 // writer before us, had written by then, but for those that the checkpoints it
-// kept need. Later checkpoints need no more of them, so it stays garbage however
+// kept, and snapshots, need. Later checkpoints need no more of them, so it stays garbage however
 // late it is removed.
 type leftover struct {
 	needed  map[string]bool
@@ -20,7 +21,11 @@ type leftover struct {
 	counter uint32 // names of our epoch above it are of checkpoints that came later, or are under way
 }
 
-func newLeftover(kept []Kept, epoch uint64, counter uint32) *leftover {
+// newLeftover returns nil, nothing, if there is no telling what snapshots need.
+func newLeftover(kept []Kept, held *Held, epoch uint64, counter uint32) *leftover {
+	if held.all {
+		return nil
+	}
 	l := &leftover{needed: make(map[string]bool), epoch: epoch, counter: counter}
 	for _, c := range kept {
 		l.needed[c.name] = true
@@ -28,6 +33,7 @@ func newLeftover(kept []Kept, epoch uint64, counter uint32) *leftover {
 			l.needed[p] = true
 		}
 	}
+	maps.Copy(l.needed, held.names)
 	return l
 }
 

@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"testing"
 
+	"bs3/internal/bs3/checkpoint"
 	"bs3/internal/bs3/key"
 	"bs3/internal/bs3/layout"
 	"bs3/internal/bs3/mapproxy"
@@ -33,7 +34,7 @@ func collectorOf(blocks []int) *Collector {
 		}
 		m.Write(uint64(b), 1, layout.Loc(k, uint32(i%testChunk)))
 	}
-	return New(Config{Log: quiet{}, Map: m.View(), Misses: func() uint64 { return 0 }, BlockSize: 4096, ChunkBlocks: testChunk})
+	return New(Config{Log: quiet{}, Checkpoints: checkpoint.New(checkpoint.Config{}, nil, ""), Map: m.View(), Misses: func() uint64 { return 0 }, BlockSize: 4096, ChunkBlocks: testChunk})
 }
 
 // inOrder returns the blocks of n chunks, in order.
@@ -98,7 +99,7 @@ func TestCensusEnds(t *testing.T) {
 // A compaction holds a bounded number of bytes, but sorts some chunks in any case.
 func TestMemoryOfCompaction(t *testing.T) {
 	for chunk, want := range map[int][2]int{1 << 20: {32, 8}, 4 << 20: {32, 8}, 16 << 20: {8, 2}, 64 << 20: {8, 1}} {
-		g := New(Config{Log: quiet{}, Map: mapproxy.New(1).View(), BlockSize: 4096, ChunkBlocks: chunk / 4096})
+		g := New(Config{Log: quiet{}, Checkpoints: checkpoint.New(checkpoint.Config{}, nil, ""), Map: mapproxy.New(1).View(), BlockSize: 4096, ChunkBlocks: chunk / 4096})
 		if got := [2]int{g.sortChunks, g.readers}; got != want {
 			t.Errorf("chunks of %d bytes: %v, not %v", chunk, got, want)
 		}

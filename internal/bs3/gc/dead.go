@@ -41,7 +41,11 @@ func (g *Collector) settle(ctx context.Context, report *Report) error {
 func (g *Collector) settleDead(ctx context.Context) (Report, error) {
 	kept := g.c.Checkpoints.Kept()
 	if n := len(kept); n > 0 {
-		newest := g.deletable(kept[n-1])
+		held, err := g.c.Checkpoints.Held(ctx)
+		if err != nil {
+			return Report{}, err
+		}
+		newest := g.deletable(kept[n-1], held)
 		if n > 1 {
 			newest = slices.DeleteFunc(newest, func(k key.Key) bool { return kept[0].Dead[k] })
 		}
@@ -54,9 +58,10 @@ func (g *Collector) settleDead(ctx context.Context) (Report, error) {
 	return g.DeleteDead(ctx)
 }
 
-// deletable returns the objects that are dead in k and not deleted yet, by key.
-func (g *Collector) deletable(k checkpoint.Kept) []key.Key {
-	dead := slices.Sorted(maps.Keys(k.Dead))
+// deletable returns the objects that are dead in k, that no snapshot needs, and that
+// are not deleted yet, by key.
+func (g *Collector) deletable(k checkpoint.Kept, held *checkpoint.Held) []key.Key {
+	dead := slices.DeleteFunc(slices.Sorted(maps.Keys(k.Dead)), held.Object)
 	keys := dead[:0]
 	for some := range slices.Chunk(dead, g.c.Step) {
 		keys = append(keys, g.c.Log.Dead(some)...)
@@ -73,8 +78,8 @@ func (g *Collector) GiveBack(ctx context.Context) (Report, error) {
 }
 
 // DeleteDead deletes the objects that were dead already in the older of the
-// two committed checkpoints: whichever of them an open starts from, it needs
-// none of them. Fences are never among them. What the store does not delete stays
+// two committed checkpoints, but for those that a snapshot needs: whichever of the
+// checkpoints an open starts from, it needs none of them. Fences are never among them. What the store does not delete stays
 // in the table, and is asked for again another time. Errors: that of ctx, errKept
 // with that of the store.
 func (g *Collector) DeleteDead(ctx context.Context) (Report, error) {
@@ -87,7 +92,11 @@ func (g *Collector) DeleteDead(ctx context.Context) (Report, error) {
 	if len(kept) < layout.MaxCheckpoints {
 		return report, nil
 	}
-	keys := g.deletable(kept[0])
+	held, err := g.c.Checkpoints.Held(ctx) // after Kept
+	if err != nil {
+		return report, err
+	}
+	keys := g.deletable(kept[0], held)
 	if len(keys) == 0 {
 		return report, g.left(0, 0, nil)
 	}

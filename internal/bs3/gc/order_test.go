@@ -6,6 +6,7 @@ import (
 	"slices"
 	"testing"
 
+	"bs3/internal/bs3/checkpoint"
 	"bs3/internal/bs3/key"
 	"bs3/internal/bs3/layout"
 	"bs3/internal/bs3/mapproxy"
@@ -30,7 +31,7 @@ func (v *sorted) Objects(from key.Key, n int) ([]layout.ObjectInfo, bool, key.Ke
 // objects.
 func writtenAs(volumeBlocks int, blocks []int) *sorted {
 	v := &sorted{p: mapproxy.New(uint64(volumeBlocks)), at: make(map[key.Key][]int)}
-	v.g = New(Config{Log: v, Map: v.p.View(), Misses: func() uint64 { return 0 }, BlockSize: 4096, ChunkBlocks: testChunk})
+	v.g = New(Config{Log: v, Checkpoints: checkpoint.New(checkpoint.Config{}, nil, ""), Map: v.p.View(), Misses: func() uint64 { return 0 }, BlockSize: 4096, ChunkBlocks: testChunk})
 	v.write(blocks)
 	return v
 }

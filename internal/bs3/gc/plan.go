@@ -62,9 +62,11 @@ func (g *Collector) survey() ([]layout.ObjectInfo, usage) {
 	return found, used
 }
 
-// eachObject calls f for the objects of the table, some at a time, with the
-// durable key and the next one at that time, until ctx ends.
+// eachObject calls f for the objects of the table that no snapshot needs, some at a
+// time, with the durable key and the next one at that time, until ctx ends. To move
+// blocks out of an object that a snapshot needs would give back nothing.
 func (g *Collector) eachObject(ctx context.Context, f func(o layout.ObjectInfo, durable, next key.Key)) error {
+	held := g.c.Checkpoints.HeldAsKnown()
 	for from, more := key.Key(0), true; more; from += key.Key(g.c.Step) {
 		if err := ctx.Err(); err != nil {
 			return err
@@ -72,7 +74,9 @@ func (g *Collector) eachObject(ctx context.Context, f func(o layout.ObjectInfo, 
 		objects, left, durable, next := g.c.Log.Objects(from, g.c.Step)
 		more = left
 		for _, o := range objects {
-			f(o, durable, next)
+			if !held.Object(o.Key) {
+				f(o, durable, next)
+			}
 		}
 	}
 	return nil

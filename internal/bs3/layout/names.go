@@ -78,8 +78,12 @@ func ParseSnapshotName(name string) (k key.Key, nonce Nonce, err error) {
 // SnapshotPackName returns the name of the counter-th pack of leaves of a snapshot
 // that was made by the run nonce without an epoch.
 func SnapshotPackName(nonce Nonce, counter uint32) string {
-	return fmt.Sprintf("%s%s/%08x", SnapshotPrefix, nonce, counter)
+	return fmt.Sprintf("%s%08x", SnapshotPackPrefix(nonce), counter)
 }
+
+// SnapshotPackPrefix returns how the names of all packs start that were stored for
+// that snapshot.
+func SnapshotPackPrefix(nonce Nonce) string { return SnapshotPrefix + nonce.String() + "/" }
 
 // ParseSnapshotPackName is the inverse of SnapshotPackName. For anything that
 // SnapshotPackName does not return its error is ErrMagic.

@@ -76,6 +76,20 @@ func called(c *layout.Checkpoint, name string) bool {
 	return err == nil && c.Key == k && c.Nonce == nonce
 }
 
+// Apply applies obj, the next object of the log, whose first sequence number must be
+// seq, to maps. It returns the sequence number that comes next. Error: layout.ErrDamaged,
+// and nothing is applied.
+func Apply(maps *mapproxy.Proxy, seq uint64, obj *layout.Object, blockSize int) (next uint64, err error) {
+	if err := Fits(obj, blockSize, maps.Blocks()); err != nil {
+		return seq, err
+	}
+	if obj.FirstSeq != seq {
+		return seq, fmt.Errorf("object %d: %w: sequence number %d where %d is next", obj.Key, layout.ErrDamaged, obj.FirstSeq, seq)
+	}
+	maps.Apply(obj)
+	return obj.NextSeq(), nil
+}
+
 // Loaders is how many packs are read and decoded at a time.
 const Loaders = 8
 
