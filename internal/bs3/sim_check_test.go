@@ -188,6 +188,7 @@ func (w *simWorld) observePut(by, name string, data []byte) {
 		if !slices.Contains(w.named, w.damaged) {
 			w.damaged = ""
 		}
+		w.observeSnapshots(by, v)
 		if n := len(w.claims); v.Epoch > 0 && (n == 0 || w.claims[n-1].epoch < v.Epoch) {
 			d := w.daemon(by)
 			d.epoch = v.Epoch
@@ -440,7 +441,10 @@ func (w *simWorld) damage(r func(n int) int) {
 		w.failLocked("BASE: checkpoint %s, which the record names: %v", name, err)
 		return
 	}
-	w.damaged = name
+	if slices.ContainsFunc(w.held, func(s layout.Snapshot) bool { return s.Directory == name }) {
+		return
+	}
+	w.damaged, w.everDamaged[name] = name, true
 	w.count["checkpoints damaged"]++
 	w.logLocked("%s is damaged", simName(name))
 	if r(2) == 0 {

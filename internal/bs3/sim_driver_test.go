@@ -126,9 +126,14 @@ func newSimRun(seed uint64) *simRun {
 	for i := range simKinds {
 		total += weight(i)
 	}
+	rushes, snapshots := 0, 0
 	if run.cfg.logSize > 0 {
-		total += simRushes
+		rushes = simRushes
 	}
+	if snaps := rand.New(rand.NewPCG(seed, 0x5a9)); snaps.IntN(3) == 0 {
+		snapshots = simSnapshots
+	}
+	total += rushes + snapshots
 	gap := ms(0.3, 1, 4)
 	for range 60 + r.IntN(120) {
 		at := r.IntN(total)
@@ -139,6 +144,8 @@ func newSimRun(seed uint64) *simRun {
 		what := "rush"
 		if i < len(simKinds) {
 			what = simKinds[i].what
+		} else if at >= rushes {
+			what = "snapshot"
 		}
 		op := simOp{what: what, gap: 1 + time.Duration(r.ExpFloat64()*float64(gap))}
 		if r.IntN(12) == 0 {
@@ -184,8 +191,11 @@ func (run *simRun) drive(w *simWorld) {
 			break
 		}
 		w.log("#%d %s", i, op.what)
-		if op.what == "rush" {
+		switch op.what {
+		case "rush":
 			run.rush(w, op)
+		case "snapshot":
+			run.snapshot(w, op)
 		}
 		for _, k := range simKinds {
 			if k.what == op.what {
@@ -517,7 +527,11 @@ func (run *simRun) finish(w *simWorld) {
 			w.fail("FINAL: %s cannot open: %v", d.name, d.openErr)
 			return
 		}
+		if i == 1 {
+			w.removeSnapshots(d, w.random("remove", 0).IntN)
+		}
 		run.settle(w, d)
+		w.checkSnapshots(d.e)
 		if i == 0 && r.IntN(2) == 0 {
 			d.kill()
 			continue

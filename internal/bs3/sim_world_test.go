@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"bs3/internal/bs3/key"
+	"bs3/internal/bs3/layout"
 	"bs3/internal/bs3/objproxy/objtest"
 )
 
@@ -32,27 +33,31 @@ type simWorld struct {
 	over  chan struct{} // closed at the end: what is still on its way is dropped
 	late  sync.WaitGroup
 
-	mu       sync.Mutex
-	busy     map[int64]struct{} // nanoseconds that are taken
-	turns    []*simTurn         // requests of this instant
-	calm     bool               // nothing goes wrong any more
-	caches   bool               // hosts have disks for local logs and caches
-	events   []simEvent
-	broken   error                 // the first broken promise
-	stored   map[key.Key]simStored // by the key, also of what was deleted since
-	deleted  map[key.Key]bool
-	named    []string // the checkpoints that the record names
-	spoiled  bool     // it lost all of them
-	damaged  string   // a checkpoint that was damaged, for as long as the record names it
-	claims   []simClaim
-	sessions []*simSession
-	flushed  []simFlush
-	synced   []simSynced
-	daemons  []*simDaemon
-	hosts    []*simHost
-	writes   uint64 // stamps given out
-	requests int    // that reached the store
-	count    map[string]int
+	mu      sync.Mutex
+	busy    map[int64]struct{} // nanoseconds that are taken
+	turns   []*simTurn         // requests of this instant
+	calm    bool               // nothing goes wrong any more
+	caches  bool               // hosts have disks for local logs and caches
+	events  []simEvent
+	broken  error                 // the first broken promise
+	stored  map[key.Key]simStored // by the key, also of what was deleted since
+	deleted map[key.Key]bool
+	named   []string // the checkpoints that the record names
+	spoiled bool     // it lost all of them
+	damaged string   // a checkpoint that was damaged, for as long as the record names it
+	claims  []simClaim
+
+	snapshots   map[simSnapshot][]simRec // that the record has named, and the history that each holds
+	held        []layout.Snapshot        // that it names
+	everDamaged map[string]bool          // checkpoints
+	sessions    []*simSession
+	flushed     []simFlush
+	synced      []simSynced
+	daemons     []*simDaemon
+	hosts       []*simHost
+	writes      uint64 // stamps given out
+	requests    int    // that reached the store
+	count       map[string]int
 }
 
 // simNetwork says how bad the network of a run is.
@@ -82,6 +87,7 @@ func newSimWorld(seed uint64, root string, net simNetwork) *simWorld {
 		seed: seed, start: time.Now(), net: net, root: root,
 		store: objtest.NewMemory(), over: make(chan struct{}),
 		busy: make(map[int64]struct{}), stored: make(map[key.Key]simStored), deleted: make(map[key.Key]bool), count: make(map[string]int),
+		snapshots: make(map[simSnapshot][]simRec), everDamaged: make(map[string]bool),
 	}
 }
 
