@@ -62,10 +62,26 @@ var rulesOut = []ruleOut{
 		return nil, err
 	}
 `}, {"checkpoint/checkpoint.go", `
-	if err := o.Change(ctx, func(v *layout.Volume) error { v.Checkpoints = names; return nil }); err != nil {
+		v.Checkpoints = names
+`, `
+		if true {
+			return errUncommitted
+		}
+		v.Checkpoints = names
+`}, {"checkpoint/checkpoint.go", `
+	if err != nil {
 		return fmt.Errorf("commit: %w", err)
 	}
 `, `
+	if err != nil && !errors.Is(err, errUncommitted) {
+		return fmt.Errorf("commit: %w", err)
+	}
+`}, {"checkpoint/checkpoint.go", `
+// Log is the log that checkpoints are made of.
+`, `
+var errUncommitted = errors.New("uncommitted")
+
+// Log is the log that checkpoints are made of.
 `}}},
 	{"CKEPOCH", "roll-forward from a checkpoint starts with any epoch", []ruleEdit{{"recover.go", `
 			r.Seq, r.at, r.base = c.NextSeq, volume.After(c.Checkpoint), name
@@ -404,7 +420,7 @@ import (
 	{"UNKNOWN", "what is left behind is reckoned before it is known whether the commit was done", []ruleEdit{{"checkpoint/checkpoint.go", `
 		return fmt.Errorf("commit: %w", err)
 `, `
-		k.committed(k.Kept())
+		k.committed(k.Kept(), k.HeldAsKnown())
 		return fmt.Errorf("commit: %w", err)
 `}}},
 	{"CKNAME", "the name of a checkpoint is used again", []ruleEdit{{"checkpoint/checkpoint.go", `
@@ -414,20 +430,20 @@ import (
 		_, err := k.c.Store.Put(ctx, n, objproxy.Body{Data: b}, objproxy.Condition{})
 `}}},
 	{"GATE", "what is dead in the newest checkpoint is deleted", []ruleEdit{{"gc/dead.go", `
-	keys := g.deletable(kept[0])
+	keys := g.deletable(kept[0], held)
 	if len(keys) == 0 {
 `, `
-	keys := g.deletable(kept[len(kept)-1])
+	keys := g.deletable(kept[len(kept)-1], held)
 	if len(keys) == 0 {
 `}}},
 	{"GATE'", "what is dead now is deleted", []ruleEdit{{"gc/dead.go", `
-	keys := g.deletable(kept[0])
+	keys := g.deletable(kept[0], held)
 	if len(keys) == 0 {
 `, `
 	var keys []key.Key
 	some, _, durable, _ := g.c.Log.Objects(0, 1<<20)
 	for _, o := range some {
-		if o.Live == 0 && !o.Fence && o.Key <= durable {
+		if o.Live == 0 && !o.Fence && o.Key <= durable && !held.Object(o.Key) {
 			keys = append(keys, o.Key)
 		}
 	}
@@ -564,5 +580,43 @@ func (e *Readers) Retire(f func()) { f() }
 		crcs[i] = layout.CRC(data[i*layout.Stride(int(f.BlockSize)):][:f.BlockSize])
 	}
 	return f, data, crcs, nil
+`}}},
+	{"OUTSEEN", "a writer does not take in the snapshots that others make", []ruleEdit{{"checkpoint/snapshot.go", `
+	named := k.c.Owner.Snapshots()
+`, `
+	named := slices.DeleteFunc(k.c.Owner.Snapshots(), func(s layout.Snapshot) bool {
+		_, _, err := layout.ParseSnapshotName(s.Directory)
+		return err == nil
+	})
+`}}},
+	{"OUTSWEEP", "packs that a snapshot shares with a checkpoint are swept", []ruleEdit{{"checkpoint/sweep.go", `
+	maps.Copy(l.needed, held.names)
+`, `
+	maps.Copy(l.needed, map[string]bool{})
+`}}},
+	{"OUTKEPT", "an outsider commits also if the checkpoint that it began from is kept no more", []ruleEdit{{"checkpoint/outside.go", `
+	return slices.Contains(v.Checkpoints, o.base.Name)
+`, `
+	return slices.Contains(v.Checkpoints, o.base.Name) || true
+`}}},
+	{"OUTGONE", "a snapshot is forgotten while the record names it", []ruleEdit{{"checkpoint/snapshot.go", `
+	for _, s := range named {
+		n, known`, `
+	for _, s := range named[min(1, len(named)):] {
+		n, known`}}},
+	{"OUTONCE", "who does not know whether its snapshot was committed commits the same again", []ruleEdit{{"checkpoint/outside.go", `
+	if hasSnapshot(now, s) {
+		return nil
+	}
+	return volume.ErrMoved
+`, `
+	if hasSnapshot(now, s) {
+		return nil
+	}
+	return o.commit(ctx, s)
+`}}},
+	{"SNAPHELD", "objects that only a snapshot needs are deleted", []ruleEdit{{"gc/dead.go", `slices.DeleteFunc(slices.Sorted(maps.Keys(k.Dead)), held.Object)`, `slices.DeleteFunc(slices.Sorted(maps.Keys(k.Dead)), func(key.Key) bool { return false })`}}},
+	{"SNAPALL", "what an unreadable snapshot needs is taken for nothing", []ruleEdit{{"checkpoint/snapshot.go", `				n = needs{unknown: true}
+`, `				n = needs{}
 `}}},
 }

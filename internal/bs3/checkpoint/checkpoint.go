@@ -292,7 +292,7 @@ func (k *Keeper) store(ctx context.Context, cut volume.Cut, also func(v *layout.
 	}
 	held, err := k.Held(ctx) // before anything is deleted because of keep
 	if err != nil {
-		return fmt.Errorf("commit: %w", err)
+		return err
 	}
 	k.held.last = stored{leaves, cut.Map.Map().Generation()}
 	k.committed(keep, held)

@@ -1,0 +1,264 @@
+package bs3
+
+import (
+	"context"
+	"errors"
+	"testing"
+
+	"github.com/rs/zerolog"
+
+	"bs3/internal/bs3/checkpoint"
+	"bs3/internal/bs3/layout"
+	"bs3/internal/bs3/mapproxy"
+	"bs3/internal/bs3/objproxy"
+	"bs3/internal/bs3/objproxy/objtest"
+	"bs3/internal/bs3/volume"
+)
+
+// outside makes a snapshot with nothing but a way to the store.
+func (w *ruleWorld) outside(store objproxy.Store, name string) error {
+	_, err := checkpoint.SnapshotOutside(w.t.Context(), store, zerolog.Nop(), name)
+	return err
+}
+
+// snapshot makes one without an epoch.
+func (w *ruleWorld) snapshot(name string) {
+	w.t.Helper()
+	if err := w.outside(w.memory, name); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+// snapshotHolds demands that block has the stamp in a snapshot.
+func (w *ruleWorld) snapshotHolds(name string, stamp, block uint64) {
+	w.t.Helper()
+	ctx := w.t.Context()
+	v, _, err := volume.ReadRecord(ctx, w.memory)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	for _, s := range v.Snapshots {
+		if s.Name != name {
+			continue
+		}
+		m := mapproxy.New(uint64(v.Size) / uint64(v.BlockSize))
+		if _, err := volume.LoadMap(ctx, w.memory, v.UUID, s.Directory, m); err != nil {
+			w.t.Fatalf("snapshot %s: %v", name, err)
+		}
+		loc := m.Get(block)
+		objects := volume.Objects{Store: w.memory, UUID: v.UUID, BlockSize: simBlockSize, Blocks: m.Blocks()}
+		_, stored, err := objects.Read(ctx, loc.Key(), make([]byte, 1<<20))
+		if err != nil {
+			w.t.Fatalf("snapshot %s, block %d: %v", name, block, err)
+		}
+		got, err := simRead(stored[int(loc.Index())*layout.Stride(simBlockSize):][:simBlockSize], block)
+		if err != nil || got != stamp {
+			w.t.Fatalf("snapshot %s, block %d: write %d, not %d: %v", name, block, got, stamp, err)
+		}
+		return
+	}
+	w.t.Fatalf("the record does not name snapshot %s", name)
+}
+
+// overwritten writes what was written before once more, and has all deleted of it
+// that may be.
+func (x *ruleWriter) overwritten(stamp uint64, blocks ...uint64) {
+	x.w.t.Helper()
+	x.write(stamp, blocks...)
+	for range layout.MaxCheckpoints + 1 {
+		x.checkpoint()
+	}
+	x.collect()
+}
+
+// TestRuleOUTSEEN: a writer keeps what a snapshot needs that somebody else has made.
+func TestRuleOUTSEEN(t *testing.T) {
+	inRuleWorld(t, func(t *testing.T, w *ruleWorld) {
+		a := w.open("a")
+		a.write(1, 0, 1)
+		a.checkpoint()
+		w.snapshot("s")
+		a.overwritten(2, 0, 1)
+		w.snapshotHolds("s", 1, 0)
+		a.kill()
+		b := w.open("b") // which finds it in the record
+		b.overwritten(3, 0, 1)
+		w.snapshotHolds("s", 1, 1)
+		w.intact()
+	})
+}
+
+// TestRuleOUTSWEEP: a writer keeps the packs that such a snapshot shares with a
+// checkpoint.
+func TestRuleOUTSWEEP(t *testing.T) {
+	inRuleWorld(t, func(t *testing.T, w *ruleWorld) {
+		a := w.open("a")
+		a.write(1, 0)
+		a.write(1, layout.LeafBlocks)
+		a.checkpoint()
+		a.write(2, 0)
+		a.flush()
+		w.snapshot("s")
+		a.overwritten(3, 0)
+		a.overwritten(3, layout.LeafBlocks)
+		w.snapshotHolds("s", 2, 0)
+		w.snapshotHolds("s", 1, layout.LeafBlocks)
+		w.intact()
+	})
+}
+
+// TestRuleOUTKEPT: a snapshot whose making takes longer than the checkpoint is kept
+// that it began from is begun again.
+func TestRuleOUTKEPT(t *testing.T) {
+	inRuleWorld(t, func(t *testing.T, w *ruleWorld) {
+		a := w.open("a")
+		a.write(1, 0)
+		a.checkpoint()
+		way := newRuleWay(w.memory)
+		held := way.add(below(layout.SnapshotPrefix, objtest.Put), false)
+		done := make(chan error, 1)
+		go func() { done <- w.outside(way, "s") }()
+		held.wait(t)
+		a.overwritten(2, 0)
+		held.letGo()
+		if err := <-done; err != nil {
+			t.Fatal(err)
+		}
+		w.snapshotHolds("s", 2, 0)
+		a.overwritten(3, 0)
+		w.snapshotHolds("s", 2, 0)
+		if names := w.names(layout.SnapshotPrefix); len(names) != 1 { // all else is shared
+			t.Errorf("of the first try there is left: %v", names)
+		}
+		w.intact()
+	})
+}
+
+// TestRuleOUTGONE: a writer forgets a snapshot when the record does, and not before.
+func TestRuleOUTGONE(t *testing.T) {
+	inRuleWorld(t, func(t *testing.T, w *ruleWorld) {
+		a := w.open("a")
+		a.write(1, 0)
+		a.flush()
+		w.snapshot("s")
+		a.overwritten(2, 0)
+		w.snapshot("t")
+		a.overwritten(3, 0)
+		w.snapshotHolds("s", 1, 0)
+		w.snapshotHolds("t", 2, 0)
+		before := a.e.Status().Objects
+		if err := checkpoint.RemoveSnapshotOutside(t.Context(), w.memory, zerolog.Nop(), "s"); err != nil {
+			t.Fatal(err)
+		}
+		a.overwritten(4, 0)
+		w.snapshotHolds("t", 2, 0)
+		if after := a.e.Status().Objects; after >= before {
+			t.Errorf("%d objects, with the snapshot it was %d", after, before)
+		}
+		w.intact()
+	})
+}
+
+// TestRuleOUTONCE: who does not know whether its snapshot was committed, and does not
+// find it in the record, makes another one: it may have been removed since, with all
+// that was stored for it.
+func TestRuleOUTONCE(t *testing.T) {
+	inRuleWorld(t, func(t *testing.T, w *ruleWorld) {
+		a := w.open("a")
+		a.write(1, 0)
+		a.flush()
+		puts := 0
+		way := &objtest.Hooks{Inner: w.memory, After: func(_ context.Context, op objtest.Op, err error) error {
+			if !isVolumePut(op) {
+				return err
+			}
+			if puts++; puts == 1 { // the answer is lost, and the next try finds another record
+				if err := checkpoint.RemoveSnapshotOutside(t.Context(), w.memory, zerolog.Nop(), "s"); err != nil {
+					t.Error(err)
+				}
+				return objproxy.ErrExists
+			}
+			return err
+		}}
+		if err := w.outside(way, "s"); err != nil {
+			t.Fatal(err)
+		}
+		w.snapshotHolds("s", 1, 0)
+		w.intact()
+	})
+}
+
+// A snapshot of the writer itself holds what was acknowledged before it was asked for,
+// takes a checkpoint only if there is something new, and what it alone needs goes with
+// it.
+func TestSnapshotOfWriter(t *testing.T) {
+	inRuleWorld(t, func(t *testing.T, w *ruleWorld) {
+		ctx := t.Context()
+		a := w.open("a")
+		a.write(1, 0)
+		for _, name := range []string{"s", "t"} {
+			if _, err := a.e.Snapshot(ctx, name); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if names := w.names(layout.CheckpointPrefix); len(names) != 1 {
+			t.Errorf("two snapshots of the same state have checkpoints %v", names)
+		}
+		if _, err := a.e.Snapshot(ctx, "s"); !errors.Is(err, checkpoint.ErrSnapshotExists) {
+			t.Errorf("the same name again: %v", err)
+		}
+		if _, err := a.e.Snapshot(ctx, "a/b"); !errors.Is(err, layout.ErrDamaged) {
+			t.Errorf("a name that is none: %v", err)
+		}
+		if err := a.e.RemoveSnapshot(ctx, "u"); !errors.Is(err, checkpoint.ErrNoSnapshot) {
+			t.Errorf("remove one that is not there: %v", err)
+		}
+		a.overwritten(2, 0)
+		for _, name := range []string{"s", "t"} {
+			w.snapshotHolds(name, 1, 0)
+			if err := a.e.RemoveSnapshot(ctx, name); err != nil {
+				t.Fatal(err)
+			}
+		}
+		a.collect()
+		if objects, names := a.e.Status().Objects, w.names(layout.CheckpointPrefix); objects > 2 || len(names) != layout.MaxCheckpoints {
+			t.Errorf("without snapshots there are %d objects, and checkpoints %v", objects, names)
+		}
+		w.intact()
+	})
+}
+
+// TestRuleSNAPALL: while there is no telling what a snapshot needs, nothing is deleted, and the volume
+// goes on; without it, all is as before.
+func TestRuleSNAPALL(t *testing.T) {
+	inRuleWorld(t, func(t *testing.T, w *ruleWorld) {
+		ctx := t.Context()
+		a := w.open("a")
+		a.write(1, 0)
+		a.flush()
+		w.snapshot("s")
+		name := w.names(layout.SnapshotPrefix)[0]
+		b, _, err := volume.ReadAll(ctx, w.memory, name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b[len(b)/2] ^= 1
+		if _, err := w.memory.Put(ctx, name, objproxy.Body{Data: b}, objproxy.Condition{}); err != nil {
+			t.Fatal(err)
+		}
+		before := a.e.Status().Objects
+		a.overwritten(2, 0)
+		if after := a.e.Status().Objects; after <= before {
+			t.Errorf("%d objects of %d are left", after, before)
+		}
+		if err := a.e.RemoveSnapshot(ctx, "s"); err != nil {
+			t.Fatal(err)
+		}
+		a.collect()
+		if after := a.e.Status().Objects; after > before {
+			t.Errorf("without the snapshot there are %d objects, before there were %d", after, before)
+		}
+		a.holds(2, 0)
+		w.intact()
+	})
+}
