@@ -121,6 +121,9 @@ func printFsck(out io.Writer, r *fsck.Report, quiet bool) error {
 	row("map", "%s", mapSource(r))
 	row("live data", "%s, in objects of %s", size(r.LiveBytes), size(r.StoredBytes))
 	row("dead objects", "%d of %s, which garbage collection will free", r.DeadObjects, size(r.DeadBytes))
+	if len(r.Snapshots) > 0 {
+		row("held by snapshots", "%d objects of %s, which only they need", r.HeldObjects, size(r.HeldBytes))
+	}
 	if r.GoneObjects > 0 {
 		row("", "%d more are in the object table, and deleted", r.GoneObjects)
 	}

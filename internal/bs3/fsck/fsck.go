@@ -64,6 +64,7 @@ const (
 	KindObject     Kind = "object"     // footer or records of an object of the log
 	KindMap        Kind = "map"        // the map of a checkpoint is not what the log makes
 	KindLive       Kind = "live"       // the object table of a checkpoint
+	KindSnapshot   Kind = "snapshot"   // a snapshot, without its leaves
 	KindData       Kind = "data"       // a data block does not have its checksum
 	KindGap        Kind = "gap"        // objects above the end of the log, of its last writer
 	KindLeftover   Kind = "leftover"   // something that nothing needs
@@ -88,6 +89,7 @@ type Report struct {
 	Epoch       uint64      `json:"epoch"`       // of the last writer
 	Released    bool        `json:"released"`    // by it
 	Checkpoints []string    `json:"checkpoints"` // that the record names, oldest first
+	Snapshots   []string    `json:"snapshots"`   // that it names, in the order in which they were made
 
 	FromStart bool    `json:"from_start"` // the whole log is there, and the map was made from its first object on
 	LogEnd    key.Key `json:"log_end"`    // the first key that is not of the log
@@ -96,8 +98,10 @@ type Report struct {
 	Restarts  int     `json:"restarts"`   // because the writer had replaced what was being read
 
 	LiveBytes   int64 `json:"live_bytes"`   // that the map needs
-	DeadObjects int   `json:"dead_objects"` // of the log, that nothing in the map needs
+	DeadObjects int   `json:"dead_objects"` // of the log, that neither the map nor a snapshot needs
 	DeadBytes   int64 `json:"dead_bytes"`   // their size: garbage collection gives it back
+	HeldObjects int   `json:"held_objects"` // of the log, that the map does not need and a snapshot does
+	HeldBytes   int64 `json:"held_bytes"`   // their size
 	GoneObjects int   `json:"gone_objects"` // that the newest checkpoint lists as dead, and that were deleted since
 	StoredBytes int64 `json:"stored_bytes"` // size of all objects of the log, and leftovers
 
@@ -130,7 +134,7 @@ const (
 func Check(ctx context.Context, store objproxy.Store, opts Options) (*Report, error) {
 	for restarts := 0; ; restarts++ {
 		f := &check{store: store, opts: opts, bad: make(map[key.Key]bool)}
-		f.report = &Report{Restarts: restarts, Checkpoints: []string{}, Findings: []Finding{}}
+		f.report = &Report{Restarts: restarts, Checkpoints: []string{}, Snapshots: []string{}, Findings: []Finding{}}
 		err := f.run(ctx)
 		switch {
 		case err == nil:
@@ -145,16 +149,18 @@ func Check(ctx context.Context, store objproxy.Store, opts Options) (*Report, er
 
 // check is one try at checking a volume, as one volume record describes it.
 type check struct {
-	store   objproxy.Store
-	opts    Options
-	v       *layout.Volume
-	tails   volume.Tails
-	epoch   uint64 // the highest that a record was seen with
-	listed  listing
-	kept    []volume.Checkpoint // whose directory can be used, oldest first
-	walked  key.Key             // objects from here on were read in the order of the log
-	maps    *mapproxy.Proxy     // at the end of the log; nil if it is not known
-	counted bool                // the live counts of maps are what its leaves make
+	store     objproxy.Store
+	opts      Options
+	v         *layout.Volume
+	tails     volume.Tails
+	epoch     uint64 // the highest that a record was seen with
+	listed    listing
+	kept      []volume.Checkpoint    // whose directory can be used, oldest first
+	walked    key.Key                // objects from here on were read in the order of the log
+	maps      *mapproxy.Proxy        // at the end of the log; nil if it is not known
+	held      map[key.Key]heldObject // objects with blocks that a snapshot reads
+	heldNames map[string]bool        // directories and packs of snapshots
+	counted   bool                   // the live counts of maps are what its leaves make
 
 	mu     sync.Mutex // covers the rest
 	report *Report
@@ -191,6 +197,9 @@ func (f *check) run(ctx context.Context) error {
 	if err := f.checkLog(ctx); err != nil {
 		return err
 	}
+	if err := f.checkSnapshots(ctx); err != nil {
+		return err
+	}
 	if err := f.checkObjects(ctx); err != nil {
 		return err
 	}
@@ -220,13 +229,13 @@ func (f *check) noRecord(ctx context.Context, err error) error {
 }
 
 // moved reports whether the volume record names other checkpoints than those that
-// this try reads.
+// this try reads, or not all of its snapshots.
 func (f *check) moved(ctx context.Context) (bool, error) {
 	v, _, err := volume.ReadRecord(ctx, f.store)
 	if err != nil {
 		return false, err
 	}
-	return v.UUID != f.v.UUID || v.Deleted || !slices.Equal(v.Checkpoints, f.v.Checkpoints), nil
+	return v.UUID != f.v.UUID || v.Deleted || !slices.Equal(v.Checkpoints, f.v.Checkpoints) || f.removed(v), nil
 }
 
 // found adds a finding.

@@ -69,6 +69,12 @@ func (f *check) checkTable(c volume.Checkpoint) {
 			wrong("it is at epoch %d and write %d, but %s before it at %d and %d", c.KeyEpoch, c.NextSeq, before.Name, before.KeyEpoch, before.NextSeq)
 		}
 	}
+	f.checkEpochs(c, KindCheckpoint)
+}
+
+// checkEpochs checks the order of the epochs in the object table of c.
+func (f *check) checkEpochs(c volume.Checkpoint, kind Kind) {
+	wrong := func(format string, args ...any) { f.found(SeverityError, kind, c.Name, format, args...) }
 	var epoch uint64
 	for _, o := range c.Objects {
 		switch {

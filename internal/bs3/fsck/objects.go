@@ -68,6 +68,8 @@ type wanted struct {
 	key  key.Key
 	info layout.ObjectInfo
 	told bool // by a checkpoint
+
+	snapshot string // that needs it; empty: a kept checkpoint, or the map, does
 }
 
 // wanted returns the objects that are still to be read: those that a kept
@@ -78,8 +80,13 @@ func (f *check) wanted() []wanted {
 	for _, c := range f.kept {
 		for _, o := range c.Objects {
 			if o.Key < f.walked && (o.Live > 0 || o.Fence) || f.opts.Data && f.maps == nil && o.Live > 0 {
-				need[o.Key] = wanted{o.Key, o, true}
+				need[o.Key] = wanted{key: o.Key, info: o, told: true}
 			}
+		}
+	}
+	for k, h := range f.held {
+		if _, here := need[k]; !here && (k < f.walked || f.opts.Data) {
+			need[k] = wanted{key: k, info: h.info, told: true, snapshot: h.snapshot}
 		}
 	}
 	add := func(k key.Key) {
@@ -149,11 +156,7 @@ func (f *check) checkObject(ctx context.Context, w wanted) (*layout.Object, erro
 	t, err := f.tails.Read(ctx, w.key)
 	switch {
 	case errors.Is(err, objproxy.ErrNotFound):
-		given, err := f.givenBack(ctx, w.key)
-		if err == nil && !given {
-			f.foundIn(w.key, KindMissing, "it is not there, but %s", w.why())
-		}
-		return nil, err
+		return nil, f.notThere(ctx, w)
 	case volume.IsDamage(err):
 		f.foundErr(w.key, KindObject, err)
 		return nil, nil //nolint:nilnil // see above
@@ -188,8 +191,25 @@ func (f *check) checkObject(ctx context.Context, w wanted) (*layout.Object, erro
 	return o, nil
 }
 
+// notThere reports that an object is missing, unless it is needed no more.
+func (f *check) notThere(ctx context.Context, w wanted) error {
+	var given bool
+	var err error
+	if w.snapshot == "" {
+		given, err = f.givenBack(ctx, w.key)
+	} else if given, err = f.moved(ctx); given {
+		return volume.ErrMoved
+	}
+	if err == nil && !given {
+		f.foundIn(w.key, KindMissing, "it is not there, but %s", w.why())
+	}
+	return err
+}
+
 func (w wanted) why() string {
 	switch {
+	case w.snapshot != "":
+		return fmt.Sprintf("%d of its blocks are live in snapshot %s", w.info.Live, w.snapshot)
 	case !w.told:
 		return "the map needs it"
 	case w.info.Fence:
@@ -309,7 +329,9 @@ func (f *check) reportData(o *layout.Object, wrong []uint32) {
 		}
 		f.foundIn(o.Key, KindData, "data blocks that do not match their check values: %s%s", strings.Join(lost, ", "), more)
 	}
-	if dead > 0 {
+	if h, held := f.held[o.Key]; held && dead > 0 {
+		f.foundIn(o.Key, KindData, "%d data blocks that do not match their check values, of which snapshot %s may need some", dead, h.snapshot)
+	} else if dead > 0 {
 		f.found(SeverityInfo, KindData, o.Key.Name(), "object %d: %d data blocks that nothing needs do not match their check values", o.Key, dead)
 	}
 }
@@ -325,7 +347,7 @@ func (f *check) sumUp() {
 		}
 	}
 	for _, name := range f.listed.others {
-		if needed[name] || name == layout.ReserveName || slices.Contains(f.v.Checkpoints, name) {
+		if needed[name] || f.heldNames[name] || name == layout.ReserveName || slices.Contains(f.v.Checkpoints, name) {
 			continue
 		}
 		what := "not of the volume"
@@ -334,6 +356,8 @@ func (f *check) sumUp() {
 			what = "a checkpoint that the volume record does not name"
 		case strings.HasPrefix(name, layout.MapPrefix):
 			what = "a pack of leaves that no kept checkpoint needs"
+		case strings.HasPrefix(name, layout.SnapshotPrefix):
+			what = "of a snapshot that was not finished, or was deleted"
 		case strings.HasPrefix(name, objproxy.ProbePrefix):
 			what = "left by a probe of the store"
 		}
@@ -351,7 +375,11 @@ func (f *check) sumUp() {
 	r := f.report
 	for _, o := range f.listed.objects {
 		r.StoredBytes += o.size
+		_, held := f.held[o.key]
 		switch info, here := object(o.key); {
+		case held && (!here || info.Live == 0):
+			r.HeldObjects++
+			r.HeldBytes += o.size
 		case here && info.Live == 0 && !info.Fence:
 			r.DeadObjects++
 			r.DeadBytes += o.size
