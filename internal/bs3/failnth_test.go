@@ -14,7 +14,9 @@ import (
 
 	"github.com/rs/zerolog"
 
+	"bs3/internal/bs3/checkpoint"
 	"bs3/internal/bs3/gc"
+	"bs3/internal/bs3/mapproxy"
 	"bs3/internal/bs3/objproxy"
 	"bs3/internal/bs3/objproxy/objtest"
 	"bs3/internal/bs3/volume"
@@ -190,6 +192,7 @@ func (f *failRun) check(host string, lost bool) {
 		f.t.Fatalf("%d writes are there, %d were acknowledged", n, len(f.history))
 	}
 	f.compare(f.history[:n])
+	f.compareSnapshots()
 	// It must go on from here.
 	history, flushed := f.history, f.flushed
 	f.history = slices.Clone(f.history[:n])
@@ -200,6 +203,8 @@ func (f *failRun) check(host string, lost bool) {
 		f.t.Fatal(err)
 	}
 	f.compare(f.history)
+	f.history = history // which the snapshots are of
+	f.compareSnapshots()
 	if err := f.e.Close(f.t.Context()); err != nil {
 		f.t.Fatal(err)
 	}
@@ -221,6 +226,38 @@ func (f *failRun) compare(history []simRec) {
 			f.t.Fatalf("block %d holds write %d, not %d: %v", b, got, stamp, err)
 		}
 	}
+}
+
+// compareSnapshots reads all blocks of all snapshots.
+func (f *failRun) compareSnapshots() {
+	f.t.Helper()
+	ctx := f.t.Context()
+	v, _, err := volume.ReadRecord(ctx, f.store)
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	for _, s := range v.Snapshots {
+		m := mapproxy.New(f.e.opts.blocks())
+		c, err := volume.LoadMap(ctx, f.store, v.UUID, s.Directory, m)
+		if err != nil {
+			f.t.Fatalf("snapshot %s: %v", s.Name, err)
+		}
+		for b, stamp := range simFold(f.history[:c.NextSeq-1]) {
+			if got, err := simStoredAt(ctx, f.store, v, m, b); err != nil || got != stamp {
+				f.t.Fatalf("snapshot %s: block %d holds write %d, not %d: %v", s.Name, b, got, stamp, err)
+			}
+		}
+	}
+}
+
+// snapshotted is a volume with two snapshots, of which one shares its state with a
+// checkpoint, and one was made without an epoch.
+func snapshotted(f *failRun) {
+	f.do(f.open("a"), f.some(3))
+	_, err := f.e.Snapshot(f.t.Context(), "s")
+	f.do(err, f.some(2))
+	_, err = checkpoint.SnapshotOutside(f.t.Context(), f.store, zerolog.Nop(), "t")
+	f.do(err, f.some(3))
 }
 
 // failScenarios are what a store call may fail in. before runs on a store that
@@ -321,6 +358,26 @@ var failScenarios = []struct {
 	}, "b", false},
 	{"read", func(f *failRun) { f.do(f.open("a"), f.some(4), f.close(), f.open("a")) }, func(f *failRun) error {
 		return f.e.ReadAt(f.t.Context(), make([]byte, 4*simBlockSize), 0)
+	}, "a", false},
+	{"snapshot", func(f *failRun) { f.do(f.open("a"), f.some(2), f.e.Checkpoint(f.t.Context()), f.some(2)) }, func(f *failRun) error {
+		_, err := f.e.Snapshot(f.t.Context(), "s")
+		return errors.Join(err, f.some(2))
+	}, "a", false},
+	{"snapshot from outside", func(f *failRun) { f.do(f.open("a"), f.some(2), f.e.Checkpoint(f.t.Context()), f.some(2)) }, func(f *failRun) error {
+		_, err := checkpoint.SnapshotOutside(f.t.Context(), f.store, zerolog.Nop(), "s")
+		return errors.Join(err, f.e.Checkpoint(f.t.Context()))
+	}, "a", false},
+	{"remove snapshots", snapshotted, func(f *failRun) error {
+		ctx := f.t.Context()
+		return errors.Join(f.e.RemoveSnapshot(ctx, "s"), f.e.RemoveSnapshot(ctx, "t"))
+	}, "a", false},
+	{"remove snapshots from outside", snapshotted, func(f *failRun) error {
+		ctx := f.t.Context()
+		return errors.Join(checkpoint.RemoveSnapshotOutside(ctx, f.store, zerolog.Nop(), "s"), checkpoint.RemoveSnapshotOutside(ctx, f.store, zerolog.Nop(), "t"))
+	}, "a", false},
+	{"collect garbage beside snapshots", snapshotted, func(f *failRun) error {
+		_, err := f.e.GC(f.t.Context())
+		return err
 	}, "a", false},
 	{"log: first open", func(*failRun) {}, func(f *failRun) error { return f.open("a") }, "a", true},
 	{"log: write and flush", func(f *failRun) { f.do(f.open("a"), f.some(2)) }, func(f *failRun) error { return f.some(6) }, "a", true},

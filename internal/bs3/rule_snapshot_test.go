@@ -45,14 +45,7 @@ func (w *ruleWorld) snapshotHolds(name string, stamp, block uint64) {
 		if _, err := volume.LoadMap(ctx, w.memory, v.UUID, s.Directory, m); err != nil {
 			w.t.Fatalf("snapshot %s: %v", name, err)
 		}
-		loc := m.Get(block)
-		objects := volume.Objects{Store: w.memory, UUID: v.UUID, BlockSize: simBlockSize, Blocks: m.Blocks()}
-		_, stored, err := objects.Read(ctx, loc.Key(), make([]byte, 1<<20))
-		if err != nil {
-			w.t.Fatalf("snapshot %s, block %d: %v", name, block, err)
-		}
-		got, err := simRead(stored[int(loc.Index())*layout.Stride(simBlockSize):][:simBlockSize], block)
-		if err != nil || got != stamp {
+		if got, err := simStoredAt(ctx, w.memory, v, m, block); err != nil || got != stamp {
 			w.t.Fatalf("snapshot %s, block %d: write %d, not %d: %v", name, block, got, stamp, err)
 		}
 		return

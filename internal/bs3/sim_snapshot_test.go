@@ -187,7 +187,7 @@ func (w *simWorld) checkSnapshots(e *Engine) {
 			w.failLocked("SNAPSHOT: %s maps %d blocks, its history leaves %d", s.Name, m.Mapped(), len(want))
 		}
 		for block, stamp := range want {
-			if got, err := w.readAt(ctx, e, v.UUID, m.Get(block), block); err != nil || got != stamp {
+			if got, err := simStoredAt(ctx, w.store, v, m, block); err != nil || got != stamp {
 				w.failLocked("SNAPSHOT: %s, block %d: write %d, not %d: %v", s.Name, block, got, stamp, err)
 			}
 		}
@@ -203,14 +203,14 @@ func (w *simWorld) checkSnapshots(e *Engine) {
 	}
 }
 
-// readAt returns the stamp of the block at loc in the store, past the network.
-func (w *simWorld) readAt(ctx context.Context, e *Engine, uuid layout.UUID, loc layout.Location, block uint64) (uint64, error) {
+// simStoredAt returns what block holds in the store by the map m of volume v.
+func simStoredAt(ctx context.Context, store objproxy.Store, v *layout.Volume, m *mapproxy.Proxy, block uint64) (stamp uint64, err error) {
+	loc := m.Get(block)
 	if !loc.Mapped() {
 		return 0, errors.New("it is not mapped")
 	}
-	objects := volume.Objects{Store: w.store, UUID: uuid, BlockSize: simBlockSize, Blocks: e.opts.blocks()}
-	buf := make([]byte, 1<<20)
-	_, stored, err := objects.Read(ctx, loc.Key(), buf)
+	objects := volume.Objects{Store: store, UUID: v.UUID, BlockSize: simBlockSize, Blocks: m.Blocks()}
+	_, stored, err := objects.Read(ctx, loc.Key(), make([]byte, 1<<20))
 	if err != nil {
 		return 0, err
 	}
