@@ -31,6 +31,8 @@ type failRun struct {
 	tidy   bool     // collections by time merge and sort
 	disk   *simDisk // of the local log, in its mode
 
+	damaged bool // a checkpoint is, by the test
+
 	e       *Engine
 	history []simRec
 	flushed int // of the history, by an acknowledged flush
@@ -183,6 +185,13 @@ func (f *failRun) check(host string, lost bool) {
 	}
 	if err := f.open(host); err != nil {
 		f.t.Fatalf("open (state lost: %v): %v", lost, err)
+	}
+	v, _, err := volume.ReadRecord(f.t.Context(), f.store)
+	f.do(err)
+	for _, name := range v.Checkpoints {
+		if _, err := volume.ReadCheckpoint(f.t.Context(), f.store, v.UUID, name); err != nil && !f.damaged {
+			f.t.Errorf("a checkpoint that the record names: %v", err)
+		}
 	}
 	n := int(f.e.log.Now().Seq - 1)
 	switch {
@@ -341,6 +350,7 @@ var failScenarios = []struct {
 		f.kill()
 		v, _, err := volume.ReadRecord(f.t.Context(), f.memory)
 		f.do(err, f.memory.Delete(f.t.Context(), v.Checkpoints[1:]))
+		f.damaged = true
 	}, func(f *failRun) error {
 		if err := f.open("a"); err != nil {
 			return err
@@ -369,7 +379,7 @@ var failScenarios = []struct {
 	}, "a", false},
 	{"remove snapshots", snapshotted, func(f *failRun) error {
 		ctx := f.t.Context()
-		return errors.Join(f.e.RemoveSnapshot(ctx, "s"), f.e.RemoveSnapshot(ctx, "t"))
+		return errors.Join(f.e.Checkpoint(ctx), f.e.RemoveSnapshot(ctx, "s"), f.e.RemoveSnapshot(ctx, "t"))
 	}, "a", false},
 	{"remove snapshots from outside", snapshotted, func(f *failRun) error {
 		ctx := f.t.Context()

@@ -212,14 +212,22 @@ func (k *Keeper) RemoveSnapshot(ctx context.Context, name string) error {
 	}
 	defer func() { <-k.writing }()
 	var d drop
-	if err := k.c.Owner.Change(ctx, func(v *layout.Volume) error { return d.from(v, name) }); err != nil {
+	var named []string
+	err := k.c.Owner.Change(ctx, func(v *layout.Volume) error {
+		named = slices.Clone(v.Checkpoints)
+		return d.from(v, name)
+	})
+	if err != nil {
 		return err
 	}
 	held, err := k.Held(ctx)
 	if err != nil {
 		return err
 	}
-	k.committed(k.Kept(), held) // nothing is under way, so what no checkpoint needs now is left behind
+	// A checkpoint may be named of which Write does not know that it was committed.
+	if kept := k.Kept(); slices.EqualFunc(kept, named, func(k Kept, name string) bool { return k.name == name }) {
+		k.committed(kept, held) // nothing is under way, so what no checkpoint needs now is left behind
+	}
 	return d.sweep(ctx, k.c.Store)
 }
 
