@@ -94,3 +94,45 @@ func (w *ruleWorld) put(name string, b []byte) {
 		w.t.Fatal(err)
 	}
 }
+
+// A record that is made again names all snapshots, whatever they were called.
+func TestRebuildKeepsSnapshots(t *testing.T) {
+	inRuleWorld(t, func(t *testing.T, w *ruleWorld) {
+		ctx := t.Context()
+		a := w.open("a")
+		a.write(1, 0)
+		if _, err := a.e.Snapshot(ctx, "s"); err != nil {
+			t.Fatal(err)
+		}
+		a.overwritten(2, 0)
+		w.snapshot("t")
+		a.overwritten(3, 0)
+		if err := a.close(); err != nil {
+			t.Fatal(err)
+		}
+		before, _, err := volume.ReadRecord(ctx, w.memory)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := w.memory.Delete(ctx, []string{layout.VolumeName}); err != nil {
+			t.Fatal(err)
+		}
+		r, err := fsck.Rebuild(ctx, w.memory, fsck.RebuildOptions{ChunkSize: before.ChunkSize, UsualSize: before.Size})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := r.Write(ctx, w.memory); err != nil {
+			t.Fatal(err)
+		}
+		names := make(map[string]string)
+		for _, s := range r.Record.Snapshots {
+			names[s.Directory] = s.Name
+		}
+		b := w.open("a")
+		b.overwritten(4, 0)
+		for i, s := range before.Snapshots {
+			w.snapshotHolds(names[s.Directory], uint64(i)+1, 0)
+		}
+		w.intact()
+	})
+}

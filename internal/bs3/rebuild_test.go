@@ -370,7 +370,8 @@ func TestRebuildOlderCheckpointNeedsMore(t *testing.T) {
 		if !slices.Equal(r.Record.Checkpoints, lost.Checkpoints[1:]) {
 			t.Errorf("without %s the checkpoints are %v", what, r.Record.Checkpoints)
 		}
-		if from := r.Values[len(r.Values)-1].From; !strings.Contains(from, fmt.Sprintf("object %d, which it needs, is not there", k)) {
+		named := slices.IndexFunc(r.Values, func(v fsck.Value) bool { return v.Name == "checkpoints" })
+		if from := r.Values[named].From; !strings.Contains(from, fmt.Sprintf("object %d, which it needs, is not there", k)) {
 			t.Errorf("without %s it says %s", what, from)
 		}
 		if k == died && r.Report.Err() != nil {

@@ -58,7 +58,7 @@ func Rebuild(ctx context.Context, store objproxy.Store, opts RebuildOptions) (*R
 	}
 	b := &rebuild{check: &check{store: store, opts: opts.Options}, store: store, opts: opts, damaged: make(map[key.Key]bool)}
 	b.of = make(map[layout.UUID]*parts)
-	for _, step := range []func(context.Context) error{b.list, b.readObjects, b.readCheckpoints, b.chooseVolume, b.chooseCheckpoints, b.checkEnd} {
+	for _, step := range []func(context.Context) error{b.list, b.readObjects, b.readCheckpoints, b.chooseVolume, b.chooseCheckpoints, b.checkEnd, b.keepSnapshots} {
 		if err := step(ctx); err != nil {
 			return nil, err
 		}
@@ -103,6 +103,7 @@ type rebuild struct {
 
 	keys        []key.Key // of the objects that are there, ascending
 	checkpoints []string  // names, ascending
+	outside     []string  // names of directories of snapshots that were made without an epoch
 	packs       bool      // there are packs of leaves, so there were checkpoints, or almost
 	epoch       uint64    // the highest in a name
 	oldest      time.Time // of all parts
@@ -115,6 +116,8 @@ type rebuild struct {
 	parts  *parts      // its
 	chosen []volume.Checkpoint
 	passed []string // why other checkpoints are not chosen
+
+	snapshots []layout.Snapshot // all else that verifies; how they were called is not known
 }
 
 // parts are what can be read of one volume.
@@ -138,6 +141,9 @@ func (b *rebuild) list(ctx context.Context) error {
 	b.check.begin("listing", 0)
 	err := volume.List(ctx, b.store, "", func(page []objproxy.Info) error {
 		for _, o := range page {
+			if _, _, err := layout.ParseSnapshotName(o.Name); err == nil {
+				b.outside = append(b.outside, o.Name)
+			}
 			if !volume.IsPart(o.Name) {
 				continue
 			}
@@ -277,6 +283,41 @@ func (b *rebuild) chooseCheckpoints(ctx context.Context) error {
 		default:
 			return err
 		}
+	}
+	return nil
+}
+
+// keepSnapshots takes for snapshots all checkpoints that verify and are not chosen, and
+// all directories of snapshots: which of them the record named, and how, is lost, and
+// what it named must not be deleted.
+func (b *rebuild) keepSnapshots(ctx context.Context) error {
+	var names []string
+	for _, c := range b.parts.checkpoints {
+		names = append(names, c.Name)
+	}
+	for _, name := range append(names, b.outside...) {
+		if slices.ContainsFunc(b.chosen, func(c volume.Checkpoint) bool { return c.Name == name }) {
+			continue
+		}
+		b.check.begin("snapshot "+name, 0)
+		c, err := volume.ReadCheckpoint(ctx, b.store, b.uuid, name)
+		if err == nil {
+			_, err = volume.LoadMap(ctx, b.store, b.uuid, name, mapproxy.New(c.Blocks))
+		}
+		if volume.IsDamage(err) {
+			continue // it may be a leftover
+		}
+		if err != nil {
+			return err
+		}
+		if slices.ContainsFunc(c.Objects, func(o layout.ObjectInfo) bool { return o.Live > 0 && !b.here(o.Key) }) {
+			continue
+		}
+		called := "recovered-" + name[strings.LastIndexByte(name, '/')+1:]
+		b.snapshots = append(b.snapshots, layout.Snapshot{Name: called, Directory: name, Created: time.Now()})
+	}
+	if len(b.snapshots) > layout.MaxSnapshots {
+		return fmt.Errorf("%w: %d checkpoints and snapshots are there, more than the record can name: move some away", volume.ErrRefused, len(b.snapshots))
 	}
 	return nil
 }
@@ -475,6 +516,14 @@ func (b *rebuild) record() (*Rebuilt, error) {
 		from += "; not " + strings.Join(b.passed, "; ")
 	}
 	value("checkpoints", from, "%s", orNone(v.Checkpoints))
+	v.Snapshots = b.snapshots
+	if n := len(v.Snapshots); n > 0 {
+		names := make([]string, n)
+		for i, s := range v.Snapshots {
+			names[i] = s.Name
+		}
+		value("snapshots", "all else that verifies; what they were called is not known, and some may be no more than leftovers: delete those that are not needed", "%s", strings.Join(names, ", "))
+	}
 	return r, nil
 }
 
