@@ -92,7 +92,7 @@ func serve(ctx context.Context, c config.Config, h *health, known table, o Optio
 			v.shown(shown)
 		}
 		event.Msg("serving")
-		h.serving(shown, c.Size)
+		h.serving(shown, v.Geometry().Size/config.GB)
 		if o.Serving != nil {
 			o.Serving(shown)
 		}
