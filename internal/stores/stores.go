@@ -54,8 +54,9 @@ type kind struct {
 	// toServe opens the store, and makes its directory or bucket if that is
 	// missing.
 	toServe func(context.Context) (objproxy.Store, error)
-	// toAsk opens the store as it is, and changes nothing. volume.ErrNoVolume says
-	// that there is no store that could hold a volume.
+	// toAsk opens the store as it is, and changes nothing; it goes on when its
+	// directory was away and is back. volume.ErrNoVolume says that there is no store
+	// that could hold a volume.
 	toAsk func(context.Context) (objproxy.Store, error)
 }
 
@@ -85,7 +86,7 @@ func directory(_ context.Context, c config.Config) (kind, error) {
 			if _, err := os.Stat(c.Dir.Path); err != nil {
 				return nil, fmt.Errorf("%w: %w", volume.ErrNoVolume, err)
 			}
-			return dir.OpenReadOnly(c.Dir.Path)
+			return dir.OpenLastingReadOnly(c.Dir.Path)
 		},
 	}, nil
 }
