@@ -61,9 +61,9 @@ func newRoot(a *app) *cobra.Command {
 		daemon.Flags().BoolVar(&a.forget, "forget-local-log", false,
 			"open the volume even if a local log that is not here may hold flushed writes, which are then lost")
 		daemon.Flags().StringVar(&a.snapshot, "snapshot", "",
-			"serve this snapshot of the volume instead, read-only and by NBD alone; the volume's own daemon may run meanwhile")
+			"serve the snapshot `NAME` instead of the volume, read-only and by NBD alone; the daemon of the volume may run meanwhile")
 		daemon.Flags().StringVar(&a.listen, "listen", "",
-			"with --snapshot, where: unix:PATH or tcp:HOST:PORT; by default the path of nbd.listen with .NAME behind it, NAME being the snapshot's")
+			"with --snapshot, the `ADDRESS` to serve it at, unix:PATH or tcp:HOST:PORT; by default the socket of nbd.listen with .NAME behind its path")
 		daemon.MarkFlagsMutuallyExclusive("snapshot", "takeover")
 		daemon.MarkFlagsMutuallyExclusive("snapshot", "forget-local-log")
 	}
