@@ -65,9 +65,12 @@ func (e *Engine) Done() <-chan struct{} { return e.life.Done() }
 func (e *Engine) Err() error { return e.life.Err() }
 
 // check refuses a request that is not made of whole blocks of the volume.
-func (e *Engine) check(off, n int64) error {
-	if bs := int64(e.opts.BlockSize); off < 0 || n < 0 || off%bs != 0 || n%bs != 0 || off > e.opts.Size || n > e.opts.Size-off {
-		return fmt.Errorf("request of %d bytes at %d is not whole blocks of %d bytes in a volume of %d", n, off, bs, e.opts.Size)
+func (e *Engine) check(off, n int64) error { return check(off, n, e.opts.Size, e.opts.BlockSize) }
+
+// check refuses a request that is not made of whole blocks of a volume.
+func check(off, n, size int64, blockSize int) error {
+	if bs := int64(blockSize); off < 0 || n < 0 || off%bs != 0 || n%bs != 0 || off > size || n > size-off {
+		return fmt.Errorf("request of %d bytes at %d is not whole blocks of %d bytes in a volume of %d", n, off, bs, size)
 	}
 	return nil
 }

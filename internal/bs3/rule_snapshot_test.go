@@ -9,7 +9,6 @@ import (
 
 	"bs3/internal/bs3/checkpoint"
 	"bs3/internal/bs3/layout"
-	"bs3/internal/bs3/mapproxy"
 	"bs3/internal/bs3/objproxy"
 	"bs3/internal/bs3/objproxy/objtest"
 	"bs3/internal/bs3/volume"
@@ -32,25 +31,9 @@ func (w *ruleWorld) snapshot(name string) {
 // snapshotHolds demands that block has the stamp in a snapshot.
 func (w *ruleWorld) snapshotHolds(name string, stamp, block uint64) {
 	w.t.Helper()
-	ctx := w.t.Context()
-	v, _, err := volume.ReadRecord(ctx, w.memory)
-	if err != nil {
+	if err := simCompare(w.t.Context(), w.memory, name, map[uint64]uint64{block: stamp}); err != nil {
 		w.t.Fatal(err)
 	}
-	for _, s := range v.Snapshots {
-		if s.Name != name {
-			continue
-		}
-		m := mapproxy.New(uint64(v.Size) / uint64(v.BlockSize))
-		if _, err := volume.LoadMap(ctx, w.memory, v.UUID, s.Directory, m); err != nil {
-			w.t.Fatalf("snapshot %s: %v", name, err)
-		}
-		if got, err := simStoredAt(ctx, w.memory, v, m, block); err != nil || got != stamp {
-			w.t.Fatalf("snapshot %s, block %d: write %d, not %d: %v", name, block, got, stamp, err)
-		}
-		return
-	}
-	w.t.Fatalf("the record does not name snapshot %s", name)
 }
 
 // overwritten writes what was written before once more, and has all deleted of it

@@ -123,17 +123,64 @@ func (run *simRun) outsider(w *simWorld, op simOp, name string, remove bool) {
 		w.mu.Unlock()
 		s, err := checkpoint.SnapshotOutside(ctx, store, zerolog.Nop(), name)
 		w.mu.Lock()
-		defer w.mu.Unlock()
+		made := err == nil && !c.lied()
 		switch {
 		case errors.Is(err, volume.ErrMoving):
 			w.count["snapshots overtaken"]++
-		case err == nil && !c.lied():
+		case made:
 			w.count["snapshots from outside"]++
 			for _, f := range flushed {
 				w.snapshotMade(c.name, s, f.history)
 			}
 		}
+		w.mu.Unlock()
+		if made {
+			w.readSnapshot(ctx, c, store, name, time.Duration(op.bits[3]%uint64(3*time.Second)))
+		}
 	})
+}
+
+// readSnapshot opens a snapshot as somebody with nothing but the store, and reads it
+// after a while, in which it may be removed: what is read is what it holds, or an error.
+func (w *simWorld) readSnapshot(ctx context.Context, c *simWire, store objproxy.Store, name string, after time.Duration) {
+	v, err := OpenSnapshot(ctx, Options{Store: store, Log: zerolog.Nop(), OpenFor: time.Minute}, name)
+	if err != nil {
+		return // it may be gone already
+	}
+	defer func() { _ = v.Close() }() // without a cache it has nothing to close
+	if objproxy.Sleep(ctx, after) != nil {
+		return
+	}
+	w.mu.Lock()
+	want := simFold(w.snapshots[simSnapshot{name, v.Snapshot().Directory}])
+	w.mu.Unlock()
+	for block := range uint64(v.Geometry().Size / simBlockSize) {
+		if extents, err := v.Allocation(ctx, int64(block)*simBlockSize, simBlockSize); err == nil && extents[0].Hole && want[block] == 0 {
+			continue
+		}
+		got, err := simStampAt(ctx, v, block)
+		removed := errors.Is(err, checkpoint.ErrNoSnapshot)
+		switch {
+		case removed:
+			w.add("snapshots removed under a reader", 1)
+			return
+		case err != nil && (ctx.Err() != nil || c.lied()):
+			return
+		case err != nil || got != want[block]:
+			w.fail("SNAPSHOT: %s reads block %d of %s: write %d, not %d: %v", c.name, block, name, got, want[block], err)
+			return
+		}
+	}
+	w.add("snapshots read", 1)
+}
+
+// simStampAt returns the stamp of a block of a snapshot.
+func simStampAt(ctx context.Context, v *SnapshotVolume, block uint64) (uint64, error) {
+	p := make([]byte, simBlockSize)
+	if err := v.ReadAt(ctx, p, int64(block)*simBlockSize); err != nil {
+		return 0, err
+	}
+	return simRead(p, block)
 }
 
 // removeSnapshots removes some of the snapshots of a volume at rest.
@@ -186,10 +233,8 @@ func (w *simWorld) checkSnapshots(e *Engine) {
 		if m.Mapped() != uint64(len(want)) {
 			w.failLocked("SNAPSHOT: %s maps %d blocks, its history leaves %d", s.Name, m.Mapped(), len(want))
 		}
-		for block, stamp := range want {
-			if got, err := simStoredAt(ctx, w.store, v, m, block); err != nil || got != stamp {
-				w.failLocked("SNAPSHOT: %s, block %d: write %d, not %d: %v", s.Name, block, got, stamp, err)
-			}
+		if err := simCompare(ctx, w.store, s.Name, want); err != nil {
+			w.failLocked("SNAPSHOT: %v", err)
 		}
 		w.count["snapshots checked"]++
 	}
@@ -203,20 +248,17 @@ func (w *simWorld) checkSnapshots(e *Engine) {
 	}
 }
 
-// simStoredAt returns what block holds in the store by the map m of volume v.
-func simStoredAt(ctx context.Context, store objproxy.Store, v *layout.Volume, m *mapproxy.Proxy, block uint64) (stamp uint64, err error) {
-	loc := m.Get(block)
-	if !loc.Mapped() {
-		return 0, errors.New("it is not mapped")
-	}
-	objects := volume.Objects{Store: store, UUID: v.UUID, BlockSize: simBlockSize, Blocks: m.Blocks()}
-	_, stored, err := objects.Read(ctx, loc.Key(), make([]byte, 1<<20))
+// simCompare returns an error if a snapshot does not read as it should.
+func simCompare(ctx context.Context, store objproxy.Store, name string, want map[uint64]uint64) error {
+	v, err := OpenSnapshot(ctx, Options{Store: store, Log: zerolog.Nop()}, name)
 	if err != nil {
-		return 0, err
+		return fmt.Errorf("snapshot %s: %w", name, err)
 	}
-	at := int(loc.Index()) * layout.Stride(simBlockSize)
-	if at+simBlockSize > len(stored) {
-		return 0, fmt.Errorf("object %d has no block %d", loc.Key(), loc.Index())
+	defer func() { _ = v.Close() }() // it has nothing to lose
+	for block, stamp := range want {
+		if got, err := simStampAt(ctx, v, block); err != nil || got != stamp {
+			return fmt.Errorf("snapshot %s, block %d: write %d, not %d: %w", name, block, got, stamp, err)
+		}
 	}
-	return simRead(stored[at:][:simBlockSize], block)
+	return nil
 }

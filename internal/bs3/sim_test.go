@@ -73,7 +73,7 @@ func TestSim(t *testing.T) {
 	if *simSeeds >= 200 && len(failed) == 0 {
 		for _, what := range []string{"opens", "replayed", "memory needed", "fenced", "fenced in open", "objects replaced", "checkpoints", "flushes", "reads", "writes",
 			"late puts", "late deletes", "torn", "wiped", "refused", "closed", "bases checked",
-			"log flushes", "logs needed", "log syncs failed", "disks lost", "disk caches", "disk hits", "moves", "objects deleted", "collections", "defrags", "defrags that moved", "tidied", "silent", "checkpoints damaged", "fscks", "snapshots", "snapshots from outside", "snapshots removed", "snapshots removed from outside", "snapshots checked", "objects held by snapshots", "spoiled", "wrong answers", "rotten"} {
+			"log flushes", "logs needed", "log syncs failed", "disks lost", "disk caches", "disk hits", "moves", "objects deleted", "collections", "defrags", "defrags that moved", "tidied", "silent", "checkpoints damaged", "fscks", "snapshots", "snapshots from outside", "snapshots removed", "snapshots removed from outside", "snapshots checked", "snapshots read", "snapshots removed under a reader", "objects held by snapshots", "spoiled", "wrong answers", "rotten"} {
 			if total[what] == 0 {
 				t.Errorf("no run had any %q: it is not tested", what)
 			}

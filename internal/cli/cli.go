@@ -33,6 +33,8 @@ type app struct {
 	local    bool   // use the built-in configuration, for a trial
 	takeover bool   // as if the configuration said takeover = "auto"
 	forget   bool   // open without the local log that the volume may need
+	snapshot string // that is served instead of the volume
+	listen   string // where; empty = the usual place
 }
 
 func newRoot(a *app) *cobra.Command {
@@ -58,6 +60,12 @@ func newRoot(a *app) *cobra.Command {
 			"open the volume even if another host did not release it, and fence off that host")
 		daemon.Flags().BoolVar(&a.forget, "forget-local-log", false,
 			"open the volume even if a local log that is not here may hold flushed writes, which are then lost")
+		daemon.Flags().StringVar(&a.snapshot, "snapshot", "",
+			"serve the snapshot `NAME` instead of the volume, read-only and by NBD alone; the daemon of the volume may run meanwhile")
+		daemon.Flags().StringVar(&a.listen, "listen", "",
+			"with --snapshot, the `ADDRESS` to serve it at, unix:PATH or tcp:HOST:PORT; by default the socket of nbd.listen with .NAME behind its path")
+		daemon.MarkFlagsMutuallyExclusive("snapshot", "takeover")
+		daemon.MarkFlagsMutuallyExclusive("snapshot", "forget-local-log")
 	}
 	root.AddCommand(
 		run,

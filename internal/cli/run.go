@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -21,6 +22,13 @@ func (a *app) run(cmd *cobra.Command, _ []string) error {
 		c.Takeover = config.TakeoverAuto
 	}
 	c.ForgetLocalLog = a.forget
+	if cmd.Flags().Changed("snapshot") {
+		if c, err = c.ForSnapshot(a.snapshot, a.listen); err != nil {
+			return err
+		}
+	} else if cmd.Flags().Changed("listen") {
+		return errors.New("--listen is for --snapshot; the volume itself is at nbd.listen")
+	}
 	outliveOutput()
 	log := newLogger(os.Stderr, c.Log, isTerminal(os.Stderr))
 	for _, name := range config.UnknownVariables(os.Environ()) { //nolint:forbidigo // only their names, to warn of misspelt ones
@@ -34,7 +42,7 @@ func (a *app) run(cmd *cobra.Command, _ []string) error {
 	})
 	defer stop()
 	return daemon.Run(ctx, c, daemon.Options{Log: log, Collect: collect, Serving: func(t daemon.Transport) {
-		if a.local && t.NBD != "" {
+		if a.local && t.NBD != "" && c.Snapshot == "" {
 			printHints(cmd.OutOrStdout(), t.NBD, c.Size)
 		}
 	}})

@@ -76,6 +76,9 @@ type Config struct {
 	// ForgetLocalLog is not a key; it is for one start. The volume is opened even if
 	// a local log that is not here may hold flushed writes.
 	ForgetLocalLog bool `toml:"-"`
+	// Snapshot is not a key either: the name of a snapshot of the volume, which is
+	// served instead of it. ForSnapshot sets it.
+	Snapshot string `toml:"-"`
 
 	Null        bool   `toml:"null" env:"BS3_NULL" env-description:"Serve a device that drops writes and reads zeros, to measure the transport"`
 	Store       string `toml:"store" env:"BS3_STORE" env-description:"Where the objects live: s3 or dir"`

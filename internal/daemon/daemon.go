@@ -32,12 +32,14 @@ type Options struct {
 	Serving func(Transport)
 }
 
-// Run opens the volume that c describes and serves it until ctx ends or the
-// volume fails, and closes it. How long the closing takes depends on the store
-// and has no limit. Run may be called once in a process, whose threads it makes
-// I/O flushers. An end of ctx before there was anything to serve is no error.
+// Run opens the volume that c describes, or the snapshot of it that c names, serves
+// it until ctx ends or the volume fails, and closes it. How long the closing takes
+// depends on the store and has no limit. Run may be called once in a process, whose
+// threads it makes I/O flushers. An end of ctx before there was anything to serve is
+// no error.
 //
-// Errors: *config.Error and those of bs3.Open and Engine.Close, among others.
+// Errors: *config.Error and those of bs3.Open, bs3.OpenSnapshot and Engine.Close,
+// among others.
 func Run(ctx context.Context, c config.Config, o Options) error {
 	if c.Profiler {
 		stop, err := startProfiler(ctx, c.ProfilerPort, o.Log)
@@ -46,7 +48,9 @@ func Run(ctx context.Context, c config.Config, o Options) error {
 		}
 		defer stop()
 	}
-	becomeIOFlusher(o.Log)
+	if c.Snapshot == "" { // otherwise nothing is ever written to the device
+		becomeIOFlusher(o.Log)
+	}
 	defer keepHeapSmall(ctx)()
 	h, end := newHealth(ctx, o.Log)
 	err := serve(ctx, c, h, transports(), o)
@@ -92,7 +96,7 @@ func serve(ctx context.Context, c config.Config, h *health, known table, o Optio
 			v.shown(shown)
 		}
 		event.Msg("serving")
-		h.serving(shown, c.Size)
+		h.serving(shown, v.Geometry().Size/config.GB)
 		if o.Serving != nil {
 			o.Serving(shown)
 		}

@@ -36,6 +36,9 @@ func openVolume(ctx context.Context, c config.Config, h *health, known table, t 
 	if c.Null {
 		return openNull(c, log), nil
 	}
+	if c.Snapshot != "" {
+		return openSnapshot(ctx, c, h, log)
+	}
 	// The volume record names the state directory, in full.
 	state, err := filepath.Abs(c.State.Path)
 	if err != nil {
@@ -143,6 +146,43 @@ func gcOptions(c config.Config) gc.Options {
 		o.MaxGarbage, o.MaxMoves, o.Reserve = 0, 0, 0
 	}
 	return o
+}
+
+// openSnapshot opens the snapshot that c names. It uses none of the files and sockets
+// by which c describes the daemon of the volume, which may run beside this one.
+func openSnapshot(ctx context.Context, c config.Config, h *health, log zerolog.Logger) (*served, error) {
+	store, err := stores.OpenToRead(ctx, c, log)
+	if err != nil {
+		return nil, err
+	}
+	h.opening(store)
+	v, err := bs3.OpenSnapshot(ctx, bs3.Options{
+		Store: store,
+		Log:   log,
+
+		IOMin: c.IOMin,
+		IOOpt: c.IOOpt,
+
+		Downloaders: store.Downloaders,
+		ReadCache:   int64(c.Read.CacheSize) * config.MB,
+		Readahead:   int64(c.Read.Readahead) * config.MB, WholeObjects: c.Read.WholeObjects == config.WholeObjectsAuto,
+
+		Progress: h.progress,
+	}, c.Snapshot)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("open a snapshot of the volume in %s: %w", store.Where, err), store.Close())
+	}
+	s := v.Snapshot()
+	return &served{
+		Volume:  v,
+		id:      v.UUID().String() + "@" + s.Directory, // no device of the volume itself is this one's
+		collect: func(context.Context) { log.Warn().Msg("a snapshot has no garbage to collect") },
+		close:   func(context.Context) error { return errors.Join(v.Close(), store.Close()) },
+		announce: func(event *zerolog.Event) *zerolog.Event {
+			return event.Str("store", store.Where).Stringer("volume", v.UUID()).
+				Str("snapshot", s.Name).Time("of", s.Created).Int64("gb", v.Geometry().Size/config.GB)
+		},
+	}, nil
 }
 
 func openNull(c config.Config, log zerolog.Logger) *served {

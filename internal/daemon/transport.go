@@ -100,6 +100,9 @@ func (ts table) choose(ctx context.Context, c config.Config, log zerolog.Logger)
 	if auto {
 		reason = "auto: " + strings.Join(append(why, chosen.why), "; ")
 	}
+	if c.Snapshot != "" {
+		reason = "a snapshot is served by NBD alone"
+	}
 	if lacks != nil {
 		return nil, fmt.Errorf("transport %s (%s): %w", chosen.name, reason, lacks)
 	}

@@ -54,8 +54,9 @@ type kind struct {
 	// toServe opens the store, and makes its directory or bucket if that is
 	// missing.
 	toServe func(context.Context) (objproxy.Store, error)
-	// toAsk opens the store as it is, and changes nothing. volume.ErrNoVolume says
-	// that there is no store that could hold a volume.
+	// toAsk opens the store as it is, and changes nothing; it goes on when its
+	// directory was away and is back. volume.ErrNoVolume says that there is no store
+	// that could hold a volume.
 	toAsk func(context.Context) (objproxy.Store, error)
 }
 
@@ -85,7 +86,7 @@ func directory(_ context.Context, c config.Config) (kind, error) {
 			if _, err := os.Stat(c.Dir.Path); err != nil {
 				return nil, fmt.Errorf("%w: %w", volume.ErrNoVolume, err)
 			}
-			return dir.OpenReadOnly(c.Dir.Path)
+			return dir.OpenLastingReadOnly(c.Dir.Path)
 		},
 	}, nil
 }
@@ -161,14 +162,39 @@ func OpenToAsk(ctx context.Context, c config.Config, patience time.Duration) (*S
 	if err != nil {
 		return nil, err
 	}
-	s, err := k.toAsk(ctx)
-	switch {
-	case errors.Is(err, volume.ErrNoVolume):
+	s, err := k.asItIs(ctx)
+	if err != nil {
 		return nil, err
-	case err != nil:
-		return nil, fmt.Errorf("%w: %w", volume.ErrStore, err)
 	}
 	return k.store(NewPatient(s, patience), func() error { return objproxy.Close(s) }, nil), nil
+}
+
+// OpenToRead opens the store that c describes as it is, for somebody who serves what
+// is in it and changes nothing: it is OpenToServe in all else. Errors: those of
+// OpenToAsk, *config.Error.
+func OpenToRead(ctx context.Context, c config.Config, log zerolog.Logger) (*Store, error) {
+	k, err := find(ctx, c)
+	if err != nil {
+		return nil, err
+	}
+	if k.refused != nil {
+		return nil, k.refused
+	}
+	s, err := k.asItIs(ctx)
+	if err != nil {
+		return nil, err
+	}
+	retry := objproxy.NewRetry(s, objproxy.RetryOptions{Log: log})
+	return k.store(objproxy.NewPriority(retry, k.uploaders, k.downloaders), func() error { return objproxy.Close(s) }, retry), nil
+}
+
+// asItIs is toAsk, with volume.ErrStore for what is not volume.ErrNoVolume.
+func (k kind) asItIs(ctx context.Context) (objproxy.Store, error) {
+	s, err := k.toAsk(ctx)
+	if err != nil && !errors.Is(err, volume.ErrNoVolume) {
+		return nil, fmt.Errorf("%w: %w", volume.ErrStore, err)
+	}
+	return s, err
 }
 
 // find looks up the kind of store that c names. Errors: volume.ErrStore.

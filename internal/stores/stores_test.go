@@ -1,6 +1,7 @@
 package stores
 
 import (
+	"context"
 	"errors"
 	"io/fs"
 	"os"
@@ -83,6 +84,34 @@ func TestOpenDirectory(t *testing.T) {
 	}
 }
 
+// Who reads makes no directory, and nothing in it.
+func TestOpenToRead(t *testing.T) {
+	c := config.Default()
+	c.Store, c.Dir.Path = config.StoreDir, filepath.Join(t.TempDir(), "store")
+	if _, err := OpenToRead(t.Context(), c, zerolog.Nop()); !errors.Is(err, volume.ErrNoVolume) {
+		t.Errorf("a missing directory: %v", err)
+	}
+	if err := os.Mkdir(c.Dir.Path, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	s, err := OpenToRead(t.Context(), c, zerolog.Nop())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := s.Get(t.Context(), "x", nil, 0); !errors.Is(err, objproxy.ErrNotFound) {
+		t.Error(err)
+	}
+	if _, _, waiting := s.Waiting(); waiting || s.Downloaders < 2 {
+		t.Errorf("%+v", s)
+	}
+	if err := s.Close(); err != nil {
+		t.Error(err)
+	}
+	if names, err := os.ReadDir(c.Dir.Path); err != nil || len(names) != 0 {
+		t.Errorf("it made %v, %v", names, err)
+	}
+}
+
 // A file in the place of the directory is refused, not waited for.
 func TestDirectoryIsAFile(t *testing.T) {
 	c := config.Default()
@@ -91,7 +120,9 @@ func TestDirectoryIsAFile(t *testing.T) {
 		t.Fatal(err)
 	}
 	var refused *config.Error
-	if _, err := OpenToServe(t.Context(), c, zerolog.Nop()); !errors.As(err, &refused) {
-		t.Error(err)
+	for _, open := range []func(context.Context, config.Config, zerolog.Logger) (*Store, error){OpenToServe, OpenToRead} {
+		if _, err := open(t.Context(), c, zerolog.Nop()); !errors.As(err, &refused) {
+			t.Error(err)
+		}
 	}
 }

@@ -69,6 +69,10 @@ type Config struct {
 	// Gathered, if set, is told which blocks of the volume are in Cache now that took so
 	// many requests. It must not wait.
 	Gathered func(block, blocks uint64, requests int)
+	// Missing, if set, is told with err of a read that fails because an object that the
+	// map needs is not in the store, and returns the error for it. Otherwise the log
+	// says so.
+	Missing func(ctx context.Context, err error) error
 }
 
 // Reader reads an open volume. It is safe for concurrent use.
@@ -254,7 +258,11 @@ func (r *Reader) Read(ctx context.Context, p []byte, off int64) error {
 		case err == nil:
 			return nil
 		case errors.Is(err, errUnchanged):
-			r.c.Log.Error().Err(last.err).Int64("offset", off).Msg("an object that the map needs is not in the store: data is missing")
+			if r.c.Missing != nil {
+				last.err = r.c.Missing(ctx, last.err)
+			} else {
+				r.c.Log.Error().Err(last.err).Int64("offset", off).Msg("an object that the map needs is not in the store: data is missing")
+			}
 			return fmt.Errorf("read %d bytes at %d: %w", len(p), off, last.err)
 		case errors.Is(err, objproxy.ErrNotFound):
 			last.gone, last.err = at, err // the map may have moved on while we asked

@@ -21,9 +21,10 @@ import (
 // for the store, nor must another store. So a store has an identity, random
 // digits in the lock file, which are compared before the directory is used again.
 type Lasting struct {
-	path string
-	id   string
-	turn chan struct{} // holds a token while the directory is looked at
+	path     string
+	id       string        // empty: it has none, and is not opened again
+	readOnly bool          // it is opened by OpenReadOnly
+	turn     chan struct{} // holds a token while the directory is looked at
 
 	mu  sync.Mutex
 	use *use
@@ -50,6 +51,17 @@ func OpenLasting(ctx context.Context, path string) (*Lasting, error) {
 		return nil, fmt.Errorf("open directory store %s: identity: %w", path, errors.Join(err, s.Close()))
 	}
 	return &Lasting{path: s.path, id: id, turn: make(chan struct{}, 1), use: &use{store: s}}, nil
+}
+
+// OpenLastingReadOnly is OpenReadOnly for a Lasting. A copy of a store may lack an
+// identity: then it is not opened again.
+func OpenLastingReadOnly(path string) (*Lasting, error) {
+	s, err := OpenReadOnly(path)
+	if err != nil {
+		return nil, err
+	}
+	id, _ := s.root.ReadFile(lockFile) // who cannot read it has the store all the same
+	return &Lasting{path: s.path, id: string(id), readOnly: true, turn: make(chan struct{}, 1), use: &use{store: s}}, nil
 }
 
 // identity returns what tells s from other stores, and makes it if s has none.
@@ -132,7 +144,7 @@ func (l *Lasting) look(ctx context.Context) error {
 	u, store := l.use, l.use.store
 	l.mu.Unlock()
 	if store != nil {
-		_, err := store.root.Stat(lockFile)
+		err := store.here()
 		l.mu.Lock()
 		// As long as it is open, the file system cannot be unmounted.
 		u.left = err != nil
@@ -143,6 +155,9 @@ func (l *Lasting) look(ctx context.Context) error {
 			return nil // something else was wrong
 		}
 	}
+	if l.id == "" {
+		return errors.New("it has no identity by which it could be found again")
+	}
 	// Open would make a store of an empty directory.
 	id, err := os.ReadFile(filepath.Join(l.path, lockFile))
 	if err != nil {
@@ -151,12 +166,12 @@ func (l *Lasting) look(ctx context.Context) error {
 	if string(id) != l.id {
 		return errors.New("another store is there")
 	}
-	s, err := Open(ctx, l.path)
+	s, err := l.open(ctx)
 	if err != nil {
 		return err
 	}
-	now, err := s.identity(ctx)
-	if err == nil && now != l.id {
+	now, err := s.root.ReadFile(lockFile)
+	if err == nil && string(now) != l.id {
 		err = errors.New("another store is there")
 	}
 	if err != nil {
@@ -166,6 +181,14 @@ func (l *Lasting) look(ctx context.Context) error {
 	defer l.mu.Unlock()
 	l.use = &use{store: s, doubted: true}
 	return nil
+}
+
+// open opens the store again.
+func (l *Lasting) open(ctx context.Context) (*Store, error) {
+	if l.readOnly {
+		return OpenReadOnly(l.path)
+	}
+	return Open(ctx, l.path)
 }
 
 // Put implements objproxy.Store.

@@ -100,6 +100,73 @@ func TestDirectoryComesBack(t *testing.T) {
 	must("after a bad name", true)
 }
 
+// TestReadOnlyDirectoryComesBack checks the same for who only reads.
+func TestReadOnlyDirectoryComesBack(t *testing.T) {
+	openReadOnly := func(path string) *dir.Lasting {
+		t.Helper()
+		s, err := dir.OpenLastingReadOnly(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() {
+			if err := s.Close(); err != nil {
+				t.Error(err)
+			}
+		})
+		return s
+	}
+	path := filepath.Join(t.TempDir(), "store")
+	put(t, openLasting(t, path), "volume", "A")
+	s, away := openReadOnly(path), path+"-away"
+	get := func() error {
+		_, _, err := s.Get(t.Context(), "volume", make([]byte, 1), 0)
+		return err
+	}
+	must := func(when string, work bool) {
+		t.Helper()
+		for range 2 { // the first one may find something out
+			if err := get(); (err == nil) != work || errors.Is(err, objproxy.ErrNotFound) {
+				t.Errorf("%s: %v", when, err)
+			}
+		}
+	}
+	must("at first", true)
+	if _, err := s.Put(t.Context(), "map/1", objproxy.Body{}, objproxy.Condition{}); err == nil {
+		t.Error("it was written")
+	}
+	must("after a put", true)
+	move := func(from, to string) {
+		t.Helper()
+		if err := os.Rename(from, to); err != nil {
+			t.Fatal(err)
+		}
+	}
+	move(path, away)
+	dir.BreakOpen(s)
+	must("while it is away", false)
+	if err := os.Mkdir(path, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	must("while an empty directory is there", false)
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	move(away, path)
+	must("when it is back", true)
+
+	// A copy without an identity works for as long as it is there.
+	if err := os.RemoveAll(filepath.Join(path, ".bs3")); err != nil {
+		t.Fatal(err)
+	}
+	s = openReadOnly(path)
+	must("without an identity", true)
+	dir.BreakOpen(s)
+	must("when it was away without an identity", false)
+	if _, err := dir.OpenLastingReadOnly(away); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("a directory that is missing: %v", err)
+	}
+}
+
 // TestIdentity checks that a store keeps its identity, and has one of its own.
 func TestIdentity(t *testing.T) {
 	id := func(path string) string {
