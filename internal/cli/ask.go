@@ -15,7 +15,7 @@ import (
 )
 
 // call makes one call to the daemon that the configuration describes.
-func (a *app) call(cmd *cobra.Command, name string, result any) error {
+func (a *app) call(cmd *cobra.Command, name string, arg, result any) error {
 	c, err := a.config(cmd)
 	if err != nil {
 		return err
@@ -23,7 +23,7 @@ func (a *app) call(cmd *cobra.Command, name string, result any) error {
 	if c.Null {
 		return errors.New("null = true: there is no volume to ask about")
 	}
-	err = control.Call(cmd.Context(), c.Control.Socket, name, result)
+	err = control.Call(cmd.Context(), c.Control.Socket, name, arg, result)
 	if errors.Is(err, control.ErrNotRunning) {
 		start := "bs3 run -c " + a.path
 		if a.local {

@@ -14,7 +14,7 @@ func newCheckpoint(a *app) *cobra.Command {
 		Short: "Have the running daemon write its map to the store, and wait for it",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := a.call(cmd, daemon.CallCheckpoint, nil); err != nil {
+			if err := a.call(cmd, daemon.CallCheckpoint, nil, nil); err != nil {
 				return err
 			}
 			_, err := fmt.Fprintln(cmd.OutOrStdout(), "checkpoint written")

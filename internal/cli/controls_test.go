@@ -142,7 +142,7 @@ func TestControlSocketInTheWay(t *testing.T) {
 func TestGCReportsDamage(t *testing.T) {
 	socket := filepath.Join(t.TempDir(), "control.sock")
 	server, err := control.Listen(t.Context(), socket, control.Calls{
-		daemon.CallGC: func(context.Context) (any, error) {
+		daemon.CallGC: func(context.Context, control.Argument) (any, error) {
 			return gc.Report{Compacted: 1, MovedBytes: 4096, FailedReads: 2}, nil
 		},
 	}, zerolog.Nop())
@@ -252,8 +252,8 @@ func TestDefragVerb(t *testing.T) {
 	plan.Store(&gc.DefragPlan{Spread: spread, Passes: 2, Bytes: 2 << 30, Gets: 556, Puts: 512})
 	socket := filepath.Join(t.TempDir(), "control.sock")
 	server, err := control.Listen(t.Context(), socket, control.Calls{
-		daemon.CallPlanDefrag: func(context.Context) (any, error) { return plan.Load(), nil },
-		daemon.CallDefrag: func(context.Context) (any, error) {
+		daemon.CallPlanDefrag: func(context.Context, control.Argument) (any, error) { return plan.Load(), nil },
+		daemon.CallDefrag: func(context.Context, control.Argument) (any, error) {
 			return daemon.Collection{Report: gc.Report{Compacted: 556, MovedBytes: 2 << 30, FailedReads: 1}, Spread: &spread}, nil
 		},
 	}, zerolog.Nop())

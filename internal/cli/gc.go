@@ -58,7 +58,7 @@ func (a *app) gc(cmd *cobra.Command, f gcFlags) error {
 	}
 	stop := a.showCollection(cmd, f.dryRun || f.json)
 	var r daemon.Collection
-	err := a.call(cmd, name, &r)
+	err := a.call(cmd, name, nil, &r)
 	stop()
 	if err != nil {
 		return err
@@ -120,7 +120,7 @@ func priceOf(p gc.DefragPlan) price {
 
 func (a *app) planDefrag(cmd *cobra.Command, f gcFlags) error {
 	var p gc.DefragPlan
-	if err := a.call(cmd, daemon.CallPlanDefrag, &p); err != nil {
+	if err := a.call(cmd, daemon.CallPlanDefrag, nil, &p); err != nil {
 		return err
 	}
 	if f.json {
@@ -160,7 +160,7 @@ func (a *app) showCollection(cmd *cobra.Command, quiet bool) (stop func()) {
 	var watch sync.WaitGroup
 	watch.Go(func() {
 		watchCollection(ctx, tick.C, func(ctx context.Context) (s daemon.Status, err error) {
-			return s, control.Call(ctx, c.Control.Socket, daemon.CallStatus, &s)
+			return s, control.Call(ctx, c.Control.Socket, daemon.CallStatus, nil, &s)
 		}, show)
 	})
 	return func() {

@@ -18,7 +18,7 @@ func newStatus(a *app) *cobra.Command {
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			var s daemon.Status
-			if err := a.call(cmd, daemon.CallStatus, &s); err != nil {
+			if err := a.call(cmd, daemon.CallStatus, nil, &s); err != nil {
 				return err
 			}
 			if asJSON {

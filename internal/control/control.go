@@ -2,8 +2,9 @@
 // a running daemon answers calls: HTTP on a unix socket that only its user can
 // open. Which calls there are is up to the daemon (Calls).
 //
-// A call is POST /NAME. The answer is 200 with the result as JSON, or another
-// status with {"error": "…"}. A call ends when its client goes away.
+// A call is POST /NAME, with its argument as JSON, if it has one. The answer is 200
+// with the result as JSON, or another status with {"error": "…"}. A call ends when
+// its client goes away.
 package control
 
 import (
@@ -28,7 +29,29 @@ import (
 // Calls are what a server answers: by name, a function whose result is sent as
 // JSON. They run concurrently; ctx ends when the client is gone or the server
 // stops.
-type Calls map[string]func(ctx context.Context) (any, error)
+type Calls map[string]func(ctx context.Context, arg Argument) (any, error)
+
+// Argument is what a client sends with its call.
+type Argument struct{ body io.Reader }
+
+// maxArgument bounds an argument in bytes.
+const maxArgument = 64 << 10
+
+// Decode decodes the argument into v, which must have a place for all that is in it:
+// a newer client may ask for something that this daemon does not know. It may be
+// called once.
+func (a Argument) Decode(v any) error {
+	b, err := io.ReadAll(a.body) // to its end: only then the client is seen to go away
+	if err != nil {
+		return fmt.Errorf("argument: %w", err)
+	}
+	strict := json.NewDecoder(bytes.NewReader(b))
+	strict.DisallowUnknownFields()
+	if err := strict.Decode(v); err != nil {
+		return fmt.Errorf("argument %.100q: %w", b, err)
+	}
+	return nil
+}
 
 // Server serves calls on a unix socket. Listen makes it, and Run must be called
 // once.
@@ -69,7 +92,7 @@ func (s *Server) Run(ctx context.Context) error {
 			var result any
 			err := context.Cause(ctx)
 			if err == nil {
-				result, err = call(r.Context())
+				result, err = call(r.Context(), Argument{http.MaxBytesReader(w, r.Body, maxArgument)})
 			}
 			if err != nil {
 				if r.Context().Err() == nil { // or else the client is gone, or we are
@@ -112,16 +135,25 @@ func (s *Server) Run(ctx context.Context) error {
 // ErrNotRunning: no daemon serves the control socket.
 var ErrNotRunning = errors.New("no daemon answers")
 
-// Call makes one call to the daemon at path and decodes its result into result,
-// unless that is nil. Errors: ErrNotRunning, what the daemon answers, ctx's.
-func Call(ctx context.Context, path, name string, result any) error {
+// Call makes one call to the daemon at path, with arg unless that is nil, and
+// decodes its result into result, unless that is nil. Errors: ErrNotRunning, what the
+// daemon answers, ctx's.
+func Call(ctx context.Context, path, name string, arg, result any) error {
+	var sent io.Reader
+	if arg != nil {
+		b, err := json.Marshal(arg)
+		if err != nil {
+			return fmt.Errorf("call %s: %w", name, err)
+		}
+		sent = bytes.NewReader(b)
+	}
 	client := http.Client{Transport: &http.Transport{
 		DisableKeepAlives: true,
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			return (&net.Dialer{}).DialContext(ctx, "unix", path)
 		},
 	}}
-	r, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://bs3/"+name, nil)
+	r, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://bs3/"+name, sent)
 	if err != nil {
 		return fmt.Errorf("call %s: %w", name, err)
 	}

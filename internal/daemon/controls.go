@@ -64,14 +64,16 @@ type controls struct {
 var errNoCheckpoints = errors.New("skip_checkpoint = true: no checkpoint is written, and so no garbage is collected")
 
 func (d *controls) calls() control.Calls {
-	withCheckpoints := func(call func(ctx context.Context) (any, error)) func(ctx context.Context) (any, error) {
-		if d.noCheckpoints {
-			return func(context.Context) (any, error) { return nil, errNoCheckpoints }
+	withCheckpoints := func(call func(ctx context.Context) (any, error)) func(context.Context, control.Argument) (any, error) {
+		return func(ctx context.Context, _ control.Argument) (any, error) {
+			if d.noCheckpoints {
+				return nil, errNoCheckpoints
+			}
+			return call(ctx)
 		}
-		return call
 	}
 	return control.Calls{
-		CallStatus:     func(context.Context) (any, error) { return d.status(), nil },
+		CallStatus:     func(context.Context, control.Argument) (any, error) { return d.status(), nil },
 		CallGC:         withCheckpoints(func(ctx context.Context) (any, error) { return d.engine.GC(ctx) }),
 		CallPlanGC:     withCheckpoints(d.plan),
 		CallDefrag:     withCheckpoints(func(ctx context.Context) (any, error) { return d.collection(d.engine.Defrag(ctx)) }),

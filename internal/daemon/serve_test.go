@@ -63,14 +63,14 @@ func TestStoppingEndsCalls(t *testing.T) {
 		c := controlled(t)
 		waiting, failed := make(chan struct{}), make(chan struct{})
 		stop := serveNull(t, c, &served{failed: failed, calls: control.Calls{
-			CallGC: func(ctx context.Context) (any, error) {
+			CallGC: func(ctx context.Context, _ control.Argument) (any, error) {
 				close(waiting)
 				<-ctx.Done()
 				return nil, context.Cause(ctx)
 			},
 		}}, nil)
 		answer := make(chan error, 1)
-		go func() { answer <- control.Call(t.Context(), c.Control.Socket, CallGC, nil) }()
+		go func() { answer <- control.Call(t.Context(), c.Control.Socket, CallGC, nil, nil) }()
 		<-waiting
 		var err error
 		if fails {
