@@ -10,9 +10,10 @@ import (
 	"bs3/internal/bs3/volume"
 )
 
-// Patient is a Store that tries a Get or List again, for some time, while the
-// answer is objproxy.ErrTransient. Any other answer is final. It is for commands
-// that a person waits for; what serves a device has objproxy.Retry.
+// Patient is a Store that tries a request again, for some time, while the answer is
+// objproxy.ErrTransient. Any other answer is final. It is for commands that a person
+// waits for; what serves a device has objproxy.Retry. A conditional Put whose answer
+// was lost may return objproxy.ErrExists, as there.
 type Patient struct {
 	objproxy.Store
 	limit time.Duration
@@ -41,6 +42,23 @@ func (p *Patient) List(ctx context.Context, prefix, after string, limit int) (in
 		return err
 	})
 	return infos, err
+}
+
+// Put implements objproxy.Store.
+func (p *Patient) Put(ctx context.Context, name string, body objproxy.Body, cond objproxy.Condition) (v objproxy.Version, err error) {
+	err = p.try(ctx, "put", name, func() (err error) {
+		v, err = p.Store.Put(ctx, name, body, cond)
+		return err
+	})
+	return v, err
+}
+
+// Delete implements objproxy.Store.
+func (p *Patient) Delete(ctx context.Context, names []string) error {
+	if len(names) == 0 {
+		return nil
+	}
+	return p.try(ctx, "delete", names[0], func() error { return p.Store.Delete(ctx, names) })
 }
 
 // try calls ask until its answer is final or time is up. How long an answer

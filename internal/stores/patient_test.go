@@ -13,8 +13,8 @@ import (
 	"bs3/internal/bs3/volume"
 )
 
-// answers is a store that gives its answers to Get and List in turn, and then
-// always that there is no such object.
+// answers is a store that gives its answers in turn, and then always that there is no
+// such object.
 type answers struct {
 	objproxy.Store
 	errs  []error
@@ -39,6 +39,12 @@ func (a *answers) List(context.Context, string, string, int) ([]objproxy.Info, e
 	return nil, a.next()
 }
 
+func (a *answers) Put(context.Context, string, objproxy.Body, objproxy.Condition) (objproxy.Version, error) {
+	return "", a.next()
+}
+
+func (a *answers) Delete(context.Context, []string) error { return a.next() }
+
 func TestPatient(t *testing.T) {
 	const limit = 2 * time.Minute
 	busy, forbidden := fmt.Errorf("503: %w", objproxy.ErrTransient), errors.New("403")
@@ -58,6 +64,11 @@ func TestPatient(t *testing.T) {
 			for kind, request := range map[string]func(context.Context, objproxy.Store) error{
 				"get":  func(ctx context.Context, s objproxy.Store) error { _, _, err := s.Get(ctx, "x", nil, 0); return err },
 				"list": func(ctx context.Context, s objproxy.Store) error { _, err := s.List(ctx, "x", "", 1); return err },
+				"put": func(ctx context.Context, s objproxy.Store) error {
+					_, err := s.Put(ctx, "x", objproxy.Body{}, objproxy.Condition{})
+					return err
+				},
+				"delete": func(ctx context.Context, s objproxy.Store) error { return s.Delete(ctx, []string{"x"}) },
 			} {
 				synctest.Test(t, func(t *testing.T) {
 					start := time.Now()

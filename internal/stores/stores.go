@@ -58,6 +58,8 @@ type kind struct {
 	// directory was away and is back. volume.ErrNoVolume says that there is no store
 	// that could hold a volume.
 	toAsk func(context.Context) (objproxy.Store, error)
+	// toChange is toAsk for who changes something of what is there.
+	toChange func(context.Context) (objproxy.Store, error)
 }
 
 // kinds is the table of stores, by their names in the configuration. Its
@@ -74,6 +76,12 @@ func directory(_ context.Context, c config.Config) (kind, error) {
 	if info, err := os.Stat(c.Dir.Path); err == nil && !info.IsDir() {
 		refused = c.Refuse("dir.path", "must be a directory, not a file")
 	}
+	missing := func() error {
+		if _, err := os.Stat(c.Dir.Path); err != nil {
+			return fmt.Errorf("%w: %w", volume.ErrNoVolume, err)
+		}
+		return nil
+	}
 	return kind{
 		where:       "directory " + c.Dir.Path,
 		uploaders:   c.Dir.Uploaders,
@@ -83,10 +91,16 @@ func directory(_ context.Context, c config.Config) (kind, error) {
 			return dir.OpenLasting(ctx, c.Dir.Path)
 		},
 		toAsk: func(context.Context) (objproxy.Store, error) {
-			if _, err := os.Stat(c.Dir.Path); err != nil {
-				return nil, fmt.Errorf("%w: %w", volume.ErrNoVolume, err)
+			if err := missing(); err != nil {
+				return nil, err
 			}
 			return dir.OpenLastingReadOnly(c.Dir.Path)
+		},
+		toChange: func(ctx context.Context) (objproxy.Store, error) {
+			if err := missing(); err != nil {
+				return nil, err
+			}
+			return dir.OpenLasting(ctx, c.Dir.Path)
 		},
 	}, nil
 }
@@ -125,6 +139,7 @@ func bucket(ctx context.Context, c config.Config) (kind, error) {
 	if c.S3.Remote != "" {
 		where += " at " + c.S3.Remote
 	}
+	isThere := func(context.Context) (objproxy.Store, error) { return b, nil }
 	return kind{
 		where:           where,
 		uploaders:       c.S3.Uploaders,
@@ -133,7 +148,8 @@ func bucket(ctx context.Context, c config.Config) (kind, error) {
 		toServe: func(ctx context.Context) (objproxy.Store, error) {
 			return b, b.EnsureBucket(ctx)
 		},
-		toAsk: func(context.Context) (objproxy.Store, error) { return b, nil },
+		toAsk:    isThere,
+		toChange: isThere,
 	}, nil
 }
 
@@ -154,15 +170,29 @@ func OpenToServe(ctx context.Context, c config.Config, log zerolog.Logger) (*Sto
 	return k.store(objproxy.NewPriority(retry, k.uploaders, k.downloaders), late.Close, retry), nil
 }
 
-// OpenToAsk opens the store that c describes as it is. Its Gets and Lists are
-// tried again as those of a Patient, and nothing else is. Errors:
-// volume.ErrNoVolume (there is nothing that could hold one), volume.ErrStore.
+// OpenToAsk opens the store that c describes as it is, for who changes nothing. Its
+// requests are tried again as those of a Patient. Errors: volume.ErrNoVolume (there is
+// nothing that could hold one), volume.ErrStore.
 func OpenToAsk(ctx context.Context, c config.Config, patience time.Duration) (*Store, error) {
+	return openPatient(ctx, c, patience, false)
+}
+
+// OpenToChange is OpenToAsk for who changes a volume that is there. It makes neither
+// directory nor bucket.
+func OpenToChange(ctx context.Context, c config.Config, patience time.Duration) (*Store, error) {
+	return openPatient(ctx, c, patience, true)
+}
+
+func openPatient(ctx context.Context, c config.Config, patience time.Duration, change bool) (*Store, error) {
 	k, err := find(ctx, c)
 	if err != nil {
 		return nil, err
 	}
-	s, err := k.asItIs(ctx)
+	open := k.toAsk
+	if change {
+		open = k.toChange
+	}
+	s, err := asItIs(open(ctx))
 	if err != nil {
 		return nil, err
 	}
@@ -180,7 +210,7 @@ func OpenToRead(ctx context.Context, c config.Config, log zerolog.Logger) (*Stor
 	if k.refused != nil {
 		return nil, k.refused
 	}
-	s, err := k.asItIs(ctx)
+	s, err := asItIs(k.toAsk(ctx))
 	if err != nil {
 		return nil, err
 	}
@@ -188,9 +218,9 @@ func OpenToRead(ctx context.Context, c config.Config, log zerolog.Logger) (*Stor
 	return k.store(objproxy.NewPriority(retry, k.uploaders, k.downloaders), func() error { return objproxy.Close(s) }, retry), nil
 }
 
-// asItIs is toAsk, with volume.ErrStore for what is not volume.ErrNoVolume.
-func (k kind) asItIs(ctx context.Context) (objproxy.Store, error) {
-	s, err := k.toAsk(ctx)
+// asItIs returns what toAsk or toChange does, with volume.ErrStore for what is not
+// volume.ErrNoVolume.
+func asItIs(s objproxy.Store, err error) (objproxy.Store, error) {
 	if err != nil && !errors.Is(err, volume.ErrNoVolume) {
 		return nil, fmt.Errorf("%w: %w", volume.ErrStore, err)
 	}

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/rs/zerolog"
 
@@ -109,6 +110,39 @@ func TestOpenToRead(t *testing.T) {
 	}
 	if names, err := os.ReadDir(c.Dir.Path); err != nil || len(names) != 0 {
 		t.Errorf("it made %v, %v", names, err)
+	}
+}
+
+// Who changes a volume needs one that is there.
+func TestOpenToChange(t *testing.T) {
+	c := config.Default()
+	c.Store, c.Dir.Path = config.StoreDir, filepath.Join(t.TempDir(), "store")
+	if _, err := OpenToChange(t.Context(), c, 0); !errors.Is(err, volume.ErrNoVolume) {
+		t.Errorf("a missing directory: %v", err)
+	}
+	if _, err := os.Stat(c.Dir.Path); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the directory: %v", err)
+	}
+	if err := os.Mkdir(c.Dir.Path, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	s, err := OpenToChange(t.Context(), c, time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Put(t.Context(), "x", objproxy.Body{Data: []byte("y")}, objproxy.IfAbsent()); err != nil {
+		t.Error(err)
+	}
+	if err := s.Close(); err != nil {
+		t.Error(err)
+	}
+	file := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c.Dir.Path = file
+	if _, err := OpenToChange(t.Context(), c, 0); !errors.Is(err, volume.ErrStore) {
+		t.Errorf("a file: %v", err)
 	}
 }
 
