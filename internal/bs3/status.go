@@ -37,6 +37,11 @@ type Status struct {
 	LogObjects  int   `json:"log_objects"`  // since the last checkpoint
 	LogBytes    int64 `json:"log_bytes"`
 
+	// Snapshots are the names of the snapshots that the daemon knows of, in the order in
+	// which they were made. Others make and delete some too: it learns of that when it
+	// next reads the volume record.
+	Snapshots []string `json:"snapshots"`
+
 	// Spread is how the live blocks were spread over objects when a collection, or the
 	// plan of one, looked last; nil if none has.
 	Spread *gc.Spread `json:"spread,omitempty"`
@@ -102,6 +107,11 @@ func (e *Engine) Status() Status {
 	}
 	chunk := e.opts.chunkBlocks()
 	s.FullObjects = (int(now.Growth.Live) + chunk - 1) / chunk
+	snapshots := e.Snapshots()
+	s.Snapshots = make([]string, len(snapshots))
+	for i, snapshot := range snapshots {
+		s.Snapshots[i] = snapshot.Name
+	}
 	if spread := e.collector.Spread(); !spread.At.IsZero() {
 		s.Spread = &spread
 	}

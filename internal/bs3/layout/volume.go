@@ -60,11 +60,14 @@ func (s Snapshot) Key() key.Key {
 // part of the names of NBD exports, and may be that of a file.
 var snapshotNames = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$`)
 
+// SnapshotNameRule says what a snapshot may be called.
+const SnapshotNameRule = "1 to 63 of A-Z a-z 0-9 . _ -, the first a letter or digit"
+
 // CheckSnapshotName returns an error that says what a snapshot may be called, if it
 // may not be called name: ErrDamaged, wrapped.
 func CheckSnapshotName(name string) error {
 	if !snapshotNames.MatchString(name) {
-		return damaged("%q is no name of a snapshot: 1 to 63 of A-Z a-z 0-9 . _ -, the first a letter or digit", name)
+		return damaged("%q is no name of a snapshot: %s", name, SnapshotNameRule)
 	}
 	return nil
 }

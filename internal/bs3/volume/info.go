@@ -24,6 +24,8 @@ type Info struct {
 	Deleted     bool        `json:"deleted"`
 	Checkpoints []string    `json:"checkpoints"` // names, oldest first
 
+	Snapshots []SnapshotInfo `json:"snapshots"` // in the order in which they were made
+
 	// Where flushed writes may lie that the store does not have; nil = nowhere.
 	LocalLog *layout.LocalLog `json:"local_log,omitempty"`
 
@@ -50,6 +52,38 @@ type WriterInfo struct {
 	Released  bool      `json:"released"` // it closed cleanly; otherwise it runs, or died
 }
 
+// SnapshotInfo is what the volume record says of a snapshot. Its JSON form is a
+// contract.
+type SnapshotInfo struct {
+	Name    string    `json:"name"`
+	Created time.Time `json:"created"` // by the clock of who made it, in UTC
+	Key     uint64    `json:"key"`     // of the last object of the log that it holds
+}
+
+// InfoOf returns what there is to know of s.
+func InfoOf(s layout.Snapshot) SnapshotInfo {
+	return SnapshotInfo{s.Name, s.Created.UTC(), uint64(s.Key())}
+}
+
+// InfoOfAll returns what there is to know of all; it is never nil.
+func InfoOfAll(all []layout.Snapshot) []SnapshotInfo {
+	infos := make([]SnapshotInfo, len(all))
+	for i, s := range all {
+		infos[i] = InfoOf(s)
+	}
+	return infos
+}
+
+// Find reads the volume record where there should be one. Errors: ErrNoVolume, those
+// of ReadRecord.
+func Find(ctx context.Context, store objproxy.Store) (*layout.Volume, error) {
+	v, _, err := ReadRecord(ctx, store)
+	if errors.Is(err, objproxy.ErrNotFound) {
+		return nil, fmt.Errorf("%w: %w", ErrNoVolume, err)
+	}
+	return v, err
+}
+
 // ReadInfo reads what the store says of a volume. It changes nothing and may be
 // used beside a writer; the figures are then of about the same time. Errors:
 // ErrNoVolume, ErrRefused (not readable), ErrMoving, those of the store.
@@ -65,10 +99,7 @@ func ReadInfo(ctx context.Context, store objproxy.Store) (*Info, error) {
 
 // tryInfo is ReadInfo; ErrMoved if the writer has replaced what was being read.
 func tryInfo(ctx context.Context, store objproxy.Store) (*Info, error) {
-	v, _, err := ReadRecord(ctx, store)
-	if errors.Is(err, objproxy.ErrNotFound) {
-		return nil, fmt.Errorf("%w: %w", ErrNoVolume, err)
-	}
+	v, err := Find(ctx, store)
 	if err != nil {
 		return nil, err
 	}
@@ -76,7 +107,8 @@ func tryInfo(ctx context.Context, store objproxy.Store) (*Info, error) {
 	info := &Info{
 		UUID: v.UUID, Format: v.Format, Size: v.Size, BlockSize: v.BlockSize, ChunkSize: v.ChunkSize,
 		Created: v.Created, Epoch: v.Epoch, Deleted: v.Deleted, Checkpoints: v.Checkpoints, LocalLog: v.LocalLog,
-		Writer: WriterInfo{w.Hostname, w.Host, w.StatePath, w.PID, w.Since, w.Released},
+		Snapshots: InfoOfAll(v.Snapshots),
+		Writer:    WriterInfo{w.Hostname, w.Host, w.StatePath, w.PID, w.Since, w.Released},
 	}
 	p := Position{}
 	if n := len(v.Checkpoints); n > 0 {
