@@ -9,7 +9,9 @@ import (
 	"github.com/rs/zerolog"
 	"github.com/spf13/cobra"
 
+	"bs3/internal/bs3"
 	"bs3/internal/bs3/volume"
+	"bs3/internal/config"
 	"bs3/internal/control"
 	"bs3/internal/stores"
 )
@@ -36,7 +38,19 @@ func (a *app) call(cmd *cobra.Command, name string, arg, result any) error {
 
 // askStore opens the configured store as it is, and calls ask with it. patience
 // is how long a request is tried again while the store does not answer.
-func (a *app) askStore(cmd *cobra.Command, patience time.Duration, ask func(context.Context, *stores.Store) error) (err error) {
+func (a *app) askStore(cmd *cobra.Command, patience time.Duration, ask func(context.Context, *stores.Store) error) error {
+	return a.useStore(cmd, patience, stores.OpenToAsk, ask)
+}
+
+// changeStore is askStore for what changes something of what is there.
+func (a *app) changeStore(cmd *cobra.Command, patience time.Duration, change func(context.Context, *stores.Store) error) error {
+	return a.useStore(cmd, patience, stores.OpenToChange, change)
+}
+
+// opener is stores.OpenToAsk or stores.OpenToChange.
+type opener func(ctx context.Context, c config.Config, patience time.Duration) (*stores.Store, error)
+
+func (a *app) useStore(cmd *cobra.Command, patience time.Duration, open opener, use func(context.Context, *stores.Store) error) (err error) {
 	c, err := a.config(cmd)
 	if err != nil {
 		return err
@@ -46,12 +60,12 @@ func (a *app) askStore(cmd *cobra.Command, patience time.Duration, ask func(cont
 	}
 	ctx, stop := watchSignals(cmd.Context(), zerolog.Nop(), nil, exitNow)
 	defer stop()
-	s, err := stores.OpenToAsk(ctx, c, patience)
+	s, err := open(ctx, c, patience)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, s.Close()) }()
-	return explain(s.Where, ask(ctx, s))
+	return explain(s.Where, use(ctx, s))
 }
 
 // explain adds to an error which store it is about, and volume.ErrStore unless it
@@ -60,7 +74,10 @@ func explain(where string, err error) error {
 	if err == nil {
 		return nil
 	}
-	for _, known := range []error{context.Canceled, volume.ErrStore, volume.ErrNoVolume, volume.ErrRefused, volume.ErrMoving} {
+	for _, known := range []error{
+		context.Canceled, volume.ErrStore, volume.ErrNoVolume, volume.ErrRefused, volume.ErrMoving,
+		bs3.ErrSnapshotExists, bs3.ErrNoSnapshot, bs3.ErrMostSnapshots,
+	} {
 		if errors.Is(err, known) {
 			return fmt.Errorf("%s: %w", where, err)
 		}

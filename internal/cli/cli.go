@@ -73,6 +73,7 @@ func newRoot(a *app) *cobra.Command {
 		newStatus(a),
 		newGC(a),
 		newCheckpoint(a),
+		newSnapshot(a),
 		newFsck(a),
 		&cobra.Command{Use: "version", Short: "Print the version", Args: cobra.NoArgs, RunE: a.printVersion},
 	)

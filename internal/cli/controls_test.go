@@ -196,6 +196,7 @@ func TestPrintStatus(t *testing.T) {
 			UUID: "u-u-i-d", Epoch: 7, Mode: "barrier", Size: 8 << 30, BlockSize: 4096, Failed: "fenced by b",
 			NextKey: 12, DurableKey: 9, ChunksInMemory: 2, FreeSlots: 38, Slots: 40, WritersWaiting: 3, MapBytes: 5 << 20,
 			Objects: 10, StoredBytes: 40 << 20, LiveBytes: 30 << 20, FullObjects: 8, TidiedBytes: 7 << 20,
+			Snapshots:  []string{"monday", "tuesday"},
 			Spread:     &gc.Spread{Objects: 9, FullObjects: 8, Requests: 700, FullRequests: 8, At: since},
 			Collection: &gc.Progress{Pass: 1, Passes: 2, MovedBytes: 3 << 20, TotalBytes: 30 << 20},
 			LogObjects: 5, LogBytes: 20 << 20,
@@ -212,7 +213,7 @@ func TestPrintStatus(t *testing.T) {
 		"does not answer as it should since 2026-05-04T11:58:30Z (1m30s): 503 SlowDown", "the oldest request that it has not answered was made 1m35s ago", "10 objects, 40 MB of data, 30 MB of it live (25 % is garbage)",
 		"4 objects and 2 old checkpoints that nothing needs stay there: the store does not delete them since 2026-05-04T11:58:30Z (1m30s): 403 AccessDenied",
 		"8 full objects would hold what lives\n", "1m30s ago 9 objects hold live data, 8 full ones would do; a cold read of it in order takes about 700 requests, 8 if it lay in order\n",
-		"putting blocks in order, pass 1 of 2: moved 3 MB of about 30 MB\n", "7 MB of that to merge small objects",
+		"snapshots         2\n", "putting blocks in order, pass 1 of 2: moved 3 MB of about 30 MB\n", "7 MB of that to merge small objects",
 		"5 objects, 20 MB", "64 MB written by clients and 16 MB more by garbage collection (amplification 1.25), which deleted 9 objects with 36 MB", "next key 12, all below 10 are in the store",
 		"38 of 40 slots are free, 2 objects are not in the store, 3 writers wait\n", "  the map takes 5 MB\n",
 	} {

@@ -64,6 +64,7 @@ func printInfo(out io.Writer, v *volume.Info) error {
 		row("local log", "in %s of host %s (machine %s): it may hold flushed writes", l.Path, l.Hostname, l.Host)
 	}
 	row("checkpoints", "%d", len(v.Checkpoints))
+	row("snapshots", "%d", len(v.Snapshots))
 	row("as of the newest", "%d objects, %s of data, %s of it live", v.Objects, size(v.StoredBytes), size(v.LiveBytes))
 	if v.LiveObjects > 0 {
 		row("", "%d objects hold live data, %d full ones would do; it lies in about %d pieces of %s", v.LiveObjects, v.FullObjects, v.Pieces, size(v.LiveBytes/int64(max(1, v.Pieces))))

@@ -86,6 +86,7 @@ func printStatus(out io.Writer, s daemon.Status, now time.Time) error {
 		row("", "%d full objects would hold what lives", s.FullObjects)
 		row("", "%v ago %s", now.Sub(d.At).Round(time.Second), spreadText(*d))
 	}
+	row("snapshots", "%d", len(s.Snapshots))
 	if p := s.Collection; p != nil {
 		row("", "%s: moved %s of about %s", stageOf(*p), size(p.MovedBytes), size(p.TotalBytes))
 	}

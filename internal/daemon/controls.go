@@ -10,19 +10,27 @@ import (
 
 	"bs3/internal/bs3"
 	"bs3/internal/bs3/gc"
+	"bs3/internal/bs3/volume"
 	"bs3/internal/control"
 	"bs3/internal/stores"
 )
 
 // The calls on the control socket, and their results.
 const (
-	CallStatus     = "status"      // Status
-	CallGC         = "gc"          // gc.Report
-	CallPlanGC     = "gc-plan"     // Collection
-	CallDefrag     = "defrag"      // Collection
-	CallPlanDefrag = "defrag-plan" // gc.DefragPlan
-	CallCheckpoint = "checkpoint"  // none
+	CallStatus         = "status"          // Status
+	CallGC             = "gc"              // gc.Report
+	CallPlanGC         = "gc-plan"         // Collection
+	CallDefrag         = "defrag"          // Collection
+	CallPlanDefrag     = "defrag-plan"     // gc.DefragPlan
+	CallCheckpoint     = "checkpoint"      // none
+	CallSnapshot       = "snapshot"        // of a SnapshotName: volume.SnapshotInfo
+	CallRemoveSnapshot = "snapshot-remove" // of a SnapshotName: none
 )
+
+// SnapshotName is the argument of calls about one snapshot.
+type SnapshotName struct {
+	Name string `json:"name"`
+}
 
 // Collection is what a garbage collection did, or would do. Its JSON form is a
 // contract.
@@ -63,6 +71,9 @@ type controls struct {
 // deleted; and with one the volume could not be opened as it is configured.
 var errNoCheckpoints = errors.New("skip_checkpoint = true: no checkpoint is written, and so no garbage is collected")
 
+// errNoOwnSnapshots refuses snapshots for the same reason: a writer names a checkpoint.
+var errNoOwnSnapshots = errors.New("skip_checkpoint = true: no checkpoint is written, and so the daemon makes no snapshot; bs3 snapshot create --offline makes one")
+
 func (d *controls) calls() control.Calls {
 	withCheckpoints := func(call func(ctx context.Context) (any, error)) func(context.Context, control.Argument) (any, error) {
 		return func(ctx context.Context, _ control.Argument) (any, error) {
@@ -79,7 +90,30 @@ func (d *controls) calls() control.Calls {
 		CallDefrag:     withCheckpoints(func(ctx context.Context) (any, error) { return d.collection(d.engine.Defrag(ctx)) }),
 		CallPlanDefrag: withCheckpoints(func(ctx context.Context) (any, error) { return d.engine.PlanDefrag(ctx) }),
 		CallCheckpoint: withCheckpoints(func(ctx context.Context) (any, error) { return nil, d.engine.Checkpoint(ctx) }),
+		CallSnapshot:   d.snapshot,
+		CallRemoveSnapshot: func(ctx context.Context, arg control.Argument) (any, error) {
+			var s SnapshotName
+			if err := arg.Decode(&s); err != nil {
+				return nil, err
+			}
+			return nil, d.engine.RemoveSnapshot(ctx, s.Name)
+		},
 	}
+}
+
+func (d *controls) snapshot(ctx context.Context, arg control.Argument) (any, error) {
+	if d.noCheckpoints {
+		return nil, errNoOwnSnapshots
+	}
+	var s SnapshotName
+	if err := arg.Decode(&s); err != nil {
+		return nil, err
+	}
+	made, err := d.engine.Snapshot(ctx, s.Name)
+	if err != nil {
+		return nil, err
+	}
+	return volume.InfoOf(made), nil
 }
 
 // collection adds to a report what is known of the volume.
