@@ -33,6 +33,11 @@ func TestEveryStoreCanBeOpened(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 			continue
 		}
+		if other, err := OpenToChange(t.Context(), c, 0); err != nil || other.Where != s.Where {
+			t.Errorf("%s: to change it: %v", name, err)
+		} else if err := other.Close(); err != nil {
+			t.Errorf("%s: close: %v", name, err)
+		}
 		if s.Where == "" || s.Uploaders < 2 || s.Downloaders < 2 {
 			t.Errorf("%s: %+v", name, s)
 		}
