@@ -517,6 +517,15 @@ func simName(name string) string {
 	if epoch, counter, err := layout.ParsePackName(name); err == nil {
 		return fmt.Sprintf("pack e%d-%d", epoch, counter)
 	}
+	if k, _, err := layout.ParseSnapshotName(name); err == nil {
+		return fmt.Sprintf("snapshot at %d", k)
+	}
+	if _, counter, err := layout.ParseSnapshotPackName(name); err == nil {
+		return fmt.Sprintf("pack %d of a snapshot", counter)
+	}
+	if strings.HasPrefix(name, layout.SnapshotPrefix) {
+		return "packs of a snapshot" // a nonce follows
+	}
 	if strings.HasPrefix(name, objproxy.ProbePrefix) {
 		return objproxy.ProbePrefix // a nonce follows
 	}
