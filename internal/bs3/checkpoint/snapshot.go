@@ -259,9 +259,9 @@ func (d *drop) sweep(ctx context.Context, store objproxy.Store) error {
 }
 
 func sweepSnapshot(ctx context.Context, store objproxy.Store, directory string) error {
-	_, nonce, err := layout.ParseSnapshotName(directory)
-	if err != nil {
-		return nil // it is a checkpoint
+	_, nonce, notOutside := layout.ParseSnapshotName(directory)
+	if notOutside != nil {
+		return nil //nolint:nilerr // it is a checkpoint
 	}
 	if err := store.Delete(ctx, []string{directory}); err != nil {
 		return fmt.Errorf("delete %s: %w", directory, err)
