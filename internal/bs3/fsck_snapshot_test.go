@@ -107,6 +107,9 @@ func TestRebuildKeepsSnapshots(t *testing.T) {
 		a.overwritten(2, 0)
 		w.snapshot("t")
 		a.overwritten(3, 0)
+		if _, err := a.e.Snapshot(ctx, "u"); err != nil { // of the last checkpoint
+			t.Fatal(err)
+		}
 		if err := a.close(); err != nil {
 			t.Fatal(err)
 		}

@@ -117,7 +117,7 @@ type rebuild struct {
 	chosen []volume.Checkpoint
 	passed []string // why other checkpoints are not chosen
 
-	snapshots []layout.Snapshot // all else that verifies; how they were called is not known
+	snapshots []layout.Snapshot // all that verifies; how they were called is not known
 }
 
 // parts are what can be read of one volume.
@@ -287,8 +287,8 @@ func (b *rebuild) chooseCheckpoints(ctx context.Context) error {
 	return nil
 }
 
-// keepSnapshots takes for snapshots all checkpoints that verify and are not chosen, and
-// all directories of snapshots: which of them the record named, and how, is lost, and
+// keepSnapshots takes for snapshots all checkpoints that verify, also the chosen ones,
+// and all directories of snapshots: which of them the record named, and how, is lost, and
 // what it named must not be deleted.
 func (b *rebuild) keepSnapshots(ctx context.Context) error {
 	var names []string
@@ -296,9 +296,6 @@ func (b *rebuild) keepSnapshots(ctx context.Context) error {
 		names = append(names, c.Name)
 	}
 	for _, name := range append(names, b.outside...) {
-		if slices.ContainsFunc(b.chosen, func(c volume.Checkpoint) bool { return c.Name == name }) {
-			continue
-		}
 		b.check.begin("snapshot "+name, 0)
 		c, err := volume.ReadCheckpoint(ctx, b.store, b.uuid, name)
 		if err == nil {
@@ -522,7 +519,7 @@ func (b *rebuild) record() (*Rebuilt, error) {
 		for i, s := range v.Snapshots {
 			names[i] = s.Name
 		}
-		value("snapshots", "all else that verifies; what they were called is not known, and some may be no more than leftovers: delete those that are not needed", "%s", strings.Join(names, ", "))
+		value("snapshots", "all that verifies; what they were called is not known, and some may be no more than leftovers: delete those that are not needed", "%s", strings.Join(names, ", "))
 	}
 	return r, nil
 }
