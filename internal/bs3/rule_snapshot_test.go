@@ -3,6 +3,7 @@ package bs3
 import (
 	"context"
 	"errors"
+	"strings"
 	"testing"
 
 	"github.com/rs/zerolog"
@@ -236,5 +237,137 @@ func TestRuleSNAPALL(t *testing.T) {
 		}
 		a.holds(2, 0)
 		w.intact()
+	})
+}
+
+// A snapshot's directory that the store never returns holds up what is deleted, and
+// neither a checkpoint nor a close, nor the removal of the snapshot.
+func TestSnapshotNeverAnswered(t *testing.T) {
+	inRuleWorld(t, func(t *testing.T, w *ruleWorld) {
+		ctx := t.Context()
+		a := w.open("a")
+		a.write(1, 0)
+		a.flush()
+		w.snapshot("s")
+		w.snapshot("t")
+		before := a.e.Status().Objects
+		hang := below(layout.SnapshotPrefix, objtest.Get)
+		for range 100 { // each time that it is asked for
+			a.hold(hang)
+		}
+		for stamp := range uint64(3) {
+			a.write(2+stamp, 0)
+			a.checkpoint()
+		}
+		if _, err := a.e.GC(ctx); err == nil || !strings.Contains(err.Error(), "snapshot s") {
+			t.Errorf("a collection that cannot know what a snapshot needs: %v", err)
+		}
+		if after := a.e.Status().Objects; after <= before {
+			t.Errorf("%d objects of %d are left", after, before)
+		}
+		if err := a.e.RemoveSnapshot(ctx, "s"); err != nil {
+			t.Error(err)
+		}
+		if err := a.close(); err != nil {
+			t.Error(err)
+		}
+		w.snapshotHolds("t", 1, 0)
+		w.intact()
+	})
+}
+
+// A snapshot that is removed before the writer has looked at it is none that does not
+// verify.
+func TestSnapshotRemovedBeforeItIsTakenIn(t *testing.T) {
+	inRuleWorld(t, func(t *testing.T, w *ruleWorld) {
+		var lines logLines
+		a := w.open("a", lines.keep)
+		a.write(1, 0)
+		a.checkpoint()
+		w.snapshot("s")
+		look := a.hold(below(layout.SnapshotPrefix, objtest.Get))
+		a.write(2, 0)
+		a.checkpoint() // and what is swept after it
+		look.wait(t)
+		if err := checkpoint.RemoveSnapshotOutside(t.Context(), w.memory, zerolog.Nop(), "s"); err != nil {
+			t.Fatal(err)
+		}
+		look.letGo()
+		before := a.e.Status().Objects
+		a.overwritten(3, 0)
+		if after := a.e.Status().Objects; after > before {
+			t.Errorf("%d objects, there were %d", after, before)
+		}
+		for _, line := range lines.lost(t) {
+			if line["level"] != "debug" {
+				t.Errorf("the log says %v", line)
+			}
+		}
+	})
+}
+
+// What two snapshots share stays until both are removed.
+func TestSnapshotsShareADirectory(t *testing.T) {
+	inRuleWorld(t, func(t *testing.T, w *ruleWorld) {
+		ctx := t.Context()
+		a := w.open("a")
+		a.write(1, 0)
+		a.flush()
+		w.snapshot("s")
+		err := volume.ChangeRecord(ctx, w.memory, zerolog.Nop(), func(v *layout.Volume) error {
+			same := v.Snapshots[0]
+			same.Name = "t"
+			v.Snapshots = append(v.Snapshots, same)
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		a.overwritten(2, 0)
+		if err := a.e.RemoveSnapshot(ctx, "s"); err != nil {
+			t.Fatal(err)
+		}
+		a.overwritten(3, 0)
+		w.snapshotHolds("t", 1, 0)
+		if err := a.e.RemoveSnapshot(ctx, "t"); err != nil {
+			t.Fatal(err)
+		}
+		if names := w.names(layout.SnapshotPrefix); len(names) > 0 {
+			t.Errorf("there is left: %v", names)
+		}
+	})
+}
+
+// What an outsider has stored goes again if the record will not name it.
+func TestOutsiderFailsHalfway(t *testing.T) {
+	inRuleWorld(t, func(t *testing.T, w *ruleWorld) {
+		a := w.open("a")
+		a.write(1, 0)
+		a.checkpoint()
+		a.write(2, 0)
+		a.flush()
+		denied := errors.New("denied")
+		for nth := 1; ; nth++ {
+			calls := 0
+			way := &objtest.Hooks{Inner: w.memory, Before: func(_ context.Context, op objtest.Op) error {
+				if op.Kind == objtest.Put || op.Kind == objtest.Get && op.Name == layout.VolumeName {
+					if calls++; calls == nth {
+						return denied
+					}
+				}
+				return nil
+			}}
+			err := w.outside(way, "s")
+			if err == nil {
+				if nth < 6 { // two reads of the record, a pack, the directory, the record
+					t.Errorf("only %d calls can fail", nth-1)
+				}
+				break
+			}
+			if names := w.names(layout.SnapshotPrefix); !errors.Is(err, denied) || len(names) > 0 && !strings.Contains(err.Error(), "change the volume record") {
+				t.Errorf("call %d fails: %v; there is left: %v", nth, err, names)
+			}
+		}
+		w.snapshotHolds("s", 2, 0)
 	})
 }

@@ -420,7 +420,7 @@ import (
 	{"UNKNOWN", "what is left behind is reckoned before it is known whether the commit was done", []ruleEdit{{"checkpoint/checkpoint.go", `
 		return fmt.Errorf("commit: %w", err)
 `, `
-		k.committed(k.Kept(), k.HeldAsKnown())
+		k.committed(k.Kept())
 		return fmt.Errorf("commit: %w", err)
 `}}},
 	{"CKNAME", "the name of a checkpoint is used again", []ruleEdit{{"checkpoint/checkpoint.go", `
@@ -590,9 +590,9 @@ func (e *Readers) Retire(f func()) { f() }
 	})
 `}}},
 	{"OUTSWEEP", "packs that a snapshot shares with a checkpoint are swept", []ruleEdit{{"checkpoint/sweep.go", `
-	maps.Copy(l.needed, held.names)
+				if left.has(o.Name) && !held.names[o.Name] {
 `, `
-	maps.Copy(l.needed, map[string]bool{})
+				if left.has(o.Name) {
 `}}},
 	{"OUTKEPT", "an outsider commits also if the checkpoint that it began from is kept no more", []ruleEdit{{"checkpoint/outside.go", `
 	return slices.Contains(v.Checkpoints, o.base.Name)
@@ -601,22 +601,17 @@ func (e *Readers) Retire(f func()) { f() }
 `}}},
 	{"OUTGONE", "a snapshot is forgotten while the record names it", []ruleEdit{{"checkpoint/snapshot.go", `
 	for _, s := range named {
-		n, known`, `
+		if now`, `
 	for _, s := range named[min(1, len(named)):] {
-		n, known`}}},
+		if now`}}},
 	{"OUTONCE", "who does not know whether its snapshot was committed commits the same again", []ruleEdit{{"checkpoint/outside.go", `
-	if hasSnapshot(now, s) {
-		return nil
-	}
+	o.sent = false // the version that the put asked for is gone
 	return volume.ErrMoved
 `, `
-	if hasSnapshot(now, s) {
-		return nil
-	}
 	return o.commit(ctx, s)
 `}}},
 	{"SNAPHELD", "objects that only a snapshot needs are deleted", []ruleEdit{{"gc/dead.go", `slices.DeleteFunc(slices.Sorted(maps.Keys(k.Dead)), held.Object)`, `slices.DeleteFunc(slices.Sorted(maps.Keys(k.Dead)), func(key.Key) bool { return false })`}}},
-	{"SNAPALL", "what an unreadable snapshot needs is taken for nothing", []ruleEdit{{"checkpoint/snapshot.go", `				n = needs{unknown: true}
-`, `				n = needs{}
+	{"SNAPALL", "what an unreadable snapshot needs is taken for nothing", []ruleEdit{{"checkpoint/snapshot.go", `	return needs{unknown: true}, nil
+`, `	return needs{}, nil
 `}}},
 }

@@ -93,7 +93,7 @@ type Keeper struct {
 func New(c Config, kept []volume.Checkpoint, base string) *Keeper {
 	k := &Keeper{
 		c: c, wish: make(chan struct{}, 1), writing: make(chan struct{}, 1),
-		taking: make(chan struct{}, 1), replaced: make(chan struct{}, 1), sweeping: make(chan struct{}, 1),
+		taking: make(chan struct{}, 1), taken: make(map[string]needs), replaced: make(chan struct{}, 1), sweeping: make(chan struct{}, 1),
 	}
 	k.mu.snapshots = heldBy(nil)
 	for _, old := range kept {
@@ -290,22 +290,18 @@ func (k *Keeper) store(ctx context.Context, cut volume.Cut, also func(v *layout.
 	if err != nil {
 		return fmt.Errorf("commit: %w", err)
 	}
-	held, err := k.Held(ctx) // before anything is deleted because of keep
-	if err != nil {
-		return err
-	}
 	k.held.last = stored{leaves, cut.Map.Map().Generation()}
-	k.committed(keep, held)
+	k.committed(keep)
 	k.c.Logger.Debug().Str("name", name).Int("leaves", len(c.Leaves)).Int("objects", len(c.Objects)).Msg("checkpoint")
 	return nil
 }
 
-// committed notes that the record names kept, and snapshots that need held.
-func (k *Keeper) committed(kept []Kept, held *Held) {
+// committed notes that the record names kept, and nothing else.
+func (k *Keeper) committed(kept []Kept) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.mu.kept = kept
-	k.mu.leftover = newLeftover(kept, held, k.c.Owner.Epoch, k.held.counter)
+	k.mu.leftover = newLeftover(kept, k.c.Owner.Epoch, k.held.counter)
 	select {
 	case k.replaced <- struct{}{}:
 	default:

@@ -40,6 +40,7 @@ type outsider struct {
 	maps  *mapproxy.Proxy
 	at    volume.Position
 	seq   uint64
+	sent  bool // the record may name what was stored
 }
 
 // snapshotOutside is one try. volume.ErrMoved: the writer has replaced what it
@@ -64,17 +65,14 @@ func snapshotOutside(ctx context.Context, store objproxy.Store, log zerolog.Logg
 		return s, fmt.Errorf("%w: nobody has opened volume %s yet", volume.ErrRefused, v.UUID)
 	}
 	s.Directory = layout.SnapshotName(o.at.Next-1, o.nonce)
-	if err := o.write(ctx, s.Directory); err != nil {
-		return s, err
+	err = o.write(ctx, s.Directory)
+	if err == nil {
+		err = o.commit(ctx, s)
 	}
-	if err := o.commit(ctx, s); err != nil {
-		// The record will not name it any more: the version that the put asked for is gone.
-		if errors.Is(err, volume.ErrMoved) || errors.Is(err, ErrSnapshotExists) {
-			err = errors.Join(err, sweepSnapshot(ctx, store, s.Directory))
-		}
-		return s, err
+	if err != nil && !o.sent { // the record does not name it, and will not
+		err = errors.Join(err, sweepSnapshot(ctx, store, s.Directory))
 	}
-	return s, nil
+	return s, err
 }
 
 // read makes the map as it is at the end of the log.
@@ -187,11 +185,8 @@ func (o *outsider) commit(ctx context.Context, s layout.Snapshot) error {
 	}
 	v.Generation++
 	v.ChangeID = o.nonce.String()
-	b, err := layout.EncodeVolume(v)
-	if err != nil {
-		return err
-	}
-	_, err = o.store.Put(ctx, layout.VolumeName, objproxy.Body{Data: b}, objproxy.IfVersion(version))
+	o.sent = true
+	err = volume.PutRecord(ctx, o.store, v, objproxy.IfVersion(version))
 	if !errors.Is(err, objproxy.ErrExists) {
 		if err != nil {
 			return fmt.Errorf("change the volume record: %w", err)
@@ -205,6 +200,7 @@ func (o *outsider) commit(ctx context.Context, s layout.Snapshot) error {
 	if hasSnapshot(now, s) {
 		return nil
 	}
+	o.sent = false // the version that the put asked for is gone
 	return volume.ErrMoved
 }
 

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -95,44 +96,75 @@ func heldBy(snapshots map[string]needs) *Held {
 	return h
 }
 
+// heldWithin bounds how long Held asks for directories: a store that never returns one
+// of them holds up what is deleted, and nothing else.
+const heldWithin = time.Minute
+
 // Held takes in the snapshots that the record names, as it is known now, and
 // returns what they need. Others add snapshots too, and not without a checkpoint
 // that the record names then. So whoever deletes what the kept checkpoints do not
 // need calls Held after the record was changed to name these, and Kept before.
-// Errors: that of ctx, those of the store.
+// Errors: that of ctx, those of the store; also if it does not answer for a while.
+// What was read until then need not be read again.
 func (k *Keeper) Held(ctx context.Context) (*Held, error) {
 	if err := take(ctx, k.taking); err != nil {
 		return nil, err
 	}
 	defer func() { <-k.taking }()
+	ctx, cancel := context.WithTimeoutCause(ctx, heldWithin, fmt.Errorf("no proper answer for %v", heldWithin))
+	defer cancel()
 	named := k.c.Owner.Snapshots()
 	changed := false
-	now := make(map[string]needs)
+	now := make(map[string]bool)
 	for _, s := range named {
-		n, known := k.taken[s.Directory]
-		if !known {
-			changed = true
-			c, err := volume.ReadCheckpoint(ctx, k.c.Store, k.c.Owner.UUID, s.Directory)
-			switch {
-			case err == nil:
-				n = needsOf(c)
-			case volume.IsDamage(err):
-				k.c.Logger.Error().Err(err).Str("snapshot", s.Name).Str("name", s.Directory).
-					Msg("a snapshot does not verify: nothing is deleted while there is no telling what it needs; look with bs3 fsck, or delete it with bs3 snapshot delete")
-				n = needs{unknown: true}
-			default:
-				return nil, fmt.Errorf("read snapshot %s: %w", s.Name, err)
-			}
+		if now[s.Directory] {
+			continue // of the same state
 		}
-		now[s.Directory] = n
+		now[s.Directory] = true
+		if n, known := k.taken[s.Directory]; known && !n.unknown {
+			continue
+		}
+		n, err := k.needsOf(ctx, s)
+		if err != nil {
+			return nil, fmt.Errorf("read snapshot %s: %w", s.Name, err)
+		}
+		k.taken[s.Directory] = n
+		changed = true
+	}
+	if before := len(k.taken); before > len(now) {
+		maps.DeleteFunc(k.taken, func(directory string, _ needs) bool { return !now[directory] })
+		changed = true
 	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if changed || len(now) != len(k.taken) {
-		k.taken = now
-		k.mu.snapshots = heldBy(now)
+	if changed {
+		k.mu.snapshots = heldBy(k.taken)
 	}
 	return k.mu.snapshots, nil
+}
+
+// needsOf reads what s needs: nothing, if the record names it no longer. Where its
+// directory does not verify, it is not known.
+func (k *Keeper) needsOf(ctx context.Context, s layout.Snapshot) (needs, error) {
+	c, damage := volume.ReadCheckpoint(ctx, k.c.Store, k.c.Owner.UUID, s.Directory)
+	if damage == nil {
+		return needsOf(c), nil
+	}
+	if !volume.IsDamage(damage) {
+		return needs{}, damage
+	}
+	v, _, err := k.c.Owner.Read(ctx)
+	if err != nil {
+		return needs{}, err
+	}
+	if !hasSnapshot(v, s) {
+		return needs{}, nil // removed meanwhile
+	}
+	if !k.taken[s.Directory].unknown {
+		k.c.Logger.Error().Err(damage).Str("snapshot", s.Name).Str("name", s.Directory).
+			Msg("a snapshot does not verify: nothing is deleted while there is no telling what it needs; look with bs3 fsck, or delete it with bs3 snapshot delete")
+	}
+	return needs{unknown: true}, nil
 }
 
 // HeldAsKnown returns what the snapshots need that Held has taken in last.
@@ -201,7 +233,9 @@ func addTo(v *layout.Volume, s layout.Snapshot) error {
 
 // hasSnapshot reports whether v names the very snapshot s.
 func hasSnapshot(v *layout.Volume, s layout.Snapshot) bool {
-	return slices.ContainsFunc(v.Snapshots, func(o layout.Snapshot) bool { return o.Name == s.Name && o.Directory == s.Directory })
+	return slices.ContainsFunc(v.Snapshots, func(o layout.Snapshot) bool {
+		return o.Name == s.Name && o.Directory == s.Directory && o.Created.Equal(s.Created)
+	})
 }
 
 // RemoveSnapshot removes a snapshot: what only it needed can be deleted then.
@@ -220,20 +254,17 @@ func (k *Keeper) RemoveSnapshot(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
-	held, err := k.Held(ctx)
-	if err != nil {
-		return err
-	}
 	// A checkpoint may be named of which Write does not know that it was committed.
 	if kept := k.Kept(); slices.EqualFunc(kept, named, func(k Kept, name string) bool { return k.name == name }) {
-		k.committed(kept, held) // nothing is under way, so what no checkpoint needs now is left behind
+		k.committed(kept) // nothing is under way, so what no checkpoint needs now is left behind
 	}
 	return d.sweep(ctx, k.c.Store)
 }
 
 // drop takes one snapshot out of records.
 type drop struct {
-	gone layout.Snapshot // that was found the first time
+	gone   layout.Snapshot // that was found the first time
+	shared bool            // another snapshot has its directory
 }
 
 // from takes the snapshot of that name out of v. In a later try it may be gone
@@ -249,13 +280,20 @@ func (d *drop) from(v *layout.Volume, name string) error {
 		return nil
 	}
 	v.Snapshots = slices.Delete(v.Snapshots, i, i+1)
+	d.shared = slices.ContainsFunc(v.Snapshots, func(s layout.Snapshot) bool { return s.Directory == d.gone.Directory })
 	return nil
 }
 
 // sweep deletes what was stored for the snapshot alone; what it shared with
 // checkpoints is the writer's to delete.
 func (d *drop) sweep(ctx context.Context, store objproxy.Store) error {
-	return sweepSnapshot(ctx, store, d.gone.Directory)
+	if d.shared {
+		return nil
+	}
+	if err := sweepSnapshot(ctx, store, d.gone.Directory); err != nil {
+		return fmt.Errorf("snapshot %s is removed, but not all that was stored for it: %w", d.gone.Name, err)
+	}
+	return nil
 }
 
 func sweepSnapshot(ctx context.Context, store objproxy.Store, directory string) error {

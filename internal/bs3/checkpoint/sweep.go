@@ -3,7 +3,6 @@ package checkpoint
 import (
 	"context"
 	"fmt"
-	"maps"
 	"time"
 
 	"bs3/internal/bs3/layout"
@@ -12,8 +11,8 @@ import (
 )
 
 // leftover is what a commit left behind: every checkpoint and pack that we, or a
-// writer before us, had written by then, but for those that the checkpoints it
-// kept, and snapshots, need. Later checkpoints need no more of them, so it stays garbage however
+// writer before us, had written by then, except those that the checkpoints it kept
+// need; what snapshots need is asked for when it is removed. Later checkpoints need no more of them, so it stays garbage however
 // late it is removed.
 type leftover struct {
 	needed  map[string]bool
@@ -21,11 +20,7 @@ type leftover struct {
 	counter uint32 // names of our epoch above it are of checkpoints that came later, or are under way
 }
 
-// newLeftover returns nil, nothing, if there is no telling what snapshots need.
-func newLeftover(kept []Kept, held *Held, epoch uint64, counter uint32) *leftover {
-	if held.all {
-		return nil
-	}
+func newLeftover(kept []Kept, epoch uint64, counter uint32) *leftover {
 	l := &leftover{needed: make(map[string]bool), epoch: epoch, counter: counter}
 	for _, c := range kept {
 		l.needed[c.name] = true
@@ -33,7 +28,6 @@ func newLeftover(kept []Kept, held *Held, epoch uint64, counter uint32) *leftove
 			l.needed[p] = true
 		}
 	}
-	maps.Copy(l.needed, held.names)
 	return l
 }
 
@@ -98,7 +92,14 @@ func (k *Keeper) Sweep(ctx context.Context) error {
 	if left == nil {
 		return nil
 	}
-	names, err := k.remove(ctx, left)
+	held, err := k.Held(ctx) // after the commit
+	if err != nil {
+		return err
+	}
+	if held.all {
+		return nil // and tried again after the next commit
+	}
+	names, err := k.remove(ctx, left, held)
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	switch {
@@ -131,14 +132,14 @@ func (k *Keeper) SweepAgain() {
 	}
 }
 
-// remove deletes what is there of left, and returns how many names that did not
-// delete, and why.
-func (k *Keeper) remove(ctx context.Context, left *leftover) (undeleted int, refusal error) {
+// remove deletes what is there of left and not held, and returns how many names that
+// did not delete, and why.
+func (k *Keeper) remove(ctx context.Context, left *leftover, held *Held) (undeleted int, refusal error) {
 	for _, prefix := range []string{layout.CheckpointPrefix, layout.MapPrefix} {
 		err := volume.List(ctx, k.c.Store, prefix, func(page []objproxy.Info) error {
 			var old []string
 			for _, o := range page {
-				if left.has(o.Name) {
+				if left.has(o.Name) && !held.names[o.Name] {
 					old = append(old, o.Name)
 				}
 			}

@@ -229,13 +229,19 @@ func (f *check) noRecord(ctx context.Context, err error) error {
 }
 
 // moved reports whether the volume record names other checkpoints than those that
-// this try reads, or not all of its snapshots.
-func (f *check) moved(ctx context.Context) (bool, error) {
+// this try reads, or, for what a snapshot needs, not all of its snapshots.
+func (f *check) moved(ctx context.Context, snapshot bool) (bool, error) {
 	v, _, err := volume.ReadRecord(ctx, f.store)
 	if err != nil {
 		return false, err
 	}
-	return v.UUID != f.v.UUID || v.Deleted || !slices.Equal(v.Checkpoints, f.v.Checkpoints) || f.removed(v), nil
+	if v.UUID != f.v.UUID || v.Deleted {
+		return true, nil
+	}
+	if snapshot {
+		return f.removed(v), nil
+	}
+	return !slices.Equal(v.Checkpoints, f.v.Checkpoints), nil
 }
 
 // found adds a finding.

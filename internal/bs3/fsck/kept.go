@@ -24,7 +24,7 @@ func (f *check) readKept(ctx context.Context) error {
 		c, err := volume.ReadCheckpoint(ctx, f.store, f.v.UUID, name)
 		switch {
 		case errors.Is(err, objproxy.ErrNotFound):
-			if err := f.lost(ctx, name); err != nil {
+			if err := f.lost(ctx, name, name); err != nil {
 				return err
 			}
 			continue
@@ -44,10 +44,10 @@ func (f *check) readKept(ctx context.Context) error {
 	return nil
 }
 
-// lost reports a checkpoint or a pack that is not there, unless the record has
-// other checkpoints by now: volume.ErrMoved.
-func (f *check) lost(ctx context.Context, name string) error {
-	moved, err := f.moved(ctx)
+// lost reports a checkpoint, or a pack of one, that is not there, unless the record
+// names others by now: volume.ErrMoved.
+func (f *check) lost(ctx context.Context, checkpoint, name string) error {
+	moved, err := f.moved(ctx, !slices.Contains(f.v.Checkpoints, checkpoint))
 	if err != nil {
 		return err
 	}
@@ -160,7 +160,7 @@ func (s *leafCheck) pack(ctx context.Context, p layout.PackRef, leaves []layout.
 	switch {
 	case errors.Is(err, objproxy.ErrNotFound):
 		s.damaged.Store(true)
-		return s.f.lost(ctx, p.Name)
+		return s.f.lost(ctx, s.c.Name, p.Name)
 	case volume.IsDamage(err):
 		s.damaged.Store(true)
 		s.f.found(SeverityError, KindPack, p.Name, "%w", err)

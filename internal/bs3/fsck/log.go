@@ -191,7 +191,7 @@ func (r *logCheck) through(ctx context.Context, k key.Key) error {
 		case len(f.kept) > 0 && r.next <= f.kept[0].Key && f.dead(r.next):
 			return errGivenBack
 		case errors.Is(err, objproxy.ErrNotFound):
-			moved, err := f.moved(ctx)
+			moved, err := f.moved(ctx, false)
 			if err != nil {
 				return err
 			}

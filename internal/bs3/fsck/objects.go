@@ -197,7 +197,7 @@ func (f *check) notThere(ctx context.Context, w wanted) error {
 	var err error
 	if w.snapshot == "" {
 		given, err = f.givenBack(ctx, w.key)
-	} else if given, err = f.moved(ctx); given {
+	} else if given, err = f.moved(ctx, true); given {
 		return volume.ErrMoved
 	}
 	if err == nil && !given {

@@ -118,6 +118,7 @@ type rebuild struct {
 	passed []string // why other checkpoints are not chosen
 
 	snapshots []layout.Snapshot // all that verifies; how they were called is not known
+	leftOut   []string          // why others are not taken for one
 }
 
 // parts are what can be read of one volume.
@@ -301,13 +302,16 @@ func (b *rebuild) keepSnapshots(ctx context.Context) error {
 		if err == nil {
 			_, err = volume.LoadMap(ctx, b.store, b.uuid, name, mapproxy.New(c.Blocks))
 		}
-		if volume.IsDamage(err) {
-			continue // it may be a leftover
-		}
-		if err != nil {
+		if err != nil && !volume.IsDamage(err) {
 			return err
 		}
-		if slices.ContainsFunc(c.Objects, func(o layout.ObjectInfo) bool { return o.Live > 0 && !b.here(o.Key) }) {
+		if err == nil {
+			if i := slices.IndexFunc(c.Objects, func(o layout.ObjectInfo) bool { return o.Live > 0 && !b.here(o.Key) }); i >= 0 {
+				err = fmt.Errorf("object %d, which it needs, is not there", c.Objects[i].Key)
+			}
+		}
+		if err != nil { // it may be a leftover
+			b.leftOut = append(b.leftOut, fmt.Sprintf("%s: %v", name, err))
 			continue
 		}
 		called := "recovered-" + name[strings.LastIndexByte(name, '/')+1:]
@@ -514,13 +518,15 @@ func (b *rebuild) record() (*Rebuilt, error) {
 	}
 	value("checkpoints", from, "%s", orNone(v.Checkpoints))
 	v.Snapshots = b.snapshots
-	if n := len(v.Snapshots); n > 0 {
-		names := make([]string, n)
-		for i, s := range v.Snapshots {
-			names[i] = s.Name
-		}
-		value("snapshots", "all that verifies; what they were called is not known, and some may be no more than leftovers: delete those that are not needed", "%s", strings.Join(names, ", "))
+	names := make([]string, len(v.Snapshots))
+	for i, s := range v.Snapshots {
+		names[i] = s.Name
 	}
+	from = "all that verifies; what they were called is not known, and some may be no more than checkpoints: delete those that are not needed"
+	if len(b.leftOut) > 0 {
+		from += "; not " + strings.Join(b.leftOut, "; ")
+	}
+	value("snapshots", from, "%s", orNone(names))
 	return r, nil
 }
 

@@ -56,7 +56,7 @@ func (f *check) checkSnapshot(ctx context.Context, s layout.Snapshot) (volume.Ch
 	c, err := volume.ReadCheckpoint(ctx, f.store, f.v.UUID, s.Directory)
 	switch {
 	case errors.Is(err, objproxy.ErrNotFound):
-		return none, f.lost(ctx, s.Directory)
+		return none, f.lost(ctx, s.Directory, s.Directory)
 	case volume.IsDamage(err):
 		f.found(SeverityError, KindSnapshot, s.Directory, "snapshot %s: %w", s.Name, err)
 		return none, nil

@@ -229,11 +229,7 @@ func (o *Owner) alone(ctx context.Context, v *layout.Volume) error {
 
 // put stores v, which then is what is known of the record.
 func (o *Owner) put(ctx context.Context, v *layout.Volume, cond objproxy.Condition) error {
-	b, err := layout.EncodeVolume(v)
-	if err != nil {
-		return err
-	}
-	if _, err := o.store.Put(ctx, layout.VolumeName, objproxy.Body{Data: b}, cond); err != nil {
+	if err := PutRecord(ctx, o.store, v, cond); err != nil {
 		return err
 	}
 	o.note(v)
@@ -254,42 +250,16 @@ func (o *Owner) Change(ctx context.Context, f func(*layout.Volume) error) error 
 		return err
 	}
 	defer o.give()
-	id := layout.NewNonce().String()
-	var denied Denials
-	for {
-		v, version, err := o.readOrRestore(ctx)
-		if err != nil {
-			return err
-		}
-		if v.ChangeID == id {
-			return nil // stored by a try whose answer was lost
-		}
-		if err := f(v); err != nil {
-			return err
-		}
-		v.Generation++
-		v.ChangeID = id
-		err = o.put(ctx, v, objproxy.IfVersion(version))
-		if err == nil {
-			return nil
-		}
-		if !errors.Is(err, objproxy.ErrExists) {
-			return fmt.Errorf("change the volume record: %w", err)
-		}
-		if err := denied.Again(ctx, layout.VolumeName, o.log); err != nil {
-			return err
-		}
-	}
+	return change(ctx, o.log, o.readOrRestore, o.put, f)
 }
 
-// ChangeRecord is Owner.Change for who has no epoch: all that f may do is to add and
-// remove snapshots. Errors: objproxy.ErrNotFound, that of f, ErrRefused, that of ctx,
-// those of the store.
-func ChangeRecord(ctx context.Context, store objproxy.Store, log zerolog.Logger, f func(*layout.Volume) error) error {
+// change reads the record, applies f, and puts it, until that is done.
+func change(ctx context.Context, log zerolog.Logger, read func(context.Context) (*layout.Volume, objproxy.Version, error),
+	put func(context.Context, *layout.Volume, objproxy.Condition) error, f func(*layout.Volume) error) error {
 	id := layout.NewNonce().String()
 	var denied Denials
 	for {
-		v, version, err := ReadRecord(ctx, store)
+		v, version, err := read(ctx)
 		if err != nil {
 			return err
 		}
@@ -301,11 +271,7 @@ func ChangeRecord(ctx context.Context, store objproxy.Store, log zerolog.Logger,
 		}
 		v.Generation++
 		v.ChangeID = id
-		b, err := layout.EncodeVolume(v)
-		if err != nil {
-			return err
-		}
-		_, err = store.Put(ctx, layout.VolumeName, objproxy.Body{Data: b}, objproxy.IfVersion(version))
+		err = put(ctx, v, objproxy.IfVersion(version))
 		if err == nil {
 			return nil
 		}
@@ -316,6 +282,28 @@ func ChangeRecord(ctx context.Context, store objproxy.Store, log zerolog.Logger,
 			return err
 		}
 	}
+}
+
+// ChangeRecord is Owner.Change for who has no epoch: all that f may do is to add and
+// remove snapshots. Errors: objproxy.ErrNotFound, that of f, ErrRefused, that of ctx,
+// those of the store.
+func ChangeRecord(ctx context.Context, store objproxy.Store, log zerolog.Logger, f func(*layout.Volume) error) error {
+	read := func(ctx context.Context) (*layout.Volume, objproxy.Version, error) { return ReadRecord(ctx, store) }
+	put := func(ctx context.Context, v *layout.Volume, cond objproxy.Condition) error {
+		return PutRecord(ctx, store, v, cond)
+	}
+	return change(ctx, log, read, put, f)
+}
+
+// PutRecord stores v if cond holds. Errors: layout.ErrDamaged for what is no record,
+// those of the store.
+func PutRecord(ctx context.Context, store objproxy.Store, v *layout.Volume, cond objproxy.Condition) error {
+	b, err := layout.EncodeVolume(v)
+	if err != nil {
+		return err
+	}
+	_, err = store.Put(ctx, layout.VolumeName, objproxy.Body{Data: b}, cond)
+	return err
 }
 
 // nameWithin is how long a writer that is fenced asks who fenced it.
