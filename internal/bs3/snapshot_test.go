@@ -219,7 +219,7 @@ func TestSnapshotRemovedUnderItsReader(t *testing.T) {
 				t.Fatal(err)
 			}
 			var said bytes.Buffer
-			v := openSnapshot(t, store, "s", append(how, func(o *bs3.Options) { o.Log = zerolog.New(&said) })...)
+			v := openSnapshot(t, store, "s", append(how, func(o *bs3.Options) { o.Log = zerolog.New(zerolog.SyncWriter(&said)) })...)
 			was := bytes.Clone(s.bytes)
 			p := make([]byte, blockSize)
 			if err := v.ReadAt(t.Context(), p, 0); err != nil || !bytes.Equal(p, was[:blockSize]) {
@@ -246,6 +246,9 @@ func TestSnapshotRemovedUnderItsReader(t *testing.T) {
 			}
 			if missed < 900 {
 				t.Errorf("only %d blocks are gone", missed)
+			}
+			if err := v.Close(); err != nil { // and nothing more is said
+				t.Error(err)
 			}
 			if n := strings.Count(said.String(), "snapshot s was removed: reads fail"); n != 1 || strings.Contains(said.String(), "that the map needs") {
 				t.Errorf("the log says %d times that it was removed: %.300s", n, said.String())
